@@ -1,0 +1,58 @@
+# Every target works in a fresh checkout: it makes .venv first when it is missing or out of date.
+# Another Python: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# no network in tests, and one thread a worker: two workers would otherwise fight over the cores
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: install demo lint test test-slow test-gpu format clean
+
+install: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/mmkd demo
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(PYTEST) -n 2
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow
+
+test-gpu: $(STAMP)
+	$(PYTEST) -m gpu
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache
+
+# One resolver call for everything: torch and torchvision must be builds of each other.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "mmkd needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@set -e; \
+	if command -v uv >/dev/null 2>&1; then \
+	  uv=uv; \
+	  [ -x $(BIN)/python ] || uv venv --python "$(PYTHON)" $(VENV); \
+	else \
+	  uv=$(BIN)/uv; \
+	  [ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
+	  [ -x $(BIN)/pip ] || [ -x $(BIN)/uv ] || $(BIN)/python -m ensurepip; \
+	  [ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet uv; \
+	fi; \
+	"$$uv" pip install --python $(BIN)/python -e '.[test]'
+	@touch $@

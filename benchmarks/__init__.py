@@ -1,0 +1,1 @@
+"""Benchmarks: what mmkd costs beside a plain reference and beside other libraries."""

@@ -1,0 +1,1 @@
+"""Plain implementations that the benchmarks measure mmkd against."""

@@ -1,0 +1,259 @@
+"""Training batches: a SequenceSplit to left-padded, supervised [B, L] tensors on the device.
+
+Data is small next to the model, so all sequences stay on the device as one flat tensor and every
+batch is cut out of it with a handful of vectorised calls: no worker processes, no per-sample Python.
+A batch depends on (seed, epoch, step) alone, so an interrupted run continues exactly and every
+process of a distributed run can build the same global batch and keep its own rows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmkd.data.errors import DataError
+from mmkd.data.sequences import SequenceSplit
+
+BUCKET_BATCHES = 16  # batches that are sorted by length together; more trims more, mixes less
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch.
+
+    Attributes:
+        items: Unmasked sequences, [B, L] int64, left-padded with 0.
+        views: What the networks see, [V, B, L] int64; one or more variants of ``items``.
+        targets: Item to predict at each position of each view, [V, B, L] int64; 0 = unsupervised.
+    """
+
+    items: Tensor
+    views: Tensor
+    targets: Tensor
+
+    def rows(self, start: int, step: int) -> "Batch":
+        """Every ``step``-th sequence from ``start``: one process's share of a global batch."""
+        return Batch(
+            items=self.items[start::step],
+            views=self.views[:, start::step],
+            targets=self.targets[:, start::step],
+        )
+
+
+class TrainingWindows:
+    """The windows of every user's training events.
+
+    A user's events are cut, from the latest backwards, into windows so that each event is a target
+    once an epoch: with ``overlap`` 1 (next item) windows share one event, the last input of one
+    being the first of the next; with 0 (cloze) they share none.
+
+    Args:
+        split: Sequences and where training ends.
+        max_length: Longest input, L, in items.
+        overlap: Events two neighbouring windows of a user share; 1 for next-item prediction.
+        device: Where the tensors live.
+
+    Raises:
+        DataError: No user has enough training events for a single window.
+    """
+
+    def __init__(
+        self,
+        split: SequenceSplit,
+        *,
+        max_length: int,
+        overlap: Literal[0, 1],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        span = max_length + overlap
+        shortest = 1 + overlap
+        begin, count = split.offsets[:-1], split.train_end
+        windows = np.maximum(-(-(count - overlap) // max_length), 0)
+        windows[count < shortest] = 0
+        user = np.repeat(np.arange(len(count)), windows)
+        nth = np.arange(len(user)) - np.repeat(np.cumsum(windows) - windows, windows)
+        end = begin[user] + count[user] - nth * max_length
+        start = np.maximum(begin[user], end - span)
+        if not len(user):
+            raise DataError(
+                f"no training sequence: every user has fewer than {shortest} training events; "
+                "lower data.interactions.min_rating or choose another split"
+            )
+        self.item_count = split.item_count
+        self.max_length = max_length
+        self.device = torch.device(device)
+        self._items = torch.from_numpy(split.items).to(self.device)
+        self._end = torch.from_numpy(end).to(self.device)
+        self._length = torch.from_numpy(end - start).to(self.device)
+
+    def __len__(self) -> int:
+        return len(self._end)
+
+    def epoch(self, *, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+        """Shuffle all windows into batches of similar length.
+
+        Windows are shuffled, sorted by length inside groups of ``BUCKET_BATCHES`` batches and the
+        batches shuffled again: padding nearly vanishes and every epoch mixes anew.
+
+        Args:
+            batch_size: Sequences a batch.
+            generator: A CPU generator.
+
+        Returns:
+            Window ids a batch, each [B] int64 (the last may be shorter).
+        """
+        order = torch.randperm(len(self), generator=generator)
+        length = self._length.cpu()
+        groups = order.split(batch_size * BUCKET_BATCHES)
+        batches = [
+            batch
+            for group in groups
+            for batch in group[length[group].argsort(stable=True)].split(batch_size)
+        ]
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def sequences(self, windows: Tensor) -> Tensor:
+        """The windows' events, [B, L'] int64, left-padded and trimmed to the longest of them."""
+        windows = windows.to(self.device)
+        length = self._length[windows]
+        back = torch.arange(int(length.max()), 0, -1, device=self.device)
+        index = (self._end[windows][:, None] - back).clamp_min(0)  # [B, L']
+        return self._items[index] * (back <= length[:, None])
+
+
+def next_item_batch(sequences: Tensor) -> Batch:
+    """Shifted targets at every real position (one view).
+
+    Args:
+        sequences: Windows of up to L + 1 events, [B, L + 1] int64, left-padded.
+
+    Returns:
+        A batch with items and views [B, L] = all but the last event, targets = all but the first.
+    """
+    items, targets = sequences[:, :-1], sequences[:, 1:]
+    # a padded input predicts nothing, though the first real event stands behind it as its target
+    targets = targets * (items > 0)
+    return Batch(items=items, views=items[None], targets=targets[None])
+
+
+def cloze_batch(
+    sequences: Tensor,
+    *,
+    item_count: int,
+    generator: torch.Generator,
+    views: int = 1,
+    mask_ratio: float = 0.15,
+    last_only: float = 0.0,
+) -> Batch:
+    """Independently masked views of each sequence, as BERT4Rec (arXiv:1904.06690, section 3.6).
+
+    Of the chosen positions 80% become the mask token, 10% a random item, 10% stay. Each sequence
+    has at least one chosen position.
+
+    Args:
+        sequences: [B, L] int64, left-padded.
+        item_count: I; the mask token is I + 1.
+        generator: A CPU generator.
+        views: V, how many masked variants a sequence.
+        mask_ratio: Share of real positions that are chosen.
+        last_only: Share of sequences in which only the last event is chosen and always masked,
+            which is what inference asks.
+
+    Returns:
+        A batch with targets at the chosen positions only.
+    """
+    batch, length = sequences.shape
+    device, shape = sequences.device, (views, batch, length)
+    draw = torch.rand(shape, generator=generator).to(device)
+    real = (sequences > 0).expand(shape)
+    # the smallest draw among real positions is always chosen: no sequence goes without a target
+    least = draw.masked_fill(~real, 2.0).amin(-1, keepdim=True)
+    chosen = real & ((draw < mask_ratio) | (draw == least))
+    fate = torch.rand(shape, generator=generator).to(device)
+    if last_only > 0:
+        lone = (torch.rand(shape[:2], generator=generator) < last_only).to(device)[..., None]
+        last = torch.arange(length, device=device) == length - 1
+        chosen = torch.where(lone, last & real, chosen)
+        fate = torch.where(lone, torch.zeros_like(fate), fate)
+    random_items = torch.randint(1, item_count + 1, shape, generator=generator).to(device)
+    seen = torch.where(fate < 0.8, item_count + 1, torch.where(fate < 0.9, random_items, sequences))
+    return Batch(
+        items=sequences,
+        views=torch.where(chosen, seen, sequences.expand(shape)),
+        targets=torch.where(chosen, sequences.expand(shape), 0),
+    )
+
+
+def seeded_generator(*parts: int) -> torch.Generator:
+    """A CPU generator whose state is a function of ``parts`` alone, such as (seed, epoch, step)."""
+    state = np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state))
+
+
+class BatchStream:
+    """Yields each epoch's batches, the same on every process but for the rows it keeps.
+
+    Args:
+        windows: What to draw from.
+        supervision: ``next_item`` or ``masked_item``.
+        batch_size: Sequences a global batch, over all processes.
+        seed: Everything drawn is a function of (seed, epoch, step).
+        rank: This process.
+        world_size: How many processes share each batch.
+        views: Masked views a sequence (masked_item only).
+        mask_ratio: See ``cloze_batch``.
+        last_only: See ``cloze_batch``.
+    """
+
+    def __init__(
+        self,
+        windows: TrainingWindows,
+        *,
+        supervision: Literal["next_item", "masked_item"],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        views: int = 1,
+        mask_ratio: float = 0.15,
+        last_only: float = 0.0,
+    ) -> None:
+        self.windows = windows
+        self.supervision = supervision
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.views = views
+        self.mask_ratio = mask_ratio
+        self.last_only = last_only
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self.windows.epoch(batch_size=self.batch_size, generator=seeded_generator(0)))
+
+    def epoch(self, epoch: int, *, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from ``first_step`` on."""
+        order = self.windows.epoch(
+            batch_size=self.batch_size, generator=seeded_generator(self.seed, epoch)
+        )
+        for step in range(first_step, len(order)):
+            ids = order[step]
+            if len(ids) < self.world_size:  # every process needs a row: repeat the last ones
+                ids = ids.repeat(self.world_size)[: self.world_size]
+            sequences = self.windows.sequences(ids)
+            if self.supervision == "next_item":
+                batch = next_item_batch(sequences)
+            else:
+                batch = cloze_batch(
+                    sequences,
+                    item_count=self.windows.item_count,
+                    generator=seeded_generator(self.seed, epoch, step),
+                    views=self.views,
+                    mask_ratio=self.mask_ratio,
+                    last_only=self.last_only,
+                )
+            yield batch.rows(self.rank, self.world_size)

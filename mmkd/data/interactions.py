@@ -1,0 +1,132 @@
+"""The event log as three arrays, and what may be filtered from it: duplicates and thin users/items.
+
+From a reader (`mmkd.data.readers`) to the split protocols (`mmkd.data.splits`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmkd.data.errors import DataError
+
+Duplicates = Literal["keep", "first", "last"]
+
+
+@dataclass(frozen=True)
+class InteractionLog:
+    """E events of U users, in the order of their file.
+
+    Attributes:
+        user: [E] int64 in 0..U-1.
+        item: [E] int64 rows of the item table, in 1..I.
+        timestamp: [E] float64, seconds or any unit that grows with time.
+        user_ids: [U] external ids, in order of first appearance.
+    """
+
+    user: NDArray[np.int64]
+    item: NDArray[np.int64]
+    timestamp: NDArray[np.float64]
+    user_ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuses arrays of unequal length and numbers outside their index space."""
+        if not len(self.user) == len(self.item) == len(self.timestamp):
+            raise DataError(
+                f"an interaction log's arrays differ in length: user {len(self.user)}, "
+                f"item {len(self.item)}, timestamp {len(self.timestamp)}"
+            )
+        if len(self) and (self.user.min() < 0 or self.user.max() >= len(self.user_ids)):
+            raise DataError(f"user numbers must lie in 0..{len(self.user_ids) - 1}")
+        if len(self) and self.item.min() < 1:
+            raise DataError("item rows start at 1; row 0 is padding")
+
+    def __len__(self) -> int:
+        """Number of events."""
+        return len(self.user)
+
+    def keep(self, mask: NDArray[np.bool_]) -> "InteractionLog":
+        """Keeps some of the events, and the users that still have one.
+
+        Args:
+            mask: [E] True for the events to keep.
+
+        Returns:
+            A log in the same order, with users numbered anew.
+        """
+        if mask.all():
+            return self
+        user = self.user[mask]
+        alive = np.bincount(user, minlength=len(self.user_ids)) > 0
+        number = np.cumsum(alive) - 1  # [U] old number to new
+        return InteractionLog(
+            user=number[user],
+            item=self.item[mask],
+            timestamp=self.timestamp[mask],
+            user_ids=tuple(np.array(self.user_ids, dtype=object)[alive]),
+        )
+
+
+def drop_duplicates(log: InteractionLog, *, duplicates: Duplicates) -> InteractionLog:
+    """Keeps one event for each pair of user and item.
+
+    Args:
+        log: The events.
+        duplicates: ``keep`` changes nothing; ``first`` keeps a pair's earliest event, ``last`` its
+            latest. Events with equal timestamps are ordered as in the log.
+
+    Returns:
+        The log without the other events.
+
+    Raises:
+        DataError: If `duplicates` is none of the three.
+    """
+    if duplicates not in ("keep", "first", "last"):
+        raise DataError(f"duplicates={duplicates!r}; use 'keep', 'first' or 'last'")
+    if duplicates == "keep" or not len(log):
+        return log
+    order = np.lexsort((log.timestamp, log.item, log.user))  # stable: equal times keep log order
+    user, item = log.user[order], log.item[order]
+    differs = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
+    edge = np.ones(1, dtype=np.bool_)
+    chosen = [edge, differs] if duplicates == "first" else [differs, edge]
+    mask = np.zeros(len(log), dtype=np.bool_)
+    mask[order[np.concatenate(chosen)]] = True
+    return log.keep(mask)
+
+
+def k_core(log: InteractionLog, *, min_user_events: int, min_item_events: int) -> InteractionLog:
+    """Drops thin users and items again and again, until all that remain are thick enough.
+
+    Args:
+        log: The events.
+        min_user_events: Fewest events of a user that stays.
+        min_item_events: Fewest events of an item whose events stay. The item itself stays in the
+            catalogue, where it is a cold candidate.
+
+    Returns:
+        The largest part of the log in which both bounds hold.
+
+    Raises:
+        DataError: If a bound is below 1 or no event is left.
+    """
+    for name, bound in (("min_user_events", min_user_events), ("min_item_events", min_item_events)):
+        if bound < 1:
+            raise DataError(f"{name}={bound}; use 1 (keep all) or more")
+    alive = np.arange(len(log))  # [E'] events still in
+    while len(alive):
+        user, item = log.user[alive], log.item[alive]
+        thick = np.bincount(user)[user] >= min_user_events
+        thick &= np.bincount(item)[item] >= min_item_events
+        if thick.all():
+            break
+        alive = alive[thick]
+    if not len(alive):
+        raise DataError(
+            f"none of {len(log)} events is left with min_user_events={min_user_events} and "
+            f"min_item_events={min_item_events}; use smaller bounds"
+        )
+    mask = np.zeros(len(log), dtype=np.bool_)
+    mask[alive] = True
+    return log.keep(mask)

@@ -1,0 +1,214 @@
+"""Split protocols: an InteractionLog to a SequenceSplit.
+
+`leave_one_out` is the default of both papers (KDSR, arXiv:2401.07257; EMKD, arXiv:2304.14668);
+`ratio` cuts each user's history at the same fractions; `temporal` cuts all histories at the same
+moment, so that nothing trained on lies after anything evaluated. In all three, events of one user
+with equal timestamps keep the order of the log.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmkd.data.errors import DataError
+from mmkd.data.interactions import InteractionLog
+from mmkd.data.sequences import Cases, SequenceSplit
+from mmkd.data.timestamps import seconds
+
+
+def leave_one_out(
+    log: InteractionLog, item_count: int, *, min_train_events: int = 1
+) -> SequenceSplit:
+    """Tests on each user's last event and validates on the one before it.
+
+    Args:
+        log: The events.
+        item_count: I, size of the catalogue.
+        min_train_events: A user with fewer events than this before the validation event has no
+            case; all of that user's events train.
+
+    Returns:
+        The split; each user has one validation and one test case, or neither.
+
+    Raises:
+        DataError: If `min_train_events` is below 1, or no user has enough events for a case.
+    """
+    if min_train_events < 1:
+        raise DataError(f"min_train_events={min_train_events}; a case needs 1 event or more")
+    items, _, offsets = _ordered(log, item_count)
+    lengths = np.diff(offsets)
+    user = np.flatnonzero(lengths - 2 >= min_train_events)
+    if not len(user):
+        raise DataError(
+            f"leave_one_out: no user has the {min_train_events + 2} events a case needs (the "
+            f"longest history has {lengths.max(initial=0)}); check the user column, or use "
+            "split: temporal"
+        )
+    train_end = lengths.copy()
+    train_end[user] -= 2
+    return SequenceSplit(
+        items=items,
+        offsets=offsets,
+        train_end=train_end,
+        valid=Cases(user, lengths[user] - 2),
+        test=Cases(user.copy(), lengths[user] - 1),
+        item_count=item_count,
+    )
+
+
+def ratio(
+    log: InteractionLog, item_count: int, *, valid: float = 0.1, test: float = 0.1
+) -> SequenceSplit:
+    """Cuts each user's history by time: oldest part trains, then validation, newest tests.
+
+    Args:
+        log: The events.
+        item_count: I, size of the catalogue.
+        valid: Fraction of a user's n events to validate on; floor(valid * n) events.
+        test: Fraction to test on; floor(test * n) events, the newest.
+
+    Returns:
+        The split; every event of the two newer parts is a case.
+
+    Raises:
+        DataError: If the fractions leave nothing to train on, or yield no case.
+    """
+    _check_fractions(valid, test)
+    items, _, offsets = _ordered(log, item_count)
+    lengths = np.diff(offsets)
+    tested = np.floor(lengths * test + 1e-9).astype(np.int64)  # 1e-9: 0.1 * 30 is 3, not 2.99...
+    validated = np.floor(lengths * valid + 1e-9).astype(np.int64)
+    train_end = lengths - validated - tested
+    split = SequenceSplit(
+        items=items,
+        offsets=offsets,
+        train_end=train_end,
+        valid=_cases(train_end, lengths - tested),
+        test=_cases(lengths - tested, lengths),
+        item_count=item_count,
+    )
+    return _checked(split, "ratio", "use larger fractions, or split: leave_one_out")
+
+
+def temporal(
+    log: InteractionLog,
+    item_count: int,
+    *,
+    valid: float = 0.1,
+    test: float = 0.1,
+    valid_from: float | str | None = None,
+    test_from: float | str | None = None,
+) -> SequenceSplit:
+    """Cuts all histories at the same two moments; nothing from after the first cut trains.
+
+    A user whose events all lie after the first cut has ``train_end`` 0. A user's very first event
+    is never a case, as there is no history to predict it from.
+
+    Args:
+        log: The events.
+        item_count: I, size of the catalogue.
+        valid: Fraction of all events to validate on, where `valid_from` is not given.
+        test: Fraction of all events to test on, where `test_from` is not given.
+        valid_from: First moment that validates: a number in the log's unit, or an ISO date.
+        test_from: First moment that tests.
+
+    Returns:
+        The split. Events of one moment are never parted, so the fractions are approximate.
+
+    Raises:
+        DataError: If the moments are out of order, or leave a part empty.
+    """
+    _check_fractions(valid, test)
+    items, timestamp, offsets = _ordered(log, item_count)
+    if not len(timestamp):
+        raise DataError("temporal: the interaction log is empty")
+    start = _moment(timestamp, valid_from, "valid_from", 1 - valid - test)
+    middle = _moment(timestamp, test_from, "test_from", 1 - test)
+    if not start <= middle:
+        raise DataError(f"temporal: valid_from={start} lies after test_from={middle}; swap them")
+    train_end = _count_before(timestamp, offsets, start)
+    test_start = _count_before(timestamp, offsets, middle)
+    if not train_end.any():
+        raise DataError(
+            f"temporal: no event lies before valid_from={start}, so nothing trains (the log runs "
+            f"from {timestamp.min()} to {timestamp.max()}); use an earlier date or smaller "
+            "fractions"
+        )
+    split = SequenceSplit(
+        items=items,
+        offsets=offsets,
+        train_end=train_end,
+        valid=_cases(np.maximum(train_end, 1), test_start),
+        test=_cases(np.maximum(test_start, 1), np.diff(offsets)),
+        item_count=item_count,
+    )
+    span = f"the log runs from {timestamp.min()} to {timestamp.max()}, cut at {start} and {middle}"
+    return _checked(split, "temporal", f"{span}; move the cuts, or split: leave_one_out")
+
+
+SPLITS: Final[dict[str, Callable[..., SequenceSplit]]] = {
+    "leave_one_out": leave_one_out,
+    "ratio": ratio,
+    "temporal": temporal,
+}
+
+
+def _ordered(
+    log: InteractionLog, item_count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """Events user by user in time order: items [E], timestamps [E], offsets [U+1]."""
+    if len(log) and log.item.max() > item_count:
+        raise DataError(
+            f"the log has item row {log.item.max()}, the catalogue only {item_count} items; "
+            "load the log with this catalogue"
+        )
+    order = np.lexsort((log.timestamp, log.user))  # stable
+    counts = np.bincount(log.user, minlength=len(log.user_ids))
+    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
+    return log.item[order], log.timestamp[order], offsets
+
+
+def _cases(first: NDArray[np.int64], end: NDArray[np.int64]) -> Cases:
+    """One case for each position in first[u]..end[u]-1 of each user u."""
+    lengths = np.maximum(end - first, 0)  # [U]
+    user = np.repeat(np.arange(len(first)), lengths)
+    within = np.arange(len(user)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return Cases(user, np.repeat(first, lengths) + within)
+
+
+def _count_before(
+    timestamp: NDArray[np.float64], offsets: NDArray[np.int64], moment: float
+) -> NDArray[np.int64]:
+    """How many events of each user lie strictly before a moment, [U]."""
+    running = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(timestamp < moment)])
+    counts: NDArray[np.int64] = np.diff(running[offsets])
+    return counts
+
+
+def _moment(
+    timestamp: NDArray[np.float64], given: float | str | None, name: str, quantile: float
+) -> float:
+    if given is None:
+        return float(np.quantile(timestamp, quantile, method="higher"))
+    try:
+        return seconds(given)
+    except ValueError:
+        raise DataError(
+            f"temporal: {name}={given!r} is neither a number nor an ISO date such as "
+            "'2024-03-01' or '2024-03-01T12:00:00'"
+        ) from None
+
+
+def _check_fractions(valid: float, test: float) -> None:
+    if not (valid >= 0 and test >= 0 and valid + test < 1):
+        raise DataError(
+            f"valid={valid} and test={test}; both must be 0 or more and leave something to train on"
+        )
+
+
+def _checked(split: SequenceSplit, name: str, remedy: str) -> SequenceSplit:
+    if not len(split.test):
+        raise DataError(f"{name}: there is no test case; {remedy}")
+    return split

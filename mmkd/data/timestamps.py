@@ -1,0 +1,70 @@
+"""Moments in time: numbers, ISO dates and Polars dates to float64, one unit throughout a log."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+
+def seconds(value: float | str) -> float:
+    """Turns one moment into a number.
+
+    Args:
+        value: A number (any unit, returned as it is), a string holding one, or an ISO 8601 date,
+            read as UTC where it names no zone.
+
+    Returns:
+        The number, or seconds since 1970-01-01 UTC; always finite.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    try:
+        number = float(value)
+    except ValueError:
+        moment = datetime.fromisoformat(str(value).strip())
+        number = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if not np.isfinite(number):
+        raise ValueError(f"{value!r} is not a moment in time")
+    return number
+
+
+def parse_moments(column: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Turns a column of moments into numbers.
+
+    A text column holds either numbers or ISO dates, not both: one odd value among the other kind
+    does not parse.
+
+    Args:
+        column: [E] numbers, text, dates or datetimes.
+
+    Returns:
+        [E] float64 and, True where the value is missing, not finite, or did not parse, [E] bool.
+    """
+    if column.dtype.is_temporal():
+        moments = column.cast(pl.Datetime("us"), strict=False).dt.epoch("us") / 1e6
+    elif column.dtype == pl.String:
+        moments = _parse_text(column.str.strip_chars())
+    else:
+        moments = column.cast(pl.Float64, strict=False)
+    values = moments.fill_null(float("nan")).to_numpy().astype(np.float64)
+    return values, ~np.isfinite(values)
+
+
+def _parse_text(column: pl.Series) -> pl.Series:
+    numbers = column.cast(pl.Float64, strict=False)
+    given = column.drop_nulls()
+    if not len(given) or numbers.is_not_null().sum() * 2 >= len(given):  # mostly numbers
+        return numbers
+    unique = given.unique()
+    parsed = pl.Series([_iso_seconds(text) for text in unique], dtype=pl.Float64)
+    return column.replace_strict(unique, parsed, default=None, return_dtype=pl.Float64)
+
+
+def _iso_seconds(text: str) -> float | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

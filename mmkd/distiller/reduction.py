@@ -1,0 +1,172 @@
+"""Reduced teacher: encoder vectors [n, D] to [n, d] with d around 128, one row per present item.
+
+``pca`` is deterministic. ``autoencoder`` is KDSR's own reduction (arXiv:2401.07257, section 3):
+a linear layer with a sigmoid, a linear decoder, mean squared error.
+
+Centring. Encoder vectors of one catalogue share a large common part (every beauty title is a
+beauty title), and the autoencoder's sigmoid codes are all positive. Uncentred, that part sets the
+cosine: all pairs are alike and their differences are small. ``center=True`` subtracts the
+catalogue's mean, so a cosine of 0 means "as alike as any two items here".
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+from torch import Tensor, nn
+
+_CHUNK_ROWS = 8192  # bounds the float64 working copy
+_SMALLEST_SHARE = 1e-6  # singular values below this share of the largest are rounding noise
+
+
+def pca(vectors: NDArray[np.float32], dim: int, *, center: bool = True) -> NDArray[np.float32]:
+    """Project on the leading principal directions.
+
+    Covariance and eigenvectors are computed in float64. Each direction's sign is chosen so that
+    its entry of largest magnitude is positive, so the same input always gives the same output.
+
+    Args:
+        vectors: [n, D], the items that have the modality.
+        dim: the number of directions wanted.
+        center: subtract the mean first; without it the directions are those of the uncentred
+            second moments, which keep the raw inner products best.
+
+    Returns:
+        [n, r] with r = min(dim, numerical rank). Directions of rounding noise are left out,
+        because a cosine would weigh them like real ones.
+
+    Raises:
+        ValueError: if the vectors are not finite, fewer than two, or all equal.
+    """
+    _check(vectors, dim)
+    count, width = vectors.shape
+    mean = vectors.mean(axis=0, dtype=np.float64) if center else np.zeros(width)
+    moments = np.zeros((width, width))
+    for start in range(0, count, _CHUNK_ROWS):
+        chunk = vectors[start : start + _CHUNK_ROWS].astype(np.float64) - mean
+        moments += chunk.T @ chunk
+    kept = min(dim, width, count)
+    values, directions = eigh(moments, subset_by_index=[width - kept, width - 1])
+    values, directions = values[::-1], directions[:, ::-1]  # largest first; [D, kept]
+    real = values > max(values[0], 0.0) * _SMALLEST_SHARE**2
+    if not real.any():
+        raise ValueError(f"all {count} vectors are equal; they hold no correlation to distil")
+    directions = directions[:, real]
+    largest = np.abs(directions).argmax(axis=0)
+    directions = directions * np.sign(directions[largest, np.arange(directions.shape[1])])
+    reduced = np.empty((count, directions.shape[1]), dtype=np.float32)
+    for start in range(0, count, _CHUNK_ROWS):
+        stop = start + _CHUNK_ROWS
+        reduced[start:stop] = (vectors[start:stop].astype(np.float64) - mean) @ directions
+    return reduced
+
+
+def autoencoder(
+    vectors: NDArray[np.float32],
+    dim: int,
+    *,
+    center: bool = True,
+    learning_rate: float = 1e-3,
+    batch_size: int = 512,
+    max_epochs: int = 300,
+    patience: int = 5,
+    min_improvement: float = 1e-3,
+    seed: int = 0,
+) -> NDArray[np.float32]:
+    """Encode with a one-layer sigmoid autoencoder trained on the vectors themselves.
+
+    The vectors are centred and divided by their overall standard deviation before training (an
+    affine map the linear layers could learn anyway), so the learning rate fits every encoder.
+
+    Args:
+        vectors: [n, D], the items that have the modality.
+        dim: the width of the codes.
+        center: subtract the mean code; the sigmoid's codes lie around 0.5, so that without it
+            every cosine is near 1.
+        learning_rate: Adam's.
+        batch_size: rows a step.
+        max_epochs: upper limit of passes.
+        patience: stop after this many epochs without improvement of the reconstruction loss.
+        min_improvement: the relative decrease that counts as improvement.
+        seed: of the weights and the order of rows.
+
+    Returns:
+        [n, dim] codes.
+
+    Raises:
+        ValueError: if the vectors are not finite, fewer than two, or all equal.
+    """
+    _check(vectors, dim)
+    data = torch.from_numpy(vectors - vectors.mean(axis=0))  # [n, D]
+    spread = data.std()
+    if not spread > 0:
+        raise ValueError(f"all {len(data)} vectors are equal; they hold no correlation to distil")
+    data /= spread
+    generator = torch.Generator().manual_seed(seed)
+    encoder, decoder = nn.Linear(data.shape[1], dim), nn.Linear(dim, data.shape[1])
+    for layer in (encoder, decoder):
+        _initialise(layer, generator)
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    best, waited = float("inf"), 0
+    for _ in range(max_epochs):
+        total = 0.0
+        for rows in torch.randperm(len(data), generator=generator).split(batch_size):
+            batch = data[rows]
+            loss = nn.functional.mse_loss(decoder(torch.sigmoid(encoder(batch))), batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(rows)
+        improved = total < best * (1 - min_improvement)
+        best, waited = min(best, total), 0 if improved else waited + 1
+        if waited >= patience:
+            break
+    with torch.no_grad():
+        codes: Tensor = torch.sigmoid(encoder(data))
+        if center:
+            codes = codes - codes.mean(dim=0)
+    return np.asarray(codes.numpy(), dtype=np.float32)
+
+
+def spread_over_facets(x: NDArray[np.float32], dim: int, facets: int) -> NDArray[np.float32]:
+    """Lay out [n, r] columns, r <= dim, in [n, dim] so that every facet gets its share.
+
+    Where a table has fewer independent directions than ``dim`` (a short colour histogram, a tiny
+    catalogue), zeros appended at the end would leave whole facets empty. Here consecutive columns
+    go to each facet in near-equal numbers and each facet is zero-padded, which changes neither
+    cosines nor distances. With r == dim this is the identity.
+
+    Raises:
+        ValueError: if there are fewer columns than facets.
+    """
+    count, columns = x.shape
+    if columns < facets:
+        raise ValueError(
+            f"the vectors have {columns} independent directions, too few for {facets} facets; "
+            f"use facets <= {columns} or an encoder with more"
+        )
+    laid_out = np.zeros((count, dim), dtype=np.float32)
+    for facet, group in enumerate(np.array_split(np.arange(columns), facets)):
+        start = facet * (dim // facets)
+        laid_out[:, start : start + len(group)] = x[:, group]
+    return laid_out
+
+
+def _check(vectors: NDArray[np.float32], dim: int) -> None:
+    if dim < 1:
+        raise ValueError(f"dim must be at least 1, got {dim}")
+    if vectors.ndim != 2 or len(vectors) < 2:
+        raise ValueError(
+            f"need at least two vectors as [n, D], got shape {vectors.shape}; "
+            "is the modality missing for nearly every item?"
+        )
+    if not np.isfinite(vectors).all():
+        bad = int((~np.isfinite(vectors).all(axis=1)).sum())
+        raise ValueError(f"{bad} of {len(vectors)} vectors hold NaN or infinity; re-encode them")
+
+
+def _initialise(layer: nn.Linear, generator: torch.Generator) -> None:
+    bound = layer.in_features**-0.5  # nn.Linear's own default, drawn from our generator
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -bound, bound, generator=generator)

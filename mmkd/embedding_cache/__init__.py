@@ -1,0 +1,15 @@
+"""Embedding cache: encoders' vectors of a catalogue, kept by content and encoded once."""
+
+from mmkd.embedding_cache.cache import AbsentItem, EmbeddingCache, default_cache_folder
+from mmkd.embedding_cache.errors import CacheError
+from mmkd.embedding_cache.stores import CacheEntry
+from mmkd.embedding_cache.table import EmbeddingTable
+
+__all__ = [
+    "AbsentItem",
+    "CacheEntry",
+    "CacheError",
+    "EmbeddingCache",
+    "EmbeddingTable",
+    "default_cache_folder",
+]

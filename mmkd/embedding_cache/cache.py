@@ -1,0 +1,229 @@
+"""The embedding cache: an encoder card and a catalogue in, one vector per item out.
+
+What was encoded once is read back; only content that no run has seen goes through the encoder.
+See ``cache/README.md`` for the files.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mmkd.data import ItemTable
+from mmkd.embedding_cache.atomic import writer_lock
+from mmkd.embedding_cache.encoding import encode_to_shards
+from mmkd.embedding_cache.errors import CacheError
+from mmkd.embedding_cache.index import EXACT_BELOW, NeighbourIndex
+from mmkd.embedding_cache.inputs import FileKeys, image_inputs, text_inputs
+from mmkd.embedding_cache.manifest import OK, read_catalogue_manifest
+from mmkd.embedding_cache.planning import close_unread, item_statuses, ready_encoder, work_left
+from mmkd.embedding_cache.shards import ShardStore
+from mmkd.embedding_cache.stores import (
+    CacheEntry,
+    describe_store,
+    list_stores,
+    record_table,
+    store_folder,
+    table_folder,
+)
+from mmkd.embedding_cache.table import EmbeddingTable
+from mmkd.encoders import Encoder, EncoderCard, build_encoder
+
+_logger = logging.getLogger(__name__)
+# files may change while they are read, and shards may turn out damaged: look again, but not forever
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class AbsentItem:
+    """An item without a vector.
+
+    Attributes:
+        row: Its row in the catalogue.
+        item_id: Its external id.
+        status: ``"missing"`` (no input) or ``"failed"`` (an input that gives no vector).
+        reason: Why, for a person.
+    """
+
+    row: int
+    item_id: str
+    status: str
+    reason: str
+
+
+class EmbeddingCache:
+    """Vectors of frozen encoders, kept on disk by the content they were made from.
+
+    Any number of processes may share a folder: one at a time encodes for a store, the others wait
+    for it or read what is complete.
+
+    Args:
+        folder: Where the cache lives; made when the first vector is written.
+        shard_size: Inputs encoded between two commits: what a killed run loses at most.
+        retry_failed: Whether inputs that failed in an earlier run are tried again.
+        exact_below: Number of vectors from which on neighbours are approximate.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        shard_size: int = 1024,
+        retry_failed: bool = False,
+        exact_below: int = EXACT_BELOW,
+    ) -> None:
+        if shard_size < 1:
+            raise CacheError(f"shard_size {shard_size} is not positive; use 1 or more")
+        self.folder = Path(folder)
+        self._shard_size = shard_size
+        self._retry_failed = retry_failed
+        self._exact_below = exact_below
+        self._last_index: tuple[EmbeddingTable, NeighbourIndex] | None = None
+
+    def table(
+        self,
+        card: EncoderCard,
+        items: ItemTable,
+        *,
+        encoder_factory: Callable[[], Encoder] | None = None,
+        batch_size: int = 64,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> EmbeddingTable:
+        """The catalogue's vectors; encodes what the cache lacks.
+
+        An encoder that is fitted on the catalogue (``card.fitted``) is fitted and run again over
+        everything whenever any input changes.
+
+        Args:
+            card: The encoder's card.
+            items: The catalogue.
+            encoder_factory: Makes the encoder; called only if something has to be encoded. By
+                default `mmkd.encoders.build_encoder` on the CPU.
+            batch_size: Inputs through the model at once.
+            progress: Called with (done, total) inputs while encoding.
+
+        Returns:
+            The table; `absent` names the items it has no vector for.
+
+        Raises:
+            CacheError: No item has a vector, the encoder fails on everything, or the folder
+                cannot be read or written or is of a newer format.
+        """
+        factory = functools.cache(encoder_factory or (lambda: build_encoder(card)))
+        files = FileKeys(self.folder / "files.parquet")
+        retry = self._retry_failed
+        for rounds_left in reversed(range(_ROUNDS)):
+            inputs = text_inputs(items) if card.modality == "text" else image_inputs(items, files)
+            folder = store_folder(self.folder, card, inputs)
+            store = ShardStore(folder)
+            contents = store.contents()
+            statuses = item_statuses(inputs, contents, retry_failed=retry)
+            if statuses["status"].null_count() and rounds_left:
+                with writer_lock(folder):
+                    store.clean()
+                    contents = store.contents()  # others may have encoded while this one waited
+                    statuses = item_statuses(inputs, contents, retry_failed=retry)
+                    work = work_left(card, items, statuses)
+                    if work:
+                        encoder = ready_encoder(factory(), card, items, inputs, dim=contents.dim)
+                        describe_store(folder, card)
+                        encode_to_shards(
+                            encoder,
+                            work,
+                            store,
+                            shard_size=self._shard_size,
+                            batch_size=batch_size,
+                            progress=progress,
+                        )
+                retry = False
+                continue
+            places = statuses.filter(pl.col("status") == OK)
+            vectors, damaged = store.gather(contents, places, length=len(items) + 1)
+            if not damaged:
+                return _table(card, folder, close_unread(statuses), vectors)
+            _logger.warning("%s: %d damaged shards are encoded again", folder, len(damaged))
+            with writer_lock(folder):
+                store.discard(damaged)
+        raise CacheError(f"{folder}: shards stay damaged; check the disk")
+
+    def neighbours(
+        self, table: EmbeddingTable, rows: NDArray[np.int64], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The items most similar to items, by cosine.
+
+        Args:
+            table: Vectors, of this cache or any other; the index of a table of this cache is kept.
+            rows: ``[n]`` item rows that have a vector.
+            k: How many neighbours.
+
+        Returns:
+            Rows ``[n, k]`` int64 by falling cosine, the item itself left out and absent items
+            never among them, and the cosines ``[n, k]`` float32.
+
+        Raises:
+            CacheError: A row is out of range or has no vector, or fewer than k others have one.
+        """
+        if self._last_index is None or self._last_index[0] is not table:
+            self._last_index = table, self._index(table)
+        return self._last_index[1].search(rows, k)
+
+    def absent(self, table: EmbeddingTable) -> list[AbsentItem]:
+        """The items of a table of this cache that have no vector, and why.
+
+        Raises:
+            CacheError: This cache does not hold the table.
+        """
+        folder = table_folder(self.folder, table.key)
+        statuses = read_catalogue_manifest(folder / "manifest.parquet") if folder else None
+        if statuses is None:
+            raise CacheError(f"table {table.key} is not in {self.folder}; open it with table()")
+        lost = statuses.filter(pl.col("status") != OK)
+        return [
+            AbsentItem(*row) for row in lost.select("row", "item_id", "status", "reason").rows()
+        ]
+
+    def entries(self) -> list[CacheEntry]:
+        """The encoders' stores in this cache, the last used first."""
+        return list_stores(self.folder)
+
+    def _index(self, table: EmbeddingTable) -> NeighbourIndex:
+        folder = table_folder(self.folder, table.key)
+        if folder is not None:
+            index = NeighbourIndex.load(table, folder, exact_below=self._exact_below)
+            if index is not None:
+                return index
+        index = NeighbourIndex.build(table, exact_below=self._exact_below)
+        if folder is not None:
+            try:
+                index.save(folder, exact_below=self._exact_below)
+            except CacheError as error:
+                _logger.info("the index is not kept: %s", error)
+        return index
+
+
+def default_cache_folder() -> Path:
+    """``$MMKD_CACHE``, or ``cache`` in the working folder."""
+    return Path(os.environ.get("MMKD_CACHE") or "cache")
+
+
+def _table(
+    card: EncoderCard, folder: Path, statuses: pl.DataFrame, vectors: NDArray[np.float32]
+) -> EmbeddingTable:
+    present = np.zeros(len(vectors), np.bool_)
+    present[statuses.filter(pl.col("status") == OK)["row"].to_numpy()] = True
+    if not present.any():
+        counts = statuses["reason"].value_counts(sort=True).rows()[:3]
+        told = "; ".join(f"{count} x {reason}" for reason, count in counts) or "no items"
+        raise CacheError(
+            f"card {card.name}: none of {len(statuses)} items has a vector ({told}); check the "
+            f"catalogue's {card.modality} column, or use a cache with retry_failed=True"
+        )
+    return EmbeddingTable(
+        vectors, present, card.name, card.modality, record_table(folder, statuses)
+    )

@@ -1,0 +1,158 @@
+"""What identifies an item's vector: the content of its own text or picture.
+
+From an item table to a frame with a row per item: ``row`` (1..I), ``item_id``, ``key`` (a hash of
+the content, null where there is none), and for an item without content ``absent`` (``missing`` or
+``failed``) and ``absent_reason``. Ids and positions are no part of a key: a reordered or renamed
+catalogue needs no encoding, and items with the same content share a vector.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import polars as pl
+
+from mmkd.data import ItemTable
+from mmkd.embedding_cache.atomic import replacing
+from mmkd.embedding_cache.errors import CacheError
+from mmkd.embedding_cache.manifest import FAILED, MISSING
+
+INPUTS = {
+    "row": pl.Int64,
+    "item_id": pl.String,
+    "key": pl.String,
+    "absent": pl.String,
+    "absent_reason": pl.String,
+}
+_FILES = {"path": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64, "key": pl.String}
+# a file changed again within the clock's tick keeps its mtime: only older ones are trusted
+_SETTLED_NS = 2_000_000_000
+_SAVE_EVERY = 20_000
+_READERS = 8
+
+
+def content_key(content: bytes) -> str:
+    """Identity of a content: the first 128 bits of its SHA-256, as 32 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def text_key(text: str) -> str:
+    """Identity of a text; text that UTF-8 cannot hold (half a surrogate pair) has one too."""
+    return content_key(text.encode("utf-8", "surrogatepass"))
+
+
+def text_inputs(items: ItemTable) -> pl.DataFrame:
+    """Keys of the items' texts; None and blank are missing.
+
+    Args:
+        items: The catalogue.
+
+    Returns:
+        A frame as in the module's docstring.
+    """
+    keys: list[str | None] = []
+    for text in items.text[1:]:
+        keys.append(text_key(text) if text is not None and text.strip() else None)
+    absent = [None if key else (MISSING, "no text") for key in keys]
+    return _frame(items, keys, absent)
+
+
+def image_inputs(items: ItemTable, files: "FileKeys") -> pl.DataFrame:
+    """Keys of the items' pictures, by the bytes of their files.
+
+    Args:
+        items: The catalogue.
+        files: Remembers the keys of unchanged files.
+
+    Returns:
+        A frame as in the module's docstring.
+    """
+    paths = [path for path in items.image_path[1:] if path is not None]
+    found = files.keys(paths)
+    keys: list[str | None] = []
+    absent: list[tuple[str, str] | None] = []
+    for path in items.image_path[1:]:
+        entry = (MISSING, "no image path") if path is None else found[path]
+        keys.append(entry if isinstance(entry, str) else None)
+        absent.append(None if isinstance(entry, str) else entry)
+    return _frame(items, keys, absent)
+
+
+class FileKeys:
+    """Content keys of files, re-read only when a file's size or time of change differs.
+
+    Args:
+        store: Parquet file that keeps them between runs.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._known: dict[str, tuple[int, int, str]] = {}
+        self._read: list[str] = []  # since the last save
+        try:
+            frame = pl.read_parquet(store.read_bytes())
+            for path, size, mtime_ns, key in frame.select(list(_FILES)).iter_rows():
+                self._known[path] = (size, mtime_ns, key)
+        except (OSError, pl.exceptions.PolarsError):
+            pass  # absent or damaged: every file is read once more
+
+    def keys(self, paths: Iterable[Path]) -> dict[Path, str | tuple[str, str]]:
+        """Content keys of files.
+
+        Args:
+            paths: The files.
+
+        Returns:
+            For each path its key, or (status, reason) where there is no readable file.
+        """
+        unique = list(dict.fromkeys(paths))
+        found: dict[Path, str | tuple[str, str]] = {}
+        with ThreadPoolExecutor(_READERS) as pool:
+            for start in range(0, len(unique), _SAVE_EVERY):
+                part = unique[start : start + _SAVE_EVERY]
+                found.update(zip(part, pool.map(self._key, part), strict=True))
+                if self._read:
+                    self._save()
+        return found
+
+    def _key(self, path: Path) -> str | tuple[str, str]:
+        try:
+            name, stat = os.path.abspath(path), path.stat()
+            known = self._known.get(name)
+            if known is not None and known[:2] == (stat.st_size, stat.st_mtime_ns):
+                return known[2]
+            key = content_key(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return MISSING, f"no such file: {path}"
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+            return FAILED, f"cannot be read: {path} ({error})"
+        self._known[name] = (stat.st_size, stat.st_mtime_ns, key)
+        self._read.append(name)
+        return key
+
+    def _save(self) -> None:
+        self._read.clear()
+        settled = time.time_ns() - _SETTLED_NS
+        rows = [(path, *entry) for path, entry in self._known.items() if entry[1] < settled]
+        frame = pl.DataFrame(rows, schema=_FILES, orient="row")
+        try:
+            with replacing(self._store) as temporary:
+                frame.write_parquet(temporary)
+        except CacheError:
+            pass  # a read-only cache still serves; files are then hashed in each run
+
+
+def _frame(
+    items: ItemTable, keys: list[str | None], absent: list[tuple[str, str] | None]
+) -> pl.DataFrame:
+    columns = {
+        "row": range(1, len(items) + 1),
+        "item_id": items.ids[1:],
+        "key": keys,
+        "absent": [entry and entry[0] for entry in absent],
+        "absent_reason": [entry and entry[1] for entry in absent],
+    }
+    return pl.DataFrame(columns, schema=INPUTS)

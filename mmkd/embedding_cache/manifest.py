@@ -1,0 +1,93 @@
+"""The manifest: which input has which vector, where, or why none.
+
+Each shard of vectors has a Parquet file of records beside it, so committing costs the size of a
+shard, however large the cache is, and a damaged file costs one shard. All of them read together
+are the manifest of a store. A catalogue's own manifest, written when a table is complete, names
+every item's status.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmkd.embedding_cache.atomic import replacing
+
+OK, MISSING, FAILED = "ok", "missing", "failed"
+
+# one row per input whose encoding was tried; shard and row are -1 without a vector
+RECORDS = {
+    "key": pl.String,
+    "item_id": pl.String,
+    "status": pl.String,
+    "reason": pl.String,
+    "shard": pl.Int32,
+    "row": pl.Int32,
+}
+_SHARD_METADATA = b"mmkd.shard"
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What a shard's vector file must be.
+
+    Attributes:
+        rows: Number of vectors; 0 if every input of the shard failed (there is then no file).
+        dim: Width of a vector.
+        size_bytes: Size of the file.
+        checksum: CRC-32 of the file. It is to find damage, not forgery.
+    """
+
+    rows: int
+    dim: int
+    size_bytes: int
+    checksum: int
+
+
+class DamagedManifestError(Exception):
+    """A manifest file cannot be read; its shard counts as never written."""
+
+
+def write_shard_manifest(path: Path, records: pl.DataFrame, shard: ShardInfo) -> None:
+    """Writes a shard's records; its appearance commits the shard."""
+    arrow = records.to_arrow(compat_level=pl.CompatLevel.oldest())
+    arrow = arrow.replace_schema_metadata({_SHARD_METADATA: json.dumps(asdict(shard))})
+    with replacing(path) as temporary:
+        pq.write_table(arrow, temporary, compression="zstd", write_page_checksum=True)
+
+
+def read_shard_manifest(path: Path) -> tuple[pl.DataFrame, ShardInfo]:
+    """Reads what `write_shard_manifest` wrote.
+
+    Returns:
+        Records as in `RECORDS`, and the shard's vector file.
+
+    Raises:
+        DamagedManifestError: The file is gone, truncated or altered.
+    """
+    try:
+        arrow = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
+        shard = ShardInfo(**json.loads(arrow.schema.metadata[_SHARD_METADATA]))
+        frame = pl.DataFrame(pl.from_arrow(arrow))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise DamagedManifestError(f"{path}: {error}") from error
+    if dict(frame.schema) != RECORDS:
+        raise DamagedManifestError(f"{path}: columns {dict(frame.schema)}, wanted {RECORDS}")
+    return frame, shard
+
+
+def write_catalogue_manifest(path: Path, statuses: pl.DataFrame) -> None:
+    """Writes a catalogue's manifest: a row per item, with its id, key, status, reason, place."""
+    with replacing(path) as temporary:
+        statuses.write_parquet(temporary)
+
+
+def read_catalogue_manifest(path: Path) -> pl.DataFrame | None:
+    """Reads a catalogue's manifest; None if it is absent or damaged."""
+    try:
+        return pl.read_parquet(path.read_bytes())
+    except (OSError, pl.exceptions.PolarsError):
+        return None

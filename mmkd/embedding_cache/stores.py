@@ -1,0 +1,186 @@
+"""Folders of a cache: one per encoder, described by ``card.yaml`` and ``meta.json``.
+
+Format 1. A folder is named by the card's fingerprint, and for an encoder that is fitted on the
+catalogue by a hash of the catalogue's inputs too. It has ``shards/`` (`shards.py`) and ``tables/``
+(a catalogue's manifest and its FAISS index). Beside the folders, ``files.parquet`` keeps the
+content keys of picture files for all encoders.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+from omegaconf import OmegaConf
+
+from mmkd.embedding_cache.atomic import write_text
+from mmkd.embedding_cache.errors import CacheError
+from mmkd.embedding_cache.inputs import content_key
+from mmkd.embedding_cache.manifest import (
+    OK,
+    read_catalogue_manifest,
+    write_catalogue_manifest,
+)
+from mmkd.embedding_cache.shards import ShardStore
+from mmkd.encoders.card import EncoderCard
+
+FORMAT_VERSION = 1
+_TABLES_KEPT = 8
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One encoder's store, as ``mmkd cache ls`` shows it.
+
+    Attributes:
+        card_name: Name of the encoder card.
+        modality: ``"text"`` or ``"image"``.
+        items: Items of the catalogue that was opened last; 0 if none was completed yet.
+        present: How many of them have a vector.
+        vectors: Vectors held, for all catalogues.
+        size_bytes: Size of the folder on disk.
+        last_used: When a table was last opened.
+        folder: The store's folder.
+    """
+
+    card_name: str
+    modality: str
+    items: int
+    present: int
+    vectors: int
+    size_bytes: int
+    last_used: datetime
+    folder: Path
+
+
+def store_folder(cache: Path, card: EncoderCard, inputs: pl.DataFrame) -> Path:
+    """The folder of a card's vectors for a catalogue.
+
+    Args:
+        cache: The cache's folder.
+        card: The encoder's card.
+        inputs: Keys of the catalogue's inputs; they matter to a fitted encoder only.
+
+    Returns:
+        The folder; it need not exist.
+
+    Raises:
+        CacheError: The folder was written by a newer version, or its description is damaged.
+    """
+    name = card.fingerprint()[:16]
+    if card.fitted:
+        keys = inputs["key"].drop_nulls().sort()  # the order of a catalogue changes no vector
+        name += "-" + content_key("\n".join(keys).encode())[:16]
+    _read_meta(cache / name)
+    return cache / name
+
+
+def describe_store(folder: Path, card: EncoderCard) -> None:
+    """Writes ``card.yaml`` and ``meta.json`` where they are not there yet.
+
+    Raises:
+        CacheError: The folder cannot be written.
+    """
+    if _read_meta(folder) is not None:
+        return
+    dumped = OmegaConf.to_yaml(OmegaConf.create(card.model_dump(mode="json", exclude_none=True)))
+    write_text(folder / "card.yaml", dumped)
+    meta = {"format_version": FORMAT_VERSION, "card": card.name, "modality": card.modality}
+    write_text(folder / "meta.json", json.dumps(meta, indent=1) + "\n")
+
+
+def record_table(folder: Path, statuses: pl.DataFrame) -> str:
+    """Writes a complete catalogue's manifest, or marks it as used.
+
+    A folder that cannot be written is no error: reading needs none of this.
+
+    Args:
+        folder: The store's folder.
+        statuses: A row per item.
+
+    Returns:
+        The table's key.
+    """
+    identity = statuses.select("item_id", "key", "status").write_csv()
+    name = content_key(identity.encode("utf-8", "surrogatepass"))[:16]
+    manifest = folder / "tables" / name / "manifest.parquet"
+    try:
+        if read_catalogue_manifest(manifest) is None:
+            write_catalogue_manifest(manifest, statuses)
+            _forget_old_tables(folder / "tables")
+        os.utime(manifest)
+    except (CacheError, OSError):
+        pass
+    return f"{folder.name}.{name}"
+
+
+def table_folder(cache: Path, key: str) -> Path | None:
+    """The folder of a table's manifest and index; None if this cache has no such table."""
+    store, _, name = key.partition(".")
+    named = store.replace("-", "").isalnum() and name.isalnum()
+    folder = cache / store / "tables" / name
+    return folder if named and folder.is_dir() else None
+
+
+def list_stores(cache: Path) -> list[CacheEntry]:
+    """Describes the stores of a cache, the last used first; an unreadable one is left out."""
+    entries = []
+    for path in cache.glob("*/meta.json"):
+        try:
+            meta = _read_meta(path.parent)
+        except CacheError:
+            continue
+        if meta is not None:
+            entries.append(_entry(path.parent, str(meta["card"]), str(meta["modality"])))
+    return sorted(entries, key=lambda entry: entry.last_used, reverse=True)
+
+
+def _entry(folder: Path, card_name: str, modality: str) -> CacheEntry:
+    manifests = _manifests(folder / "tables")
+    statuses = read_catalogue_manifest(manifests[0]) if manifests else None
+    last_used = (manifests[0] if manifests else folder / "meta.json").stat().st_mtime
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return CacheEntry(
+        card_name=card_name,
+        modality=modality,
+        items=0 if statuses is None else len(statuses),
+        present=0 if statuses is None else int((statuses["status"] == OK).sum()),
+        vectors=sum(shard.rows for shard in ShardStore(folder).contents().shards.values()),
+        size_bytes=sum(sizes),
+        last_used=datetime.fromtimestamp(last_used, tz=UTC),
+        folder=folder,
+    )
+
+
+def _read_meta(folder: Path) -> dict[str, object] | None:
+    path = folder / "meta.json"
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        version = int(meta["format_version"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CacheError(
+            f"{path}: unreadable ({error}); delete the folder to encode its items again"
+        ) from error
+    if version > FORMAT_VERSION:
+        raise CacheError(
+            f"{folder}: cache format {version}, this version of mmkd reads up to {FORMAT_VERSION}; "
+            "upgrade mmkd, or choose another folder with MMKD_CACHE"
+        )
+    return dict(meta)
+
+
+def _forget_old_tables(tables: Path) -> None:
+    """Keeps the manifests and indexes used last; they can be made again from the shards."""
+    for manifest in _manifests(tables)[_TABLES_KEPT:]:
+        shutil.rmtree(manifest.parent, ignore_errors=True)
+
+
+def _manifests(tables: Path) -> list[Path]:
+    """Catalogue manifests, the last used first."""
+    found = [(path.stat().st_mtime_ns, path) for path in tables.glob("*/manifest.parquet")]
+    return [path for _, path in sorted(found, reverse=True)]

@@ -1,0 +1,151 @@
+"""Kinds of encoder: from a card's ``kind`` to the class, and from a card to a ready encoder.
+
+A kind is a name in `ENCODERS` or ``package.module:Class`` of an installed package. The class's
+constructor takes keyword-only arguments named like the card's fields; it is given those it names
+(and ``device`` and ``allow_random_weights`` if it names them), plus the card's ``options``.
+"""
+
+import difflib
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from mmkd.encoders.base import Encoder, EncoderError
+
+if TYPE_CHECKING:
+    from mmkd.encoders.card import EncoderCard
+
+ENCODERS: dict[str, str] = {
+    "color_image": "mmkd.encoders.color_image:ColorImageEncoder",
+    "hashed_text": "mmkd.encoders.hashed_text:HashedTextEncoder",
+    "open_clip": "mmkd.encoders.open_clip:OpenClipEncoder",
+    "sentence_transformer": "mmkd.encoders.sentence_transformer:SentenceTransformerEncoder",
+}
+
+# what the caller decides at run time, never the card
+RUNTIME_ARGUMENTS = ("device", "allow_random_weights")
+
+
+def build_encoder(
+    card: "EncoderCard", *, device: str = "cpu", allow_random_weights: bool = False
+) -> Encoder:
+    """Builds the encoder that a card describes.
+
+    Args:
+        card: The card.
+        device: Where the model runs, such as ``"cpu"`` or ``"cuda"``; the vectors come back on
+            the CPU.
+        allow_random_weights: Whether a card that asks for an untrained model gets one. For tests
+            and dry runs only.
+
+    Returns:
+        The encoder, its model loaded.
+
+    Raises:
+        EncoderError: The kind is unknown, the card sets a field that the kind does not use, the
+            model cannot be loaded, or its width is not the card's ``dim``.
+    """
+    cls = encoder_class(card.kind)
+    check_settings(card, cls)
+    accepted = constructor_arguments(cls)
+    # what the card leaves out keeps the constructor's own default
+    arguments: dict[str, Any] = card.changed_settings() | card.options
+    runtime = {
+        "modality": card.modality,
+        "device": device,
+        "allow_random_weights": allow_random_weights,
+    }
+    arguments |= {name: value for name, value in runtime.items() if name in accepted}
+    encoder: Encoder = cls(**arguments)
+    if encoder.modality != card.modality:
+        raise EncoderError(
+            f"card {card.name}: modality {card.modality!r}, but kind {card.kind} gives "
+            f"{encoder.modality!r}; correct the card"
+        )
+    if card.dim is not None and encoder.dim != card.dim:
+        raise EncoderError(
+            f"card {card.name}: dim {card.dim}, but the model gives {encoder.dim}; correct the card"
+        )
+    return encoder
+
+
+def encoder_class(kind: str) -> type[Any]:
+    """The class behind a kind; imports its module but no model library.
+
+    Args:
+        kind: A name in `ENCODERS` or ``package.module:Class``.
+
+    Returns:
+        The class, with an integer ``version``.
+
+    Raises:
+        EncoderError: The kind is unknown or malformed, or its module or class does not exist.
+    """
+    check_kind(kind)
+    target = ENCODERS.get(kind, kind)
+    module_name, _, class_name = target.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise EncoderError(
+            f"kind {kind!r} cannot be imported ({error}); install the package that has it, or "
+            "correct the name"
+        ) from error
+    if not isinstance(cls, type) or not isinstance(getattr(cls, "version", None), int):
+        raise EncoderError(
+            f"kind {kind!r} is not a class with an integer `version`; add `version: "
+            "ClassVar[int] = 1` and raise it whenever the vectors change"
+        )
+    return cls
+
+
+def check_kind(kind: str) -> None:
+    """Raises EncoderError unless ``kind`` is built in or reads ``package.module:Class``."""
+    if kind in ENCODERS:
+        return
+    if kind.split(":")[0].endswith(".py") or "/" in kind or "\\" in kind:
+        raise EncoderError(
+            f"kind {kind!r} is a path to a file; a card never runs a file: put the class in an "
+            "installed package and write package.module:Class"
+        )
+    module_name, separator, class_name = kind.partition(":")
+    parts = [*module_name.split("."), class_name]
+    if separator and all(part.isidentifier() for part in parts):
+        return
+    raise EncoderError(
+        f"kind {kind!r} is unknown{did_you_mean(kind, ENCODERS)}; built in: "
+        f"{', '.join(ENCODERS)}; or write package.module:Class"
+    )
+
+
+def check_settings(card: "EncoderCard", cls: type[Any]) -> None:
+    """Raises EncoderError if the card sets what the class's constructor does not take.
+
+    A setting without effect would still change the card's fingerprint: two identities, one vector.
+    """
+    accepted = constructor_arguments(cls)
+    idle = [name for name in card.changed_settings() if name not in accepted]
+    if idle:
+        raise EncoderError(
+            f"card {card.name}: kind {card.kind} does not use {', '.join(idle)}; remove it"
+        )
+    for name in card.options:
+        own = [a for a in accepted if a not in card.settings() and a not in RUNTIME_ARGUMENTS]
+        if name not in own:
+            raise EncoderError(
+                f"card {card.name}: options.{name} is unknown to kind {card.kind}"
+                f"{did_you_mean(name, own)}; it takes {', '.join(own) or 'no options'}"
+            )
+
+
+def constructor_arguments(cls: type[Any]) -> list[str]:
+    """Names of the keyword arguments that the class's constructor takes."""
+    parameters = inspect.signature(cls).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.kind in kinds]
+
+
+def did_you_mean(name: str, known: Any) -> str:
+    """``"; did you mean x?"`` for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,146 @@
+"""Ranks [N] to HR@k, NDCG@k and MRR@k; lists of recommended items to catalogue coverage.
+
+With one relevant item per case: HR@k = [rank <= k], NDCG@k = [rank <= k] / log2(1 + rank),
+MRR@k = [rank <= k] / rank, each a mean over cases.
+
+Ties. A target that shares its score with t other items could come at any of t + 1 whole ranks,
+``rank - t/2 .. rank + t/2``; a case counts as its mean over them, which is its expectation when
+tied items are put in random order. So a constant scorer gets exactly a random model's metrics.
+Where the tie counts are not given, the fewest that explain a rank are assumed: none for a whole
+rank, one for a half (10.5 counts as half a hit at 10); many-way ties then count as their middle
+rank, which for a constant scorer is 0 at any small k, less than random and never more.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from mmkd.evaluation.errors import EvaluationError
+
+CUTOFFS: tuple[int, ...] = (5, 10, 20)
+
+
+def metrics_from_ranks(
+    ranks: ArrayLike | torch.Tensor,
+    ks: Sequence[int] = CUTOFFS,
+    *,
+    ties: ArrayLike | torch.Tensor | None = None,
+) -> dict[str, float]:
+    """Mean HR, NDCG and MRR at each cut-off.
+
+    Args:
+        ranks: [N] ranks from :func:`mmkd.evaluation.ranking.rank_targets`.
+        ks: Cut-offs, each at least 1.
+        ties: [N] how many other items share the target's score; None infers the fewest.
+
+    Returns:
+        ``{"HR@5": ..., "NDCG@5": ..., "MRR@5": ..., "HR@10": ...}``, values in 0..1.
+
+    Raises:
+        EvaluationError: if there is no case, or a rank, tie count or cut-off is impossible.
+    """
+    if len(_array(ranks)) == 0:
+        raise EvaluationError("no case to evaluate: the split holds none, or all were filtered.")
+    return {name: float(per_case(ranks, name, ties=ties).mean()) for name in metric_names(ks)}
+
+
+def metric_names(ks: Sequence[int] = CUTOFFS) -> list[str]:
+    """Names of the metrics at these cut-offs: HR, NDCG, MRR for each k in turn."""
+    return [f"{name}@{k}" for k in ks for name in ("HR", "NDCG", "MRR")]
+
+
+def per_case(
+    ranks: ArrayLike | torch.Tensor,
+    metric: str,
+    *,
+    ties: ArrayLike | torch.Tensor | None = None,
+) -> NDArray[np.float64]:
+    """One metric's value for every case; its mean is the metric.
+
+    Args:
+        ranks: [N] ranks.
+        metric: ``HR@k``, ``NDCG@k`` or ``MRR@k``.
+        ties: [N] tie counts, or None.
+
+    Returns:
+        [N] float64 in 0..1.
+
+    Raises:
+        EvaluationError: if the metric is unknown or a rank or tie count is impossible.
+    """
+    name, k = _parse(metric)
+    rank = _array(ranks)
+    tied = np.where(rank == np.floor(rank), 0.0, 1.0) if ties is None else _array(ties)
+    _check(rank, tied)
+    best = np.rint(rank - tied / 2.0).astype(np.int64)  # the lowest whole rank it may get
+    worst = np.rint(rank + tied / 2.0).astype(np.int64)
+    # total gain of ranks 1..j, j = 0..k: the mean over a run of ranks is a difference of two
+    total = np.concatenate([[0.0], np.cumsum(_gain(name, np.arange(1, k + 1, dtype=np.float64)))])
+    gained = total[np.minimum(worst, k)] - total[np.minimum(best - 1, k)]
+    values: NDArray[np.float64] = gained / (worst - best + 1)
+    return values
+
+
+def coverage_at_k(items: ArrayLike | torch.Tensor, item_count: int) -> float:
+    """Share of the catalogue that appears in at least one recommended list.
+
+    Args:
+        items: [N, k] recommended items; 0 marks an empty place.
+        item_count: I, the number of items in the catalogue.
+
+    Returns:
+        A value in 0..1.
+
+    Raises:
+        EvaluationError: if the catalogue is empty or an item lies outside it.
+    """
+    if item_count < 1:
+        raise EvaluationError(f"item_count is {item_count}; wanted at least 1.")
+    shown = np.unique(_array(items).astype(np.int64))
+    if len(shown) > 0 and (shown[0] < 0 or shown[-1] > item_count):
+        raise EvaluationError(
+            f"recommended items span {shown[0]}..{shown[-1]}; the catalogue has 1..{item_count}."
+        )
+    return float(np.count_nonzero(shown)) / item_count
+
+
+def _gain(name: str, rank: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What a target at each whole rank is worth, inside the cut-off."""
+    if name == "HR":
+        return np.ones_like(rank)
+    if name == "NDCG":
+        discounted: NDArray[np.float64] = 1.0 / np.log2(1.0 + rank)
+        return discounted
+    return 1.0 / rank
+
+
+def _parse(metric: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(HR|NDCG|MRR)@([1-9]\d*)", metric)
+    if match is None:
+        raise EvaluationError(
+            f"unknown metric {metric!r}; wanted HR@k, NDCG@k or MRR@k with k >= 1, e.g. NDCG@10."
+        )
+    return match[1], int(match[2])
+
+
+def _array(values: ArrayLike | torch.Tensor) -> NDArray[np.float64]:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _check(rank: NDArray[np.float64], tied: NDArray[np.float64]) -> None:
+    if rank.ndim != 1 or tied.shape != rank.shape:
+        raise EvaluationError(f"ranks {rank.shape} and ties {tied.shape}; wanted both [N].")
+    low = rank - tied / 2.0
+    wrong = ~(np.isfinite(rank) & np.isfinite(tied)) | (low < 1.0) | (low != np.floor(low))
+    wrong |= (tied < 0.0) | (tied != np.floor(tied))
+    if wrong.any():
+        case = int(np.flatnonzero(wrong)[0])
+        raise EvaluationError(
+            f"case {case} has rank {rank[case]} with {tied[case]} ties; wanted "
+            "1 + greater + ties / 2 in whole numbers, as rank_targets gives."
+        )

@@ -1,0 +1,171 @@
+"""Full-catalogue ranking: scores [N, I+1] to the target's rank [N], and to the k best items.
+
+Ties never flatter: ``rank = 1 + #(score > target's) + #(other items at the target's score) / 2``,
+so a scorer that gives every item one score ranks every target in the middle of the catalogue.
+No sampled candidates anywhere.
+"""
+
+import torch
+from torch import Tensor
+
+from mmkd.evaluation.errors import EvaluationError
+
+
+def rank_targets(
+    scores: Tensor,
+    target: Tensor,
+    *,
+    exclude_row: Tensor | None = None,
+    exclude_item: Tensor | None = None,
+) -> Tensor:
+    """Rank of each case's target among all items that are not excluded.
+
+    Args:
+        scores: [N, I+1] any floating type and device; higher is better. Column 0 is padding and
+            never counts. Infinite scores are fine, NaN is an error. Not modified.
+        target: [N] int64, the item (1..I) each case is about.
+        exclude_row: [P] int64, row of an excluded (row, item) pair; None excludes nothing.
+        exclude_item: [P] int64, item of that pair. A pair given twice counts once, item 0 is
+            ignored, and a row's own target is never excluded.
+
+    Returns:
+        [N] float64, 1 for the best; halves where items tie with the target.
+
+    Raises:
+        EvaluationError: if a shape or an index does not fit, or a score is NaN.
+    """
+    return rank_and_ties(scores, target, exclude_row=exclude_row, exclude_item=exclude_item)[0]
+
+
+def rank_and_ties(
+    scores: Tensor,
+    target: Tensor,
+    *,
+    exclude_row: Tensor | None = None,
+    exclude_item: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Rank of each target, and how many other items share its score.
+
+    With the tie count, :func:`mmkd.evaluation.metrics.metrics_from_ranks` gives the exact
+    expectation over a random order of the tied items.
+
+    Args:
+        scores: [N, I+1], as in :func:`rank_targets`.
+        target: [N] int64.
+        exclude_row: [P] int64 or None.
+        exclude_item: [P] int64 or None.
+
+    Returns:
+        Ranks [N] float64 and ties [N] int64.
+
+    Raises:
+        EvaluationError: if a shape or an index does not fit, or a score is NaN.
+    """
+    _check_scores(scores)
+    _check_targets(scores, target)
+    own = scores.gather(1, target[:, None])  # [N, 1]
+    # int32 sums: the default int64 sum of booleans is 20 times slower on a CPU
+    greater = (scores > own).sum(1, dtype=torch.int32).long()
+    tied = (scores == own).sum(1, dtype=torch.int32).long() - 1  # less the target itself
+    own = own[:, 0]
+    greater -= (scores[:, 0] > own).long()
+    tied -= (scores[:, 0] == own).long()
+
+    row, item = _exclusions(scores, exclude_row, exclude_item)
+    other = item != target[row]
+    row, item = row[other], item[other]
+    value = scores[row, item]  # [P]
+    greater.index_add_(0, row, (value > own[row]).long(), alpha=-1)
+    tied.index_add_(0, row, (value == own[row]).long(), alpha=-1)
+    return 1.0 + greater.double() + tied.double() / 2.0, tied
+
+
+def top_k(
+    scores: Tensor,
+    k: int,
+    *,
+    exclude_row: Tensor | None = None,
+    exclude_item: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The k best items of each row, best first.
+
+    Args:
+        scores: [N, I+1]; column 0 is never returned. Not modified.
+        k: How many items, at least 1.
+        exclude_row: [P] int64 or None, as in :func:`rank_targets`.
+        exclude_item: [P] int64 or None.
+
+    Returns:
+        Items [N, k] int64 and their scores [N, k]. Where fewer than k items are left, the rest of
+        the row is item 0 with score -inf; an item the model scores -inf counts as not there. The
+        order among equal scores is not defined.
+
+    Raises:
+        EvaluationError: if k < 1, a shape or an index does not fit, or a score is NaN.
+    """
+    if k < 1:
+        raise EvaluationError(f"top_k got k={k}; ask for at least 1 item.")
+    _check_scores(scores)
+    row, item = _exclusions(scores, exclude_row, exclude_item)
+    allowed = scores.clone()
+    allowed[:, 0] = -torch.inf
+    allowed[row, item] = -torch.inf
+    best, items = allowed.topk(min(k, scores.shape[1]), dim=1)
+    items = items.masked_fill(best == -torch.inf, 0)
+    missing = k - items.shape[1]
+    if missing > 0:
+        items = torch.nn.functional.pad(items, (0, missing))
+        best = torch.nn.functional.pad(best, (0, missing), value=-torch.inf)
+    return items, best
+
+
+def _check_scores(scores: Tensor) -> None:
+    if scores.dim() != 2 or scores.shape[1] < 2 or not scores.is_floating_point():
+        raise EvaluationError(
+            f"scores are {tuple(scores.shape)} {scores.dtype}; wanted floating point [N, I+1] "
+            "with a column for padding and at least one item."
+        )
+    # a maximum is NaN if any entry is: one pass and no temporary of the size of the scores
+    bad = scores[:, 1:].amax(1).isnan().nonzero()[:, 0]
+    if len(bad) > 0:
+        case = int(bad[0])
+        column = int(scores[case, 1:].isnan().nonzero()[0, 0]) + 1
+        raise EvaluationError(
+            f"the score of item {column} in row {case} is NaN ({len(bad)} of {len(scores)} rows "
+            "hold NaN); the model diverged or met an input it cannot handle: check its loss and "
+            "lower the learning rate."
+        )
+
+
+def _check_targets(scores: Tensor, target: Tensor) -> None:
+    if target.shape != scores.shape[:1] or target.dtype != torch.int64:
+        raise EvaluationError(
+            f"target is {tuple(target.shape)} {target.dtype}; wanted [{len(scores)}] int64, "
+            "one item per row of the scores."
+        )
+    wrong = ((target < 1) | (target >= scores.shape[1])).nonzero()[:, 0]
+    if len(wrong) > 0:
+        case = int(wrong[0])
+        raise EvaluationError(
+            f"row {case} has target {int(target[case])}; wanted an item in "
+            f"1..{scores.shape[1] - 1} (0 is padding)."
+        )
+
+
+def _exclusions(scores: Tensor, row: Tensor | None, item: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Excluded pairs without repeats and without padding: [P'] rows, [P'] items."""
+    if row is None and item is None:
+        nothing = torch.empty(0, dtype=torch.int64, device=scores.device)
+        return nothing, nothing
+    if row is None or item is None or row.shape != item.shape or row.dim() != 1:
+        raise EvaluationError(
+            "exclude_row and exclude_item must both be given, both [P]: one pair per position."
+        )
+    cases, width = scores.shape
+    if bool(((row < 0) | (row >= cases) | (item < 0) | (item >= width)).any()):
+        raise EvaluationError(
+            f"an excluded pair lies outside the scores; wanted rows in 0..{cases - 1} and items in "
+            f"0..{width - 1}."
+        )
+    pair = torch.unique(row[item > 0] * width + item[item > 0])
+    return pair // width, pair % width

@@ -1,0 +1,147 @@
+"""Modality retention: how much of a teacher's similarity structure a student table still holds.
+
+Two figures per modality, over the items that have it. Spearman correlation between the student's
+and the teacher's cosine similarities of a fixed sample of pairs, and recall@k of the teacher's k
+nearest neighbours among the student's, for a fixed sample of query items (FAISS, inner product of
+unit vectors). KDSR (arXiv:2401.07257) names the loss of this structure modality forgetting.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmkd.evaluation.errors import EvaluationError
+
+
+class RetentionProbe:
+    """Compares student tables with one modality's teacher; the teacher's side is computed once."""
+
+    def __init__(
+        self,
+        *,
+        teacher: Tensor,
+        present: Tensor,
+        pairs: int = 20_000,
+        queries: int = 1000,
+        k: int = 10,
+        seed: int = 0,
+    ) -> None:
+        """Draw the pairs and queries, and find the teacher's similarities and neighbours.
+
+        Args:
+            teacher: [I+1, d_t] teacher vectors, row 0 padding.
+            present: [I+1] bool, which items have the modality.
+            pairs: Pairs of distinct items to compare, drawn with replacement.
+            queries: Items whose neighbours are compared; all of them where there are fewer.
+            k: Neighbours per query.
+            seed: Of the samples.
+
+        Raises:
+            EvaluationError: if shapes do not fit or fewer than k + 2 items have the modality.
+        """
+        if teacher.dim() != 2 or present.shape != teacher.shape[:1] or present.dtype != torch.bool:
+            raise EvaluationError(
+                f"teacher {tuple(teacher.shape)} and present {tuple(present.shape)} "
+                f"{present.dtype}; wanted [I+1, d] and [I+1] bool."
+            )
+        if min(pairs, queries, k) < 1:
+            raise EvaluationError(f"pairs {pairs}, queries {queries}, k {k}: all must be >= 1.")
+        rows = present.detach().cpu().numpy().nonzero()[0]
+        self._rows: NDArray[np.int64] = rows[rows > 0].astype(np.int64)
+        count = len(self._rows)
+        if count < k + 2:  # with k + 1 items all others are neighbours and recall is always 1
+            raise EvaluationError(
+                f"{count} items have this modality; recall@{k} needs at least {k + 2}: lower k."
+            )
+        self._table_rows = len(teacher)
+        self._k = k
+        generator = np.random.default_rng(seed)
+        self._first = generator.integers(count, size=pairs)
+        self._second = (self._first + generator.integers(1, count, size=pairs)) % count
+        self._queries = generator.permutation(count)[:queries]
+        unit = self._unit_rows(teacher)
+        self._similarity_ranks = _ranks(self._similarities(unit))
+        self._neighbours = self._nearest(unit)
+
+    def measure(self, student: Tensor) -> dict[str, float]:
+        """Retention of one student table.
+
+        Args:
+            student: [I+1, D] student vectors of the same items, any width and device.
+
+        Returns:
+            ``{"spearman": -1..1, "recall@k": 0..1}``. Where all student (or teacher) similarities
+            are equal their order holds nothing, and spearman is 0.
+
+        Raises:
+            EvaluationError: if the table has other rows than the teacher, or is not finite.
+        """
+        unit = self._unit_rows(student)
+        found = self._nearest(unit)
+        hits = (self._neighbours[:, :, None] == found[:, None, :]).any(2)  # [Q, k]
+        return {
+            "spearman": _pearson(self._similarity_ranks, _ranks(self._similarities(unit))),
+            f"recall@{self._k}": float(hits.mean()),
+        }
+
+    def _unit_rows(self, table: Tensor) -> NDArray[np.float32]:
+        """Rows that have the modality, scaled to length 1: [n, D] (a zero row stays zero)."""
+        if table.dim() != 2 or len(table) != self._table_rows:
+            raise EvaluationError(
+                f"table is {tuple(table.shape)}; wanted {self._table_rows} rows, as the teacher."
+            )
+        rows = torch.from_numpy(self._rows).to(table.device)
+        vectors = table.detach()[rows].float()
+        if not bool(torch.isfinite(vectors).all()):
+            raise EvaluationError(
+                "the table holds NaN or infinite numbers; training diverged: lower the learning "
+                "rate or the weight of the loss that grew."
+            )
+        unit: NDArray[np.float32] = torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
+        return unit
+
+    def _similarities(self, unit: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Cosine of each sampled pair: [pairs]."""
+        cosines: NDArray[np.float32] = np.einsum("pd,pd->p", unit[self._first], unit[self._second])
+        return cosines
+
+    def _nearest(self, unit: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The k nearest other items of each query: [Q, k], numbered within the present items."""
+        index = faiss.IndexFlatIP(unit.shape[1])
+        with _faiss_threads(torch.get_num_threads()):
+            index.add(unit)
+            _, found = index.search(unit[self._queries], self._k + 1)  # [Q, k+1]
+        # drop the query itself; where a duplicate pushed it out of the list, the last one instead
+        itself = found == self._queries[:, None]
+        itself[~itself.any(1), -1] = True
+        nearest: NDArray[np.int64] = found[~itself].reshape(len(found), self._k)
+        return nearest
+
+
+def _ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Rank of each value, 1 for the lowest; equal values share the mean of their ranks."""
+    _, index, count = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = np.cumsum(count) - (count - 1) / 2.0
+    return ranks[index]
+
+
+def _pearson(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / scale if scale > 0.0 else 0.0
+
+
+@contextmanager
+def _faiss_threads(count: int) -> Iterator[None]:
+    """As many FAISS threads as torch may use, the process's own setting afterwards."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)

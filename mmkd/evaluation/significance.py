@@ -1,0 +1,143 @@
+"""Is it real? Bootstrap intervals of a mean, and a paired permutation test between two runs.
+
+The unit that is resampled is the user: the cases of one user are not independent, so they are
+drawn, or change sides, together. Percentile bootstrap: Efron and Tibshirani, An Introduction to
+the Bootstrap, chapter 13. Permutation by sign flips, with the observed sample counted among the
+permutations so that p is never 0: Phipson and Smyth, arXiv:1603.05766.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmkd.evaluation.errors import EvaluationError
+
+_CHUNK_NUMBERS = 4_000_000  # random numbers held at once, about 32 MB
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Outcome of a paired permutation test.
+
+    Attributes:
+        difference: Mean over cases of first minus second.
+        p_value: Two-sided, in 1/(permutations+1)..1.
+        users: Users in the test.
+        permutations: How many sign flips were drawn.
+    """
+
+    difference: float
+    p_value: float
+    users: int
+    permutations: int
+
+
+def bootstrap_intervals(
+    values: NDArray[np.float64],
+    users: NDArray[np.int64],
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Percentile intervals of the mean over cases, users drawn with replacement.
+
+    Args:
+        values: [N, M] per-case values of M metrics; all see the same resamples.
+        users: [N] user of each case.
+        level: Share of resamples inside the interval.
+        resamples: How many samples of users to draw.
+        seed: Of the draws.
+
+    Returns:
+        [M, 2] lower and upper ends.
+
+    Raises:
+        EvaluationError: if there is no case, or an argument does not fit.
+    """
+    if values.ndim != 2 or users.shape != values.shape[:1] or len(users) == 0:
+        raise EvaluationError(
+            f"values {values.shape} and users {users.shape}; wanted [N, M] and [N], N at least 1."
+        )
+    if not 0.0 < level < 1.0 or resamples < 1:
+        raise EvaluationError(
+            f"level {level} and resamples {resamples}; wanted a level inside 0..1, e.g. 0.95, and "
+            "at least 1 resample."
+        )
+    sums = _per_user(np.column_stack([values, np.ones(len(values))]), users)  # [U, M+1]
+    count = len(sums)
+    generator = np.random.default_rng(seed)
+    means = []
+    for size in _chunks(resamples, count):
+        drawn = generator.integers(count, size=(size, count))
+        drawn += np.arange(size)[:, None] * count
+        times = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
+        total = times.astype(np.float64) @ sums  # [size, M+1]
+        means.append(total[:, :-1] / total[:, -1:])
+    tail = (1.0 - level) / 2.0
+    ends: NDArray[np.float64] = np.quantile(np.concatenate(means), [tail, 1.0 - tail], axis=0).T
+    return ends
+
+
+def paired_permutation_test(
+    first: NDArray[np.float64],
+    second: NDArray[np.float64],
+    users: NDArray[np.int64],
+    *,
+    permutations: int = 10_000,
+    seed: int = 0,
+) -> PairedTest:
+    """Two-sided test that two runs' per-case values have the same mean.
+
+    Args:
+        first: [N] per-case values of one run.
+        second: [N] those of the other, case by case.
+        users: [N] user of each case; a user's cases change sides together.
+        permutations: How many random sign flips to draw.
+        seed: Of the flips.
+
+    Returns:
+        The difference of means and p = (1 + flips at least as extreme) / (1 + flips).
+
+    Raises:
+        EvaluationError: if the arrays differ in length, are empty, or permutations < 1.
+    """
+    if not first.shape == second.shape == users.shape or first.ndim != 1 or len(first) == 0:
+        raise EvaluationError(
+            f"first {first.shape}, second {second.shape}, users {users.shape}; wanted all [N], "
+            "N at least 1, case by case."
+        )
+    if permutations < 1:
+        raise EvaluationError(f"permutations is {permutations}; wanted at least 1.")
+    change = _per_user((first - second)[:, None], users)[:, 0]  # [U]
+    observed = abs(change.sum())
+    moved = change[change != 0.0]  # a zero has no sign to flip
+    # equal sums differ in their last bits by the order of addition: count those as equal
+    reached = observed - 1e-12 * np.abs(moved).sum()
+    generator = np.random.default_rng(seed)
+    extreme = 0
+    for size in _chunks(permutations, len(moved)):
+        bits = np.frombuffer(generator.bytes(size * (len(moved) // 8 + 1)), dtype=np.uint8)
+        flip = np.unpackbits(bits.reshape(size, -1), axis=1, count=len(moved))  # [size, U]
+        total = moved.sum() - 2.0 * (flip.astype(np.float64) @ moved)
+        extreme += int((np.abs(total) >= reached).sum())
+    return PairedTest(
+        difference=float((first - second).mean()),
+        p_value=(extreme + 1) / (permutations + 1),
+        users=len(change),
+        permutations=permutations,
+    )
+
+
+def _per_user(values: NDArray[np.float64], users: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sum the cases of each user: [N, M] to [U, M]."""
+    known, index = np.unique(users, return_inverse=True)
+    columns = [np.bincount(index, weights=v, minlength=len(known)) for v in values.T]
+    return np.column_stack(columns)
+
+
+def _chunks(total: int, width: int) -> list[int]:
+    """Split `total` rows of `width` numbers into pieces that fit the memory budget."""
+    size = max(1, min(total, _CHUNK_NUMBERS // max(1, width)))
+    return [min(size, total - start) for start in range(0, total, size)]

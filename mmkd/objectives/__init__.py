@@ -1,0 +1,1 @@
+"""Objectives: student outputs, a batch and teacher targets to one loss."""

@@ -1,0 +1,321 @@
+"""The whole flow on one page: items -> encoders -> cache -> distiller -> student -> metrics.
+
+Each function takes the checked plan of a recipe and what the function before it returned.
+Read this first; every part has a file of its own.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from mmkd import __version__
+from mmkd.data import SPLITS, InteractionLog, ItemTable, SequenceSplit
+from mmkd.data.readers import load_interactions, load_items
+from mmkd.distiller import CorrelationDistiller, CorrelationTargets
+from mmkd.embedding_cache import EmbeddingCache, EmbeddingTable
+from mmkd.encoders import build_encoder
+from mmkd.evaluation.retention import RetentionProbe
+from mmkd.objectives.correlation import CorrelationLoss
+from mmkd.objectives.objective import Objective
+from mmkd.plan import Plan, plan
+from mmkd.recipe import Recipe, load_recipe, recipe_digest
+from mmkd.serving.run_folder import RunError, RunFolder, build_student
+from mmkd.serving.scorer import scorer
+from mmkd.student import Recommender
+from mmkd.training.checkpoint import write_json
+from mmkd.training.memory import peak_memory_bytes
+from mmkd.training.step import TrainStep
+
+EmbedProgress = Callable[[str, int, int], None]  # (modality name, done, of)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What ``load_data`` returns."""
+
+    items: ItemTable
+    log: InteractionLog
+    split: SequenceSplit
+
+
+def load_data(planned: Plan) -> Dataset:
+    """Read the catalogue and the log, and split the sequences."""
+    root = planned.recipe.data.folder
+    items = load_items(root=root, **planned.items)
+    log = load_interactions(items, root=root, **planned.interactions)
+    split = SPLITS[planned.recipe.data.split.kind](log, len(items), **planned.split)
+    return Dataset(items=items, log=log, split=split)
+
+
+def embed(
+    planned: Plan,
+    items: ItemTable,
+    *,
+    device: str = "cpu",
+    batch_size: int = 64,
+    progress: EmbedProgress | None = None,
+) -> dict[str, EmbeddingTable]:
+    """Encode each modality of the catalogue once; what the cache holds is not encoded again."""
+    cache = EmbeddingCache(**planned.cache)
+    return {
+        name: cache.table(
+            card,
+            items,
+            encoder_factory=partial(
+                build_encoder,
+                card,
+                device=device,
+                allow_random_weights=planned.allow_random_weights,
+            ),
+            batch_size=batch_size,
+            progress=partial(progress, name) if progress else None,
+        )
+        for name, card in planned.cards.items()
+    }
+
+
+def distil(planned: Plan, tables: Mapping[str, EmbeddingTable]) -> CorrelationDistiller | None:
+    """Reduce the teachers and fit their codebooks; None without encoders."""
+    if planned.distiller is None:
+        return None
+    return CorrelationDistiller(**planned.distiller).fit(tables)
+
+
+def build_step(
+    planned: Plan, split: SequenceSplit, distiller: CorrelationDistiller | None
+) -> tuple[TrainStep, dict[str, Any]]:
+    """Student and objective, and the spec from which the student can be built again."""
+    teachers = distiller.reduced if distiller else {}
+    spec = {
+        "mmkd": __version__,
+        "item_count": split.item_count,
+        "max_length": planned.trainer.max_length,
+        "embedding": planned.embedding,
+        "backbone": planned.backbone,
+        "score_with": planned.recipe.student.score_with,
+        "modalities": {name: teacher.shape[1] for name, teacher in teachers.items()},
+    }
+    student = build_student(spec, teachers, distiller.present if distiller else {})
+    losses = {name: CorrelationLoss(**planned.correlation) for name in teachers} \
+        if planned.correlation is not None else {}
+    counts = torch.from_numpy(split.train_counts())
+    objective = Objective(
+        planned.supervision.build_loss(counts), correlation=losses, **planned.weights
+    )
+    return TrainStep(student, objective), spec
+
+
+def train(
+    recipe: Recipe,
+    *,
+    folder: Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: EmbedProgress | None = None,
+) -> dict[str, Any]:
+    """The main job: a recipe to a run folder with a trained, tested recommender.
+
+    Args:
+        recipe: What to run.
+        folder: The run's folder; made.
+        resume: Continue an interrupted run of the same recipe; a finished one is just reported.
+        overwrite: Start anew where there is a run already.
+        progress: Told how far the embedding is.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        RecipeError: The recipe has mistakes.
+        RunError: The folder holds a run and neither ``resume`` nor ``overwrite`` is given, or a
+            run of another recipe.
+        TrainingInterrupted: After SIGINT or SIGTERM, once a checkpoint is written.
+    """
+    planned = plan(recipe)
+    run = RunFolder(folder)
+    if resume and run.finished:
+        _check_same(run, recipe)
+        return run.result()
+    accelerator = planned.trainer.accelerator(run_folder=folder, run_name=recipe.name)
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            _open(run, recipe, resume=resume, overwrite=overwrite)
+    began = time.monotonic()
+    data = load_data(planned)
+    with accelerator.main_process_first():  # the others then find everything in the cache
+        tables = embed(planned, data.items, device=str(accelerator.device), progress=progress)
+    distiller = distil(planned, tables)
+    torch.manual_seed(recipe.seed)
+    step, spec = build_step(planned, data.split, distiller)
+    if accelerator.is_main_process:
+        data.items.save(folder / "items.parquet")
+        run.write_student_spec(spec)
+    prepared_s = time.monotonic() - began
+    step.to(accelerator.device)
+    # every process starts from the same weights and drops out different units
+    torch.manual_seed(recipe.seed + accelerator.process_index)
+    report = planned.trainer.fit(
+        step,
+        planned.supervision.stream(
+            data.split,
+            max_length=planned.trainer.max_length,
+            batch_size=planned.trainer.batch_size,
+            seed=recipe.seed,
+            device=accelerator.device,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        ),
+        targets=_targets_of(planned, distiller, accelerator),
+        validate=_validation(planned, data.split, step.student, distiller, accelerator),
+        asynchronous=planned.asynchronous,
+        accelerator=accelerator,
+        folder=folder,
+        resume=resume,
+    )
+    ranks = _ranks(planned, data.split, step.student, accelerator, test=True)
+    result = {
+        "recipe": recipe.name,
+        "digest": recipe_digest(recipe),
+        "seed": recipe.seed,
+        "split": recipe.data.split.kind,
+        "test": planned.evaluator.report(ranks, data.split, seed=recipe.seed),
+        "valid": report.history[report.best_epoch]["valid"],
+        "best_epoch": report.best_epoch,
+        "epochs": len(report.history),
+        "stopped": report.stopped,
+        "seconds": {
+            "prepare": round(prepared_s, 1),
+            "train_and_validate": round(report.seconds, 1),
+            "epoch": _mean([record["train_seconds"] for record in report.history]),
+            "validation": _mean([record["valid_seconds"] for record in report.history]),
+        },
+        "peak_memory_bytes": peak_memory_bytes(),
+        "processes": accelerator.num_processes,
+        "parameters": sum(p.numel() for p in step.student.parameters()),
+    }
+    if accelerator.is_main_process:
+        run.write_ranks(ranks)
+        write_json(folder / "history.json", report.history)
+        run.write_result(result)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return result
+
+
+def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:
+    """Evaluate a run's student again on its own split.
+
+    Args:
+        folder: A trained run.
+        cases: ``test`` or ``valid``.
+
+    Returns:
+        The report, as ``summarise`` gives it.
+
+    Raises:
+        RunError: The folder holds no trained run, or the data changed since.
+    """
+    run = RunFolder(folder)
+    student = run.student()
+    recipe = load_recipe(str(run.recipe))
+    planned = plan(recipe)
+    data = load_data(planned)
+    if data.items.ids != run.items().ids:
+        raise RunError(
+            f"{folder}: the catalogue in {recipe.data.root} is not the one this run was trained "
+            "on; put the old one back or train again"
+        )
+    accelerator = planned.trainer.accelerator(run_folder=folder, run_name=recipe.name)
+    ranks = _ranks(planned, data.split, student, accelerator, test=cases == "test")
+    return planned.evaluator.report(ranks, data.split, seed=recipe.seed)
+
+
+def _targets_of(
+    planned: Plan, distiller: CorrelationDistiller | None, accelerator: Accelerator
+) -> Callable[[Tensor, torch.Generator], Mapping[str, CorrelationTargets]]:
+    if distiller is None or planned.correlation is None:
+        return lambda items, generator: {}
+    distiller.to(accelerator.device)
+    return lambda items, generator: distiller.targets(items, generator=generator)
+
+
+def _validation(
+    planned: Plan,
+    split: SequenceSplit,
+    student: Recommender,
+    distiller: CorrelationDistiller | None,
+    accelerator: Accelerator,
+) -> Callable[[], dict[str, float]]:
+    """Validation metrics and, for every modality, how much of it the student still holds."""
+    probes = {
+        name: RetentionProbe(
+            teacher=teacher.cpu(), present=distiller.present[name].cpu(), seed=planned.recipe.seed
+        )
+        for name, teacher in (distiller.reduced.items() if distiller else ())
+    } if distiller else {}
+
+    def validate() -> dict[str, float]:
+        ranks = _ranks(planned, split, student, accelerator, test=False)
+        metrics = planned.evaluator.metrics(ranks)
+        tables = student.embedding.modality_tables()
+        for name, probe in probes.items():
+            kept = probe.measure(tables[name][: split.item_count + 1])
+            metrics |= {f"retention.{name}.{key}": value for key, value in kept.items()}
+        return metrics
+
+    return validate
+
+
+def _ranks(
+    planned: Plan,
+    split: SequenceSplit,
+    student: Recommender,
+    accelerator: Accelerator,
+    *,
+    test: bool,
+) -> Any:
+    return planned.evaluator.ranks(
+        scorer(student, item_count=split.item_count, max_length=planned.trainer.max_length),
+        split,
+        split.test if test else split.valid,
+        max_length=planned.trainer.max_length,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+
+
+def _open(run: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    if run.started and overwrite:
+        shutil.rmtree(run.path)
+    elif run.started and not resume:
+        state = "a finished run" if run.finished else "an unfinished run"
+        remedy = "" if run.finished else "--resume to continue it, "
+        raise RunError(
+            f"{run.path}: holds {state} already; give {remedy}--overwrite to start anew, or "
+            "another folder with --out"
+        )
+    elif run.started:
+        _check_same(run, recipe)
+    recipe.save(run.recipe)
+
+
+def _check_same(run: RunFolder, recipe: Recipe) -> None:
+    if load_recipe(str(run.recipe)) != recipe:
+        raise RunError(
+            f"{run.path}: holds a run of another recipe than {recipe.name} as given now (compare "
+            f"{run.recipe}); resume with the same options, or give another folder with --out"
+        )
+
+
+def _mean(values: list[float]) -> float:
+    return round(sum(values) / len(values), 3) if values else 0.0

@@ -1,0 +1,242 @@
+"""Recipes: a YAML file and overrides to one frozen, checked `Recipe`.
+
+A recipe names everything a run depends on. Its structure is checked here; the options of each part
+are checked by `mmkd.options.check_options` against the constructor that takes them. No mmkd part
+is imported, so a recipe can be read, listed and compared without loading torch.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from mmkd.options import RecipeError, check_options, model_problems
+from mmkd.recipe_files import (
+    display_path,
+    find_recipe,
+    merge,
+    parse_overrides,
+    read_with_base,
+    recipe_names,
+)
+
+__all__ = [
+    "Recipe",
+    "RecipeError",
+    "Spec",
+    "check_options",
+    "load_recipe",
+    "recipe_digest",
+    "recipe_names",
+]
+
+Options = dict[str, object]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and without room for unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Spec(BaseModel):
+    """A choice by name with its options, in YAML `{kind: sasrec, layers: 2}` or just `sasrec`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: str
+
+    @property
+    def options(self) -> Options:
+        """Everything beside `kind`."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
+
+
+class DataSection(Section):
+    """Where the catalogue and the interactions are, and how they are split."""
+
+    root: str
+    items: Options
+    interactions: Options
+    split: Spec
+
+    @property
+    def folder(self) -> Path:
+        """`root` as an absolute path; a relative root counts from the working folder."""
+        return Path(self.root).expanduser().absolute()
+
+
+class StudentSection(Section):
+    """The recommender: item embedding, backbone, and the item vectors it scores with."""
+
+    embedding: Options = Field(default_factory=dict)
+    backbone: Spec
+    score_with: Literal["id", "fused"]
+
+
+class ObjectiveSection(Section):
+    """The recommendation loss and, unless null, the correlation losses of the distillation."""
+
+    recommendation: Spec
+    correlation: Options | None = None
+
+
+class Recipe(Section):
+    """Everything a run depends on.
+
+    `encoders` maps a modality to the name of its encoder card and may be empty; a null card drops a
+    modality that a base recipe has. `distiller: null` means that the encoders only initialise the
+    student.
+    """
+
+    name: str
+    seed: StrictInt = 0
+    data: DataSection
+    encoders: dict[str, str] = Field(default_factory=dict)
+    cache: Options = Field(default_factory=dict)
+    distiller: Options | None = None
+    student: StudentSection
+    objective: ObjectiveSection
+    asynchronous: Spec = Spec(kind="none")
+    training: Options = Field(default_factory=dict)
+    evaluation: Options = Field(default_factory=dict)
+
+    _source: str = PrivateAttr(default="")
+
+    @field_validator("encoders", mode="before")
+    @classmethod
+    def _without_null(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return {} if value is None else value
+        return {modality: card for modality, card in value.items() if card is not None}
+
+    def __eq__(self, other: object) -> bool:
+        """Two recipes are equal when they say the same, wherever they were read from."""
+        return isinstance(other, Recipe) and self.model_dump() == other.model_dump()
+
+    def __hash__(self) -> int:
+        """Consistent with `==`."""
+        return hash(recipe_digest(self))
+
+    def where(self, section: str) -> str:
+        """The start of a message about a section, such as `recipes/x.yaml: distiller`."""
+        return f"{self._source or self.name}: {section}"
+
+    def to_yaml(self) -> str:
+        """The whole recipe, bases and overrides resolved; reading it gives an equal recipe."""
+        content = {key: _escaped(value) for key, value in self.model_dump().items()}
+        return OmegaConf.to_yaml(OmegaConf.create(content))
+
+    def save(self, path: Path) -> None:
+        """Writes `to_yaml()` to a file, whole or not at all; its folder is made when missing."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(self.to_yaml())
+            os.replace(partial, path)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe, puts it over its base, applies overrides and checks the structure.
+
+    A recipe may name one `base`, a recipe beside it, and then holds just the differences. Mappings
+    merge key by key and lists are replaced; a mapping whose `kind` changes is replaced as well, for
+    the options of one kind mean nothing to another. Overrides merge in the same way.
+
+    Args:
+        name_or_path: A path that ends in `.yaml`, or a name to be found in `./recipes`, among the
+            recipes that came with the package, or in the checkout.
+        overrides: Such as `training.lr=1e-3`; the part after `=` is YAML.
+
+    Returns:
+        The recipe, with interpolations resolved.
+
+    Raises:
+        RecipeError: With every problem found, each with file and dotted key.
+    """
+    path = find_recipe(name_or_path)
+    source = display_path(path)
+    changes, problems = parse_overrides(overrides)
+    content = merge(read_with_base(path), changes)
+    missing = list(_missing(content))
+    problems += [
+        f"{source}: {key}: has no value yet (???); set it in the file or with {key}=VALUE"
+        for key in missing
+    ]
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(content), resolve=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "interpolation"
+        problems.append(f"{source}: {key}: {str(error).splitlines()[0]}")
+        resolved = content  # go on unresolved, to report the other problems too
+    try:
+        recipe = Recipe.model_validate(resolved)
+    except ValidationError as error:
+        problems += [
+            f"{'override' if _touches(changes, key) else source}: {key}: {message}"
+            for key, message in model_problems(Recipe, error)
+            if key not in missing
+        ]
+        raise RecipeError(problems) from error
+    if problems:
+        raise RecipeError(problems)
+    recipe._source = source
+    return recipe
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """A hexadecimal digest of all a recipe says, for naming and comparing runs."""
+    text = json.dumps(recipe.model_dump(), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _missing(content: object, prefix: str = "") -> Iterator[str]:
+    """Dotted keys whose value is `???`."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _missing(value, f"{prefix}.{key}" if prefix else str(key))
+    elif content == "???":
+        yield prefix
+
+
+def _touches(changes: object, key: str) -> bool:
+    """Whether a dotted key was written by an override."""
+    for part in key.split("."):
+        if not isinstance(changes, Mapping) or part not in changes:
+            return False
+        changes = changes[part]
+    return True
+
+
+def _escaped(value: object) -> object:
+    """Keeps a literal `${` literal: read again, it would be an interpolation."""
+    if isinstance(value, str):
+        return value.replace("${", "\\${")
+    if isinstance(value, Mapping):
+        return {key: _escaped(item) for key, item in value.items()}
+    return [_escaped(item) for item in value] if isinstance(value, (list, tuple)) else value

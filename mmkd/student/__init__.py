@@ -1,0 +1,19 @@
+"""The student: fused item embeddings, a backbone, scores. Imports only torch."""
+
+from mmkd.student.backbones import BACKBONES, Backbone, backbone_class, build_backbone
+from mmkd.student.fusion import ConcatFusion, GateFusion, SumFusion
+from mmkd.student.item_embedding import FusedItemEmbedding
+from mmkd.student.recommender import Recommender, StudentOutput
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "ConcatFusion",
+    "FusedItemEmbedding",
+    "GateFusion",
+    "Recommender",
+    "StudentOutput",
+    "SumFusion",
+    "backbone_class",
+    "build_backbone",
+]

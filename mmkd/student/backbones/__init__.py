@@ -1,0 +1,81 @@
+"""Backbones: sequence networks from inputs [B, L, d] and a padding mask to states [B, L, d]."""
+
+import difflib
+import importlib
+import inspect
+from typing import Any, Protocol, cast
+
+from torch import Tensor, nn
+
+BACKBONES: dict[str, str] = {
+    "sasrec": "mmkd.student.backbones.sasrec:SASRec",
+    "bert4rec": "mmkd.student.backbones.bert4rec:BERT4Rec",
+    "gru4rec": "mmkd.student.backbones.gru4rec:GRU4Rec",
+}
+"""Kind to `module:Class`; imported only when asked for."""
+
+
+class Backbone(Protocol):
+    """An nn.Module that turns input vectors into states.
+
+    Its constructor takes `width` by keyword, and `max_length` too if the network is built for a
+    fixed number of positions.
+    """
+
+    causal: bool
+    """True when a state depends on no later position."""
+
+    def __call__(self, x: Tensor, padding: Tensor, /) -> Tensor:
+        """[B, L, d] and [B, L] bool (True at padding, on the left) to [B, L, d]."""
+        ...
+
+
+def backbone_class(kind: str) -> type[nn.Module]:
+    """The class behind a kind.
+
+    Args:
+        kind: A name in `BACKBONES`, or `package.module:Class` of an installed package.
+
+    Raises:
+        ValueError: Unknown name, or a class that cannot be imported or is no backbone.
+    """
+    path = BACKBONES.get(kind, kind)
+    module_name, colon, class_name = path.partition(":")
+    if not colon or "/" in module_name or not class_name:
+        close = difflib.get_close_matches(kind, BACKBONES, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(BACKBONES)}"
+        raise ValueError(f"backbone {kind!r}: unknown; {hint} (or package.module:Class).")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"backbone {kind!r}: cannot be imported ({error}); "
+            "install the package that holds it, or correct the module:Class path."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module) and hasattr(found, "causal")):
+        raise ValueError(
+            f"backbone {kind!r}: got {found!r}, wanted an nn.Module class with a `causal` "
+            "attribute; derive it from torch.nn.Module and set `causal: bool`."
+        )
+    return found
+
+
+def build_backbone(kind: str, *, width: int, max_length: int, **options: Any) -> Backbone:
+    """Build a backbone by its kind.
+
+    Args:
+        kind: As in `backbone_class`.
+        width: d.
+        max_length: Longest sequence, in positions; passed on only to a class that asks for it.
+        **options: The class's own keyword arguments.
+
+    Raises:
+        ValueError: As in `backbone_class`, or from the class itself.
+    """
+    found = backbone_class(kind)
+    if "max_length" in inspect.signature(found).parameters:
+        options["max_length"] = max_length
+    return cast(Backbone, found(width=width, **options))
+
+
+__all__ = ["BACKBONES", "Backbone", "backbone_class", "build_backbone"]

@@ -1,0 +1,170 @@
+"""Transformer over left-padded sequences: inputs [B, L, d] to states [B, L, d].
+
+What SASRec (arXiv:1808.09781) and BERT4Rec (arXiv:1904.06690) share: everything but who may look
+at whom. Pre-norm blocks (arXiv:2002.04745), which train without warm-up.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmkd.student.dropout import dropout
+
+Activation = Literal["gelu", "relu"]
+
+
+class Transformer(nn.Module):
+    """Learned positions, blocks, final LayerNorm.
+
+    Positions count from the right: the last column always has index `max_length - 1`, so trimming
+    or adding left padding changes nothing. With `input_norm` the inputs are LayerNorm'd, hence
+    the item table's scale (0.02 at the start) acts on the scores only and the residual stream
+    starts at unit scale instead of being drowned by the first block's output.
+
+    Dropout of the inputs is the item embedding's; here it falls on what each sublayer adds. There
+    is none on attention weights: it would force the slow attention kernel.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        max_length: int,
+        causal: bool,
+        layers: int,
+        heads: int,
+        dropout: float,
+        feedforward: int | None,
+        activation: Activation,
+        input_norm: bool,
+    ) -> None:
+        """Build the blocks; the arguments are described in `SASRec`."""
+        super().__init__()
+        if width % heads:
+            raise ValueError(
+                f"width {width} does not split into {heads} heads; use a divisor of {width}."
+            )
+        if layers < 1 or max_length < 1:
+            raise ValueError(
+                f"layers {layers}, max_length {max_length}: both must be at least 1; raise them."
+            )
+        self.causal = causal
+        self.max_length = max_length
+        self.positions = nn.Parameter(torch.randn(max_length, width) * 0.02)
+        self.input_norm = nn.LayerNorm(width) if input_norm else nn.Identity()
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                width=width,
+                heads=heads,
+                dropout=dropout,
+                feedforward=4 * width if feedforward is None else feedforward,
+                activation=activation,
+            )
+            for _ in range(layers)
+        )
+        self.output_norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        """Run the blocks.
+
+        Args:
+            x: [B, L, d] input vectors.
+            padding: [B, L] bool, True at padding.
+
+        Returns:
+            [B, L, d]; finite at padding too, but without meaning there.
+
+        Raises:
+            ValueError: L is larger than `max_length`.
+        """
+        length = x.shape[1]
+        if length > self.max_length:
+            raise ValueError(
+                f"got a sequence of {length} positions, wanted at most max_length "
+                f"{self.max_length}; cut the sequence or raise max_length."
+            )
+        x = self.input_norm(x + self.positions[self.max_length - length :])
+        mask = attention_mask(padding, causal=self.causal, dtype=x.dtype)  # once for all blocks
+        for block in self.blocks:
+            x = block(x, mask)
+        states: Tensor = self.output_norm(x)
+        return states
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm self-attention and feed-forward network, each added to its input."""
+
+    def __init__(
+        self, *, width: int, heads: int, dropout: float, feedforward: int, activation: Activation
+    ) -> None:
+        """Build one block.
+
+        Args:
+            width: d.
+            heads: Attention heads; must divide d.
+            dropout: Dropout of what each sublayer adds.
+            feedforward: Hidden width of the feed-forward network.
+            activation: `gelu` or `relu`.
+
+        Raises:
+            ValueError: Unknown activation.
+        """
+        super().__init__()
+        if activation not in ("gelu", "relu"):
+            raise ValueError(f"activation {activation!r}: unknown; use gelu or relu.")
+        self.heads = heads
+        self.dropout = dropout
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.feedforward_norm = nn.LayerNorm(width)
+        self.feedforward_in = nn.Linear(width, feedforward)
+        self.feedforward_out = nn.Linear(feedforward, width)
+        self.activation = F.gelu if activation == "gelu" else F.relu
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Attend, then transform.
+
+        Args:
+            x: [B, L, d].
+            mask: [B, 1, L, L] additive, as `attention_mask` makes it.
+
+        Returns:
+            [B, L, d].
+        """
+        batch, length, width = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(batch, length, 3, self.heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, L, d/heads]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = self.attention_out(mixed.transpose(1, 2).reshape(batch, length, width))
+        x = x + dropout(mixed, self.dropout, self.training)
+        hidden = self.activation(self.feedforward_in(self.feedforward_norm(x)))
+        return x + dropout(self.feedforward_out(hidden), self.dropout, self.training)
+
+
+def attention_mask(padding: Tensor, *, causal: bool, dtype: torch.dtype) -> Tensor:
+    """Who may look at whom, as a term to add to the attention scores.
+
+    A real position sees the real positions (up to itself if `causal`). Every position sees itself:
+    a padding query would otherwise see nothing, and its softmax be NaN.
+
+    Args:
+        padding: [B, L] bool, True at padding.
+        causal: Hide later positions.
+        dtype: Of the inputs.
+
+    Returns:
+        [B, 1, L, L], 0 where query (row) may see key (column), -inf elsewhere.
+    """
+    length = padding.shape[1]
+    hidden = padding[:, None, :]  # [B, 1, L]
+    if causal:
+        later = torch.ones(length, length, dtype=torch.bool, device=padding.device).triu(1)
+        hidden = hidden | later
+    itself = torch.eye(length, dtype=torch.bool, device=padding.device)
+    hidden = hidden & ~itself  # [B, L, L]
+    return torch.zeros(hidden.shape, dtype=dtype, device=padding.device).masked_fill_(
+        hidden, -torch.inf
+    )[:, None]

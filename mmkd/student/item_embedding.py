@@ -1,0 +1,177 @@
+"""Item vectors: id and modality tables to one fused vector an item.
+
+From the reduced teachers [I+1, d_t] to trainable tables [I+2, d] (row 0 padding, row I+1 mask
+token) and their fusion. KDSR (arXiv:2401.07257), section 3.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmkd.student.dropout import dropout
+from mmkd.student.fusion import FUSIONS
+from mmkd.student.teacher_init import fit_width, scale_rows
+
+Fusion = Literal["gate", "concat", "sum"]
+
+
+class FusedItemEmbedding(nn.Module):
+    """One `id` table plus one table a modality, fused to one vector an item.
+
+    Scale. Every table starts with the same mean row norm, `id_std * sqrt(width)` for the id table
+    and `modality_std * sqrt(width)` for the others: a teacher's own scale would either drown the
+    ids or vanish beside them. One factor a table, so that cosine similarities inside it (and the
+    ratios of its norms) are the teacher's.
+
+    Width. Where `width` equals the teacher's, S_m starts as the teacher itself; a narrower one is
+    the orthogonal projection that keeps inner products best (on a PCA teacher: its leading
+    columns); a wider one is padded with zero columns.
+
+    Missing. An item without a modality has a zero row there, which takes no part in the fusion and
+    gets no gradient from it. The mask token has an id row only. The padding row is never read, so
+    its zeros stay zeros; its fused vector is zero.
+
+    Dropout falls on the vectors that `lookup` and `forward` return, that is on a sequence's inputs,
+    and not on `table`: the fused table is also the matrix to score with, where noise would hit
+    every candidate of every position in the same way and blur the targets rather than regularise.
+    """
+
+    def __init__(
+        self,
+        *,
+        item_count: int,
+        width: int,
+        modalities: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+        fusion: Fusion = "gate",
+        dropout: float = 0.1,
+        id_std: float = 0.02,
+        modality_std: float | None = None,
+        gate_width: int | None = None,
+    ) -> None:
+        """Build the tables.
+
+        Args:
+            item_count: I, the number of items.
+            width: d, the width of every table and of the fused vector.
+            modalities: Name to reduced teacher [I+1, d_t], float; the order is the sources' order.
+                To load trained weights afterwards, zeros of that shape will do.
+            present: Name to [I+1] bool, False where an item lacks the modality; a name left out
+                means that every item has it.
+            fusion: `gate`, `concat` or `sum`, see `mmkd.student.fusion`.
+            dropout: Share of the input vectors' entries that is dropped in training.
+            id_std: Standard deviation of the id table at the start.
+            modality_std: The same for the modality tables; None means `id_std`.
+            gate_width: Hidden width of the gate's network; None means a quarter of `width`.
+
+        Raises:
+            ValueError: A table's or mask's shape does not fit `item_count`, or an unknown fusion.
+        """
+        super().__init__()
+        if item_count < 1 or width < 1:
+            raise ValueError(
+                f"item_count {item_count}, width {width}: both must be at least 1; "
+                "pass the catalogue's size and the model's width."
+            )
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion {fusion!r}: unknown; use one of {', '.join(FUSIONS)}.")
+        teachers = dict(modalities or {})
+        masks = dict(present or {})
+        for name in masks.keys() - teachers.keys():
+            raise ValueError(f"present has {name!r} but modalities has not; pass both or neither.")
+        self.item_count = item_count
+        self.width = width
+        self.dropout = dropout
+
+        rows = item_count + 2
+        id_table = torch.randn(rows, width) * id_std
+        id_table[0] = 0.0
+        self.id_table = nn.Parameter(id_table)
+        self.tables = nn.ParameterDict()
+        has = [torch.ones(rows, dtype=torch.bool)]
+        std = id_std if modality_std is None else modality_std
+        for name, teacher in teachers.items():
+            mask = masks.get(name, torch.ones(item_count + 1, dtype=torch.bool))
+            _check_teacher(name, teacher, mask, item_count)
+            mask = F.pad(mask.to("cpu", torch.bool), (0, 1))  # [I+2], the mask token has none
+            mask[0] = False
+            table = F.pad(teacher.detach().to("cpu", torch.float32), (0, 0, 0, 1))  # [I+2, d_t]
+            table = torch.where(mask[:, None], table, 0.0)
+            table = scale_rows(fit_width(table, width), mask, norm=std * width**0.5)
+            self.tables[name] = nn.Parameter(table)
+            has.append(mask)
+        self.has: Tensor
+        self.register_buffer("has", torch.stack(has, dim=1))  # [I+2, S] S sources, id first
+        self.fuse = (
+            FUSIONS[fusion](width=width, sources=len(has), hidden=gate_width) if teachers else None
+        )
+
+    def table(self) -> Tensor:
+        """Fuse every row, without dropout.
+
+        Returns:
+            [I+2, d] the fused table, row 0 zero.
+        """
+        if self.fuse is None:
+            return self.id_table
+        sources = [source[1:] for source in self._sources()]
+        fused: Tensor = self.fuse(sources, self.has[1:])
+        return F.pad(fused, (0, 0, 1, 0))  # [I+2, d]; the padding row is written, never learnt
+
+    def lookup(self, items: Tensor, table: Tensor) -> Tensor:
+        """Read a sequence's input vectors from a table that `table` returned, with dropout.
+
+        Args:
+            items: [B, L] int64.
+            table: [I+2, d].
+
+        Returns:
+            [B, L, d], zero where `items` is padding.
+        """
+        x = F.embedding(items, table, padding_idx=0)  # [B, L, d], no gradient to row 0
+        return dropout(x, self.dropout, self.training)
+
+    def forward(self, items: Tensor) -> Tensor:
+        """Input vectors of a batch, fusing no more rows than needed.
+
+        Args:
+            items: [B, L] int64 in 0..I+1.
+
+        Returns:
+            [B, L, d], zero where `items` is padding.
+        """
+        # more positions than items: each item once is the cheaper side, and needs no sort for it
+        if self.fuse is None or items.numel() >= self.item_count:
+            return self.lookup(items, self.table())
+        flat = items.reshape(-1)
+        sources = [F.embedding(flat, source, padding_idx=0) for source in self._sources()]
+        fused: Tensor = self.fuse(sources, self.has[flat])  # [B*L, d]; sources of zeros give zero
+        x = fused.view(*items.shape, self.width)  # [B, L, d]
+        return dropout(x, self.dropout, self.training)
+
+    def modality_tables(self) -> dict[str, Tensor]:
+        """Name to student table S_m [I+2, d], the parameter itself."""
+        return dict(self.tables.items())
+
+    def modality_parameters(self) -> list[nn.Parameter]:
+        """The modality tables, for a parameter group with a schedule of its own."""
+        return list(self.tables.parameters())
+
+    def _sources(self) -> list[Tensor]:
+        return [self.id_table, *self.tables.values()]
+
+
+def _check_teacher(name: str, teacher: Tensor, mask: Tensor, item_count: int) -> None:
+    if teacher.ndim != 2 or len(teacher) != item_count + 1:
+        raise ValueError(
+            f"modality {name!r}: got a table of shape {tuple(teacher.shape)}, wanted "
+            f"[{item_count + 1}, d_t] (row 0 padding); pass the distiller's reduced table."
+        )
+    if tuple(mask.shape) != (item_count + 1,):
+        raise ValueError(
+            f"modality {name!r}: got a present mask of shape {tuple(mask.shape)}, wanted "
+            f"[{item_count + 1}]; pass the distiller's mask of the same modality."
+        )

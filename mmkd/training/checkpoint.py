@@ -1,0 +1,158 @@
+"""Checkpoints of a training run: tensors as safetensors, progress as JSON, each write atomic.
+
+A checkpoint is a folder ``step-00000123`` that appears under its final name only when complete.
+It holds everything that makes a resumed run equal an uninterrupted one: weights, optimiser and
+asynchronous-update state, each process's random state, and the progress record.
+No pickle is written or read.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+_PREFIX = "step-"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint can't be written or doesn't fit the run."""
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON to ``path`` atomically."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    replace_file(path, lambda file: file.write_text(text, "utf-8"))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a safetensors file atomically."""
+    # clone: safetensors refuses tensors that share storage
+    content = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    replace_file(path, lambda file: save_file(content, file))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as a flat ``parameter index.name`` mapping."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for index, entries in state.items()
+        for name, value in entries.items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Restore what ``optimizer_tensors`` returned; groups keep their current options."""
+    current = optimizer.state_dict()
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
+
+
+class CheckpointFolder:
+    """The checkpoints of one run; only the newest is kept.
+
+    Args:
+        folder: Where the ``step-*`` folders live.
+        rank: This process.
+        main: Whether this process writes the shared part.
+    """
+
+    def __init__(self, folder: Path, *, rank: int = 0, main: bool = True) -> None:
+        self.folder = folder
+        self.rank = rank
+        self.main = main
+
+    def newest(self) -> Path | None:
+        """The complete checkpoint with the highest step, or None."""
+        found = [p for p in self.folder.glob(f"{_PREFIX}*") if (p / "progress.json").is_file()]
+        return max(found, default=None, key=lambda p: int(p.name.removeprefix(_PREFIX)))
+
+    def stage(self, step: int) -> Path:
+        """The temporary folder in which every process lays its files for ``step``."""
+        staged = self.folder / f".{_PREFIX}{step:08d}.tmp"
+        staged.mkdir(parents=True, exist_ok=True)
+        return staged
+
+    def write_random_state(self, staged: Path) -> None:
+        """Lay down this process's random state (every process calls this)."""
+        state = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        write_tensors(staged / f"random-{self.rank}.safetensors", state)
+
+    def commit(
+        self,
+        staged: Path,
+        *,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        asynchronous: Mapping[str, Tensor],
+        progress: Mapping[str, object],
+    ) -> None:
+        """Write the shared part, rename the folder into place, drop older ones (main only)."""
+        write_tensors(staged / "model.safetensors", module.state_dict())
+        write_tensors(staged / "optimizer.safetensors", optimizer_tensors(optimizer))
+        write_tensors(staged / "asynchronous.safetensors", asynchronous)
+        write_json(staged / "progress.json", progress)
+        final = self.folder / staged.name.removeprefix(".").removesuffix(".tmp")
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(staged, final)
+        for path in [*self.folder.glob(f"{_PREFIX}*"), *self.folder.glob(f".{_PREFIX}*.tmp")]:
+            if path != final:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def load(
+        self, path: Path, *, module: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[dict[str, object], dict[str, Tensor]]:
+        """Restore a checkpoint into ``module``, ``optimizer`` and this process's random state.
+
+        Returns:
+            The progress record and the asynchronous update's tensors.
+
+        Raises:
+            CheckpointError: It was written by another number of processes, or for another model.
+        """
+        random_file = path / f"random-{self.rank}.safetensors"
+        if not random_file.is_file():
+            raise CheckpointError(
+                f"{path}: holds no random state of process {self.rank}; resume with as many "
+                "processes as the run was started with"
+            )
+        try:
+            module.load_state_dict(load_file(path / "model.safetensors"))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{path}: written for another model ({error}); resume with the recipe the run was "
+                "started with or choose another run folder"
+            ) from error
+        load_optimizer_tensors(optimizer, load_file(path / "optimizer.safetensors"))
+        random_state = load_file(random_file)
+        torch.set_rng_state(random_state["cpu"])
+        if "cuda" in random_state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(random_state["cuda"])
+        progress: dict[str, object] = json.loads((path / "progress.json").read_text("utf-8"))
+        return progress, load_file(path / "asynchronous.safetensors")

@@ -1,0 +1,79 @@
+"""What a person sees of a training run: a bar inside an epoch and a line after each."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
+
+_console = Console(stderr=True, soft_wrap=True)
+
+
+class EpochProgress:
+    """A progress bar over one epoch's batches; silent where stderr is no terminal.
+
+    Args:
+        batches: Batches an epoch.
+        epoch: From 0.
+        of: Epochs in all.
+        first: Batches already done, in a resumed epoch.
+        shown: False on all processes but the main one.
+    """
+
+    def __init__(self, batches: int, *, epoch: int, of: int, first: int, shown: bool) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=_console,
+            transient=True,
+            disable=not (shown and _console.is_terminal),
+        )
+        self._task = self._progress.add_task(
+            f"epoch {epoch + 1}/{of}", total=batches, completed=first, loss="-"
+        )
+
+    def __enter__(self) -> "EpochProgress":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, sums: Mapping[str, Tensor], done: int) -> None:
+        """One more batch is done; ``sums`` are the losses summed over the epoch so far."""
+        if self._progress.disable:
+            return  # reading a loss would wait for the device
+        loss = f"{float(sums['total']) / max(1, done):.4f}"
+        self._progress.update(self._task, completed=done, loss=loss)
+
+    @staticmethod
+    def line(record: Mapping[str, Any], metric: str, *, best: bool) -> None:
+        """Print one epoch's record."""
+        losses = "  ".join(f"{k} {v:.4f}" for k, v in record["losses"].items())
+        valid = record.get("valid", {})
+        shown = {k: v for k, v in valid.items() if k == metric or k.startswith("retention")}
+        metrics = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
+        mark = " *" if best and valid else ""
+        seconds = record["train_seconds"] + record["valid_seconds"]
+        _console.print(
+            f"epoch {record['epoch'] + 1:>3}  {seconds:6.1f} s  {losses}  |  {metrics}{mark}",
+            highlight=False,
+        )

@@ -1,0 +1,30 @@
+"""TrainStep: the one module Accelerate prepares, so that it sees every trainable parameter."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from mmkd.data.batches import Batch
+from mmkd.distiller import CorrelationTargets
+from mmkd.objectives.objective import LossBreakdown, Objective
+from mmkd.student import Recommender
+
+
+class TrainStep(nn.Module):
+    """Student and objective as one forward pass.
+
+    Args:
+        student: The network that is kept.
+        objective: The loss with its own trainable heads, dropped after training.
+    """
+
+    def __init__(self, student: Recommender, objective: Objective) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+
+    def forward(self, batch: Batch, targets: Mapping[str, CorrelationTargets]) -> LossBreakdown:
+        """Run all views of the batch through the student as one batch and compute the loss."""
+        output = self.student(batch.views.flatten(0, 1))
+        breakdown: LossBreakdown = self.objective([output], batch, targets)
+        return breakdown

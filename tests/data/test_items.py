@@ -1,0 +1,188 @@
+"""Catalogues: reading, saving, and every way a catalogue can be malformed."""
+
+import os
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from mmkd.data import DataError, ItemTable, load_items
+
+FILMS = """\
+item_id,title,plot,genres,image
+007,Goldfinger,"Gold, guns",Action|Spy,posters/007.jpg
+a b,,,,
+naïve 映画,Amélie,  ,Comedy| |Comedy,posters/absent.jpg
+"""
+
+
+def write(folder: Path, text: str = FILMS, name: str = "items.csv") -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def films(folder: Path) -> ItemTable:
+    return load_items(
+        path="items.csv",
+        root=write(folder),
+        title="title",
+        text="{title}. {plot}",
+        image="image",
+        attributes="genres",
+    )
+
+
+def test_a_catalogue_is_read_row_by_row_after_the_padding_row(tmp_path: Path) -> None:
+    items = films(tmp_path)
+    assert len(items) == 3
+    assert items.ids == ("", "007", "a b", "naïve 映画")
+    assert items.titles == ("", "Goldfinger", "a b", "Amélie")  # falls back to the id
+    assert items.text == (None, "Goldfinger. Gold, guns", None, "Amélie")
+    assert items.attributes == ((), ("Action", "Spy"), (), ("Comedy",))
+    posters = tmp_path / "posters"
+    # The files need not exist: that is for the embedding cache to find out.
+    assert items.image_path == (None, posters / "007.jpg", None, posters / "absent.jpg")
+
+
+def test_ids_find_their_rows_and_unknown_ones_their_neighbours(tmp_path: Path) -> None:
+    items = films(tmp_path)
+    assert [items.row(item_id) for item_id in items.ids[1:]] == [1, 2, 3]
+    with pytest.raises(DataError, match=r"'naive 映画' is not among the 3.*'naïve 映画'"):
+        items.row("naive 映画")
+    with pytest.raises(DataError, match="'' is not among"):
+        items.row("")
+
+
+def test_without_optional_columns_only_ids_are_read(tmp_path: Path) -> None:
+    items = load_items(path="items.csv", root=write(tmp_path))
+    assert items.titles == items.ids
+    assert set(items.text) == set(items.image_path) == {None}
+    assert set(items.attributes) == {()}
+
+
+def test_saving_and_loading_gives_the_table_back(tmp_path: Path) -> None:
+    items = films(tmp_path)
+    items.save(tmp_path / "run" / "items.parquet")
+    assert ItemTable.load(tmp_path / "run" / "items.parquet") == items
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["items.parquet"]
+
+
+def test_a_failed_save_leaves_the_old_table_and_no_debris(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = films(tmp_path)
+    items.save(tmp_path / "run" / "items.parquet")
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        items.save(tmp_path / "run" / "items.parquet")
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["items.parquet"]
+    assert ItemTable.load(tmp_path / "run" / "items.parquet") == items
+
+
+def test_loading_what_is_no_item_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such file; write it with ItemTable\.save"):
+        ItemTable.load(tmp_path / "items.parquet")
+    write(tmp_path)
+    with pytest.raises(DataError, match="not a readable item table"):
+        ItemTable.load(tmp_path / "items.csv")
+    pl.DataFrame({"id": ["a"]}).write_parquet(tmp_path / "other.parquet")
+    with pytest.raises(DataError, match="are not an item table's"):
+        ItemTable.load(tmp_path / "other.parquet")
+
+
+@pytest.mark.parametrize(
+    ("ids", "titles", "message"),
+    [
+        (("", "a"), ("",), "differ in length"),
+        (("a",), ("a",), "row 0 .* is padding"),
+        (("", "a", "b", "a"), ("", "a", "b", "a"), "repeated: 'a'; remove"),
+    ],
+)
+def test_a_table_refuses_fields_that_do_not_fit(
+    ids: tuple[str, ...], titles: tuple[str, ...], message: str
+) -> None:
+    none = (None,) * len(ids)
+    with pytest.raises(DataError, match=message):
+        ItemTable(ids=ids, titles=titles, text=none, image_path=none, attributes=((),) * len(ids))
+
+
+def test_repeated_ids_are_listed(tmp_path: Path) -> None:
+    write(tmp_path, "item_id\na\nb\na\nc\nb\n")
+    with pytest.raises(DataError, match=r"items\.csv: 2 ids .*more than once: 'a', 'b'; keep one"):
+        load_items(path="items.csv", root=tmp_path)
+
+
+def test_missing_ids_are_refused_with_their_rows(tmp_path: Path) -> None:
+    write(tmp_path, "item_id,title\na,x\n,y\nc,z\n  ,w\n")
+    with pytest.raises(DataError, match=r"'item_id' \(id\) is empty in rows 2, 4; give each"):
+        load_items(path="items.csv", root=tmp_path)
+    pl.DataFrame({"item_id": [1.0, float("nan"), None]}).write_parquet(tmp_path / "i.parquet")
+    with pytest.raises(DataError, match="is empty in rows 2, 3"):
+        load_items(path="i.parquet", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"id": "itemid"},
+        {"title": "titel"},
+        {"text": "{plots}"},
+        {"image": "img"},
+        {"attributes": "genre"},
+    ],
+)
+def test_a_missing_column_is_refused_with_a_suggestion(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"items\.csv: no column .*'item_id', 'title'") as caught:
+        load_items(path="items.csv", root=write(tmp_path), **settings)  # type: ignore[arg-type]
+    assert "did you mean" in str(caught.value)
+
+
+def picture_items(folder: Path, cell: str, image_root: str = "pictures") -> ItemTable:
+    write(folder, f"item_id,image\na,{cell}\n")
+    return load_items(path="items.csv", root=folder, image="image", image_root=image_root)
+
+
+@pytest.mark.parametrize("cell", ["../secret.png", "x/../../secret.png", "/etc/hostname", ".."])
+def test_an_image_path_that_leaves_its_folder_is_refused(cell: str, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(DataError, match=r"items\.csv: 1 image paths leave the folder.*relative"):
+        picture_items(tmp_path, cell)
+
+
+@pytest.mark.parametrize("cell", ["link.png", "folder/secret.png", "chain.png"])
+def test_an_image_link_that_leaves_its_folder_is_refused(cell: str, tmp_path: Path) -> None:
+    pictures, outside = tmp_path / "pictures", tmp_path / "outside"
+    pictures.mkdir()
+    outside.mkdir()
+    (outside / "secret.png").touch()
+    (pictures / "link.png").symlink_to(outside / "secret.png")
+    (pictures / "chain.png").symlink_to(pictures / "link.png")
+    (pictures / "folder").symlink_to(outside)
+    with pytest.raises(DataError, match="image paths leave the folder"):
+        picture_items(tmp_path, cell)
+
+
+def test_links_within_the_image_folder_and_a_linked_image_folder_work(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    (real / "sub").mkdir(parents=True)
+    (real / "sub" / "a.png").touch()
+    (real / "b.png").symlink_to(real / "sub" / "a.png")
+    (tmp_path / "pictures").symlink_to(real)
+    assert picture_items(tmp_path, "b.png").image_path[1] == tmp_path / "pictures" / "b.png"
+    sub = picture_items(tmp_path, "pictures/sub/a.png", image_root=".")
+    assert sub.image_path[1] == tmp_path / "pictures" / "sub" / "a.png"
+
+
+def test_a_sibling_folder_with_the_same_beginning_is_outside(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures-private").mkdir()
+    (tmp_path / "pictures-private" / "a.png").touch()
+    (tmp_path / "pictures" / "a.png").symlink_to(tmp_path / "pictures-private" / "a.png")
+    with pytest.raises(DataError, match="leave the folder"):
+        picture_items(tmp_path, "a.png")

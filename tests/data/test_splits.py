@@ -1,0 +1,214 @@
+"""Split protocols, against one-user-at-a-time references."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from references.events import Event, reference_sequences, reference_temporal
+
+from mmkd.data import (
+    SPLITS,
+    Cases,
+    DataError,
+    InteractionLog,
+    SequenceSplit,
+    leave_one_out,
+    ratio,
+    temporal,
+)
+
+ITEMS = 40
+
+
+def random_log(seed: int) -> tuple[list[Event], InteractionLog]:
+    """Interleaved users of 1 to 25 events with many equal timestamps."""
+    rng = np.random.default_rng(seed)
+    users = np.repeat(np.arange(20), rng.integers(1, 26, 20))
+    rng.shuffle(users)
+    number = {user: n for n, user in enumerate(dict.fromkeys(users.tolist()))}
+    events = [
+        (f"u{number[user]}", int(rng.integers(1, ITEMS + 1)), float(rng.integers(0, 30)))
+        for user in users.tolist()
+    ]
+    log = InteractionLog(
+        user=np.array([int(user[1:]) for user, _, _ in events]),
+        item=np.array([item for _, item, _ in events]),
+        timestamp=np.array([time for _, _, time in events]),
+        user_ids=tuple(f"u{n}" for n in range(len(number))),
+    )
+    return events, log
+
+
+def pairs(cases: Cases) -> set[tuple[str, int]]:
+    found = [
+        (f"u{u}", p) for u, p in zip(cases.user.tolist(), cases.position.tolist(), strict=True)
+    ]
+    assert len(set(found)) == len(found)
+    return set(found)
+
+
+@pytest.mark.parametrize("name", SPLITS)
+@pytest.mark.parametrize("seed", range(3))
+def test_every_split_holds_each_users_events_in_stable_time_order(name: str, seed: int) -> None:
+    events, log = random_log(seed)
+    split = SPLITS[name](log, ITEMS)
+    assert split.user_count == len(log.user_ids)
+    for user, own in reference_sequences(events).items():
+        assert split.sequence(int(user[1:])).tolist() == [item for item, _ in own]
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_no_case_trains_and_validation_precedes_test(name: str) -> None:
+    _, log = random_log(7)
+    split = SPLITS[name](log, ITEMS)
+    for cases in (split.valid, split.test):
+        assert (cases.position >= split.train_end[cases.user]).all()
+        assert (cases.position < np.diff(split.offsets)[cases.user]).all()
+        assert (cases.position >= 1).all()
+    assert not pairs(split.valid) & pairs(split.test)
+    last_valid = {u: p for u, p in sorted(pairs(split.valid))}
+    assert all(p > last_valid.get(u, -1) for u, p in pairs(split.test))
+
+
+@pytest.mark.parametrize("minimum", [1, 4])
+def test_leave_one_out_takes_the_last_two_events_of_users_with_enough(minimum: int) -> None:
+    events, log = random_log(1)
+    split = leave_one_out(log, ITEMS, min_train_events=minimum)
+    lengths = Counter(user for user, _, _ in events)
+    assert min(lengths.values()) < 3  # the case is worth testing
+    enough = {user for user, n in lengths.items() if n - 2 >= minimum}
+    assert pairs(split.test) == {(user, lengths[user] - 1) for user in enough}
+    assert pairs(split.valid) == {(user, lengths[user] - 2) for user in enough}
+    for user, n in lengths.items():
+        assert split.train_end[int(user[1:])] == (n - 2 if user in enough else n)
+
+
+def test_ratio_takes_the_floor_of_each_fraction() -> None:
+    events, log = random_log(2)
+    split = ratio(log, ITEMS, valid=0.1, test=0.3)
+    valid, test = set(), set()
+    for user, n in Counter(user for user, _, _ in events).items():
+        tested, validated = (3 * n) // 10, n // 10
+        valid |= {(user, p) for p in range(n - tested - validated, n - tested)}
+        test |= {(user, p) for p in range(n - tested, n)}
+        assert split.train_end[int(user[1:])] == n - tested - validated
+    assert valid and pairs(split.valid) == valid
+    assert pairs(split.test) == test
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_temporal_cuts_every_history_at_the_same_moments(seed: int) -> None:
+    events, log = random_log(seed)
+    split = temporal(log, ITEMS, valid_from=14, test_from="20")
+    train, valid, test = reference_temporal(reference_sequences(events), 14, 20)
+    assert {f"u{u}": n for u, n in enumerate(split.train_end.tolist())} == train
+    assert pairs(split.valid) == valid
+    assert pairs(split.test) == test
+
+
+def test_temporal_leaves_a_user_from_after_the_cut_without_training_events() -> None:
+    log = InteractionLog(
+        user=np.array([0, 0, 1, 1]),
+        item=np.array([1, 2, 3, 4]),
+        timestamp=np.array([0.0, 6.0, 7.0, 8.0]),
+        user_ids=("old", "new"),
+    )
+    split = temporal(log, 4, valid_from=5, test_from=7)
+    assert split.train_end.tolist() == [1, 0]
+    assert pairs(split.valid) == {("u0", 1)}
+    assert pairs(split.test) == {("u1", 1)}  # position 0 has no history to predict it from
+
+
+def test_temporal_fractions_are_of_all_events() -> None:
+    user = np.tile(np.arange(10), 100)
+    log = InteractionLog(
+        user=user,
+        item=np.ones(1000, dtype=np.int64),
+        timestamp=np.arange(1000.0),
+        user_ids=tuple(map(str, range(10))),
+    )
+    split = temporal(log, 1, valid=0.1, test=0.2)
+    assert (split.train_end.sum(), len(split.valid), len(split.test)) == (700, 100, 200)
+
+
+def test_temporal_reads_iso_dates_as_utc() -> None:
+    days = np.arange(10) * 86400.0
+    log = InteractionLog(
+        user=np.zeros(10, dtype=np.int64),
+        item=np.ones(10, dtype=np.int64),
+        timestamp=days,
+        user_ids=("a",),
+    )
+    split = temporal(log, 1, valid_from="1970-01-06", test_from="1970-01-08T02:00:00+02:00")
+    assert split.train_end.tolist() == [5]
+    assert split.valid.position.tolist() == [5, 6]
+    assert split.test.position.tolist() == [7, 8, 9]
+
+
+def test_train_counts_count_training_events_only() -> None:
+    events, log = random_log(3)
+    split = leave_one_out(log, ITEMS)
+    counts = [0] * (ITEMS + 1)
+    for user, own in reference_sequences(events).items():
+        for item, _ in own[: split.train_end[int(user[1:])]]:
+            counts[item] += 1
+    assert split.train_counts().tolist() == counts
+    assert split.is_train().sum() == sum(counts)
+
+
+def test_target_items_are_the_items_at_the_cases() -> None:
+    split = SequenceSplit(
+        items=np.array([5, 6, 7, 8, 9]),
+        offsets=np.array([0, 2, 5]),
+        train_end=np.array([2, 1]),
+        valid=Cases(np.array([1]), np.array([1])),
+        test=Cases(np.array([1, 0]), np.array([2, 0])),
+        item_count=9,
+    )
+    assert split.target_items(split.valid).tolist() == [8]
+    assert split.target_items(split.test).tolist() == [9, 5]
+
+
+def two_users() -> InteractionLog:
+    return InteractionLog(
+        user=np.array([0, 0, 1]),
+        item=np.array([1, 2, 1]),
+        timestamp=np.array([1.0, 2.0, 3.0]),
+        user_ids=("a", "b"),
+    )
+
+
+def test_leave_one_out_without_any_case_says_what_a_case_needs() -> None:
+    with pytest.raises(DataError, match=r"no user has the 3 events.*longest history has 2"):
+        leave_one_out(two_users(), 2)
+    with pytest.raises(DataError, match="min_train_events=0"):
+        leave_one_out(two_users(), 2, min_train_events=0)
+
+
+def test_ratio_refuses_fractions_that_leave_nothing_to_train_or_test() -> None:
+    with pytest.raises(DataError, match="no test case; use larger fractions"):
+        ratio(two_users(), 2)
+    with pytest.raises(DataError, match=r"valid=0.5 and test=0.5"):
+        ratio(two_users(), 2, valid=0.5, test=0.5)
+
+
+@pytest.mark.parametrize(
+    ("start", "middle", "message"),
+    [
+        (5, 4, "valid_from=5.0 lies after test_from=4.0"),
+        (0, 4, "nothing trains"),
+        (2.5, 9, r"no test case.*runs from 1.0 to 3.0"),
+        ("soon", 4, "valid_from='soon' is neither a number nor an ISO date"),
+    ],
+)
+def test_temporal_refuses_cuts_that_leave_a_part_empty(
+    start: float | str, middle: float, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        temporal(two_users(), 2, valid_from=start, test_from=middle)
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_log_of_another_catalogue_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match="item row 2, the catalogue only 1 items"):
+        SPLITS[name](two_users(), 1)

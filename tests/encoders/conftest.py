@@ -1,0 +1,103 @@
+"""Small encoders that need no download: a random CLIP with its weights in a file, and the rest."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from mmkd.encoders import Encoder, EncoderCard, FittedEncoder, build_encoder, load_card
+
+TINY_CLIP = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {
+        "context_length": 16,
+        "vocab_size": 49408,
+        "width": 32,
+        "heads": 2,
+        "layers": 2,
+    },
+}
+
+KINDS = (
+    "color_image",
+    "hashed_text",
+    "open_clip image",
+    "open_clip text",
+    "sentence_transformer",
+)
+
+CATALOGUE = [
+    "A cowboy doll is threatened by a new spaceman toy.",
+    "Toys come to life when their owner leaves the room.",
+    "A detective hunts a killer in a rainy city.",
+    "Two detectives and one murder in the city.",
+    "A spaceship crew meets a deadly alien.",
+    "In space, an alien hides in the ship.",
+    "",
+    "Ein Film über die Straßen von Köln, 東京 and Москва.",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Paths of a tiny model config and of a checkpoint of it with random weights."""
+    import open_clip
+    import torch
+
+    folder = tmp_path_factory.mktemp("clip")
+    config = folder / "tiny-clip.json"
+    config.write_text(json.dumps(TINY_CLIP), encoding="utf-8")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = open_clip.CLIP(**TINY_CLIP)
+        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / "tiny.safetensors")
+    return config, folder / "tiny.safetensors"
+
+
+@pytest.fixture(scope="session")
+def clip_card(tiny_clip: tuple[Path, Path]) -> Callable[..., EncoderCard]:
+    """Makes a card of one tower of the tiny model."""
+    config, checkpoint = tiny_clip
+
+    def make(modality: str, **fields: object) -> EncoderCard:
+        content = {
+            "name": "tiny",
+            "modality": modality,
+            "kind": "open_clip",
+            "model": str(config),
+            "pretrained": str(checkpoint),
+            **fields,
+        }
+        return EncoderCard.model_validate(content)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def catalogue() -> list[str]:
+    """Eight different texts, one of them empty."""
+    return CATALOGUE
+
+
+@pytest.fixture(scope="session")
+def encoders(clip_card: Callable[..., EncoderCard]) -> dict[str, Encoder]:
+    """Every kind, ready to encode."""
+    hashed = build_encoder(load_card("hashed-text"))
+    assert isinstance(hashed, FittedEncoder)
+    return {
+        "color_image": build_encoder(load_card("color-image")),
+        "hashed_text": hashed.fit(CATALOGUE),
+        "open_clip image": build_encoder(clip_card("image")),
+        "open_clip text": build_encoder(clip_card("text")),
+        "sentence_transformer": build_encoder(load_card("minilm-packaged")),
+    }
+
+
+@pytest.fixture(params=KINDS)
+def encoder(request: pytest.FixtureRequest, encoders: dict[str, Encoder]) -> Encoder:
+    """Each kind in turn."""
+    return encoders[request.param]

@@ -1,0 +1,144 @@
+"""Modality retention against scipy and a naive neighbour search."""
+
+import faiss
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+
+from mmkd.evaluation import EvaluationError, RetentionProbe
+
+ITEMS = 120
+
+
+def _teacher() -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    teacher = torch.randn(ITEMS + 1, 12, generator=g)
+    present = torch.rand(ITEMS + 1, generator=g) < 0.7
+    present[0] = True  # padding is no item, whatever it says
+    return teacher, present
+
+
+def _noisy(teacher: Tensor, noise: float) -> Tensor:
+    g = torch.Generator().manual_seed(1)
+    return teacher + noise * torch.randn(teacher.shape, generator=g)
+
+
+def _cosines(table: Tensor, rows: list[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    v = table[rows].double().numpy()
+    v = v / np.linalg.norm(v, axis=1, keepdims=True)
+    return np.asarray(v @ v.T)
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.5, 2.0])
+def test_measures_match_scipy_and_a_naive_search(noise: float) -> None:
+    teacher, present = _teacher()
+    student = _noisy(teacher, noise)
+    # so many pairs that sampling no longer matters, and every item as a query
+    probe = RetentionProbe(
+        teacher=teacher, present=present, pairs=300_000, queries=ITEMS, k=5, seed=0
+    )
+    measured = probe.measure(student)
+
+    rows = [r for r in range(1, ITEMS + 1) if present[r]]
+    a, b = _cosines(teacher, rows), _cosines(student, rows)
+    upper = np.triu_indices(len(rows), 1)
+    expected = scipy.stats.spearmanr(a[upper], b[upper]).statistic
+    assert measured["spearman"] == pytest.approx(expected, abs=5e-3)
+
+    hits = 0
+    for q in range(len(rows)):
+        others = [i for i in range(len(rows)) if i != q]
+        near_a = set(sorted(others, key=lambda i: -a[q, i])[:5])
+        near_b = set(sorted(others, key=lambda i: -b[q, i])[:5])
+        hits += len(near_a & near_b)
+    assert measured["recall@5"] == pytest.approx(hits / (5 * len(rows)))
+
+
+def test_spearman_is_scipys_on_the_sampled_pairs() -> None:
+    teacher, present = _teacher()
+    student = _noisy(teacher, 0.7)
+    probe = RetentionProbe(teacher=teacher, present=present, pairs=50, seed=3)
+    rows = [r for r in range(1, ITEMS + 1) if present[r]]
+    assert not np.any(probe._first == probe._second)
+    a = _cosines(teacher, rows)[probe._first, probe._second]
+    b = _cosines(student, rows)[probe._first, probe._second]
+    expected = scipy.stats.spearmanr(a, b).statistic
+    assert probe.measure(student)["spearman"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_equal_similarities_share_their_rank_as_in_scipy() -> None:
+    teacher, present = _teacher()
+    probe = RetentionProbe(teacher=teacher, present=present, pairs=400)
+    signs = torch.ones(ITEMS + 1, 2)
+    signs[::3, 1] = 0  # few distinct vectors: most similarities are equal
+    signs[::5, 0] = -1
+    rows = [r for r in range(1, ITEMS + 1) if present[r]]
+    a = _cosines(teacher, rows)[probe._first, probe._second]
+    b = _cosines(signs, rows)[probe._first, probe._second].round(6)
+    expected = scipy.stats.spearmanr(a, b).statistic
+    assert probe.measure(signs)["spearman"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_teacher_itself_is_fully_retained_and_scale_does_not_matter() -> None:
+    teacher, present = _teacher()
+    probe = RetentionProbe(teacher=teacher, present=present)
+    rotation, _ = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(2)))
+    scale = torch.arange(1, ITEMS + 2)[:, None]
+    measured = probe.measure((teacher @ rotation) * scale)
+    assert measured["spearman"] == pytest.approx(1.0, abs=1e-6)
+    assert measured["recall@10"] == pytest.approx(1.0, abs=2e-3)
+
+
+def test_items_without_the_modality_do_not_count() -> None:
+    teacher, present = _teacher()
+    student = teacher.clone()
+    student[~present] = torch.nan
+    student[0] = torch.nan
+    measured = RetentionProbe(teacher=teacher, present=present).measure(student)
+    assert measured == pytest.approx({"spearman": 1.0, "recall@10": 1.0})
+
+
+def test_random_student_retains_nothing_and_a_collapsed_one_is_zero() -> None:
+    teacher, present = _teacher()
+    probe = RetentionProbe(teacher=teacher, present=present)
+    others = int(present[1:].sum()) - 1
+    measured = probe.measure(torch.randn(ITEMS + 1, 30, generator=torch.Generator().manual_seed(9)))
+    assert abs(measured["spearman"]) < 0.1
+    assert measured["recall@10"] == pytest.approx(10 / others, abs=0.04)
+    assert probe.measure(torch.zeros(ITEMS + 1, 4))["spearman"] == 0.0
+
+
+def test_probe_is_seeded() -> None:
+    teacher, present = _teacher()
+    student = _noisy(teacher, 0.5)
+
+    def measure(seed: int) -> dict[str, float]:
+        probe = RetentionProbe(teacher=teacher, present=present, pairs=100, queries=9, seed=seed)
+        return probe.measure(student)
+
+    assert measure(1) == measure(1)
+    assert measure(1) != measure(2)
+
+
+def test_faiss_threads_are_left_as_they_were() -> None:
+    teacher, present = _teacher()
+    before = faiss.omp_get_max_threads()
+    RetentionProbe(teacher=teacher, present=present).measure(teacher)
+    assert faiss.omp_get_max_threads() == before
+
+
+def test_misfitting_tables_are_errors() -> None:
+    teacher, present = _teacher()
+    few = torch.zeros_like(present)
+    few[:12] = True  # 11 items besides the padding
+    with pytest.raises(EvaluationError, match="11 items have this modality"):
+        RetentionProbe(teacher=teacher, present=few)
+    with pytest.raises(EvaluationError, match="wanted"):
+        RetentionProbe(teacher=teacher, present=present.float())
+    probe = RetentionProbe(teacher=teacher, present=present)
+    with pytest.raises(EvaluationError, match="wanted 121 rows"):
+        probe.measure(teacher[1:])
+    with pytest.raises(EvaluationError, match="NaN"):
+        probe.measure(teacher * torch.nan)

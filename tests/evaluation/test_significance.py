@@ -1,0 +1,122 @@
+"""Bootstrap intervals and the paired permutation test against scipy."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from mmkd.evaluation import EvaluationError, bootstrap_intervals, paired_permutation_test
+from mmkd.evaluation import significance as module
+
+
+def test_intervals_match_scipy_with_one_case_per_user() -> None:
+    rng = np.random.default_rng(0)
+    values = np.column_stack([rng.random(200), rng.exponential(size=200)])
+    ends = bootstrap_intervals(values, rng.permutation(200), resamples=20_000, level=0.9)
+    for column, (low, high) in zip(values.T, ends, strict=True):
+        theirs = scipy.stats.bootstrap(
+            (column,),
+            np.mean,
+            n_resamples=20_000,
+            confidence_level=0.9,
+            method="percentile",
+            rng=np.random.default_rng(1),
+        ).confidence_interval
+        width = theirs.high - theirs.low
+        assert low == pytest.approx(theirs.low, abs=0.03 * width)
+        assert high == pytest.approx(theirs.high, abs=0.03 * width)
+
+
+def test_cases_of_one_user_travel_together() -> None:
+    rng = np.random.default_rng(1)
+    users = np.repeat(np.arange(30), rng.integers(1, 9, 30))
+    values = rng.random(30)[users]  # all cases of a user agree
+    ends = bootstrap_intervals(values[:, None], users, resamples=4000)
+    means = []
+    for _ in range(4000):  # a loop that draws whole users
+        drawn = rng.integers(30, size=30)
+        means.append(np.concatenate([values[users == u] for u in drawn]).mean())
+    expected = np.quantile(means, [0.025, 0.975])
+    width = expected[1] - expected[0]
+    np.testing.assert_allclose(ends[0], expected, atol=0.06 * width)
+    alone = bootstrap_intervals(values[:, None], np.arange(len(values)), resamples=4000)
+    assert np.ptp(alone[0]) < 0.7 * width  # as if independent: far too narrow
+
+
+def test_intervals_are_seeded_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    values, users = rng.random((50, 2)), np.arange(50)
+    ends = bootstrap_intervals(values, users, seed=5)
+    assert not np.array_equal(ends, bootstrap_intervals(values, users, seed=6))
+    monkeypatch.setattr(module, "_CHUNK_NUMBERS", 7 * 50)
+    np.testing.assert_allclose(bootstrap_intervals(values, users, seed=5), ends, rtol=1e-12)
+
+
+def test_a_constant_has_an_interval_of_no_width() -> None:
+    ends = bootstrap_intervals(np.full((9, 1), 0.25), np.arange(9) // 2)
+    np.testing.assert_allclose(ends, [[0.25, 0.25]])
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1, 0.3])
+def test_p_value_matches_scipy(shift: float) -> None:
+    rng = np.random.default_rng(3)
+    first, second = rng.normal(shift, 1, 300), rng.normal(0, 1, 300)
+    ours = paired_permutation_test(first, second, np.arange(300), permutations=20_000)
+    theirs = scipy.stats.permutation_test(
+        (first, second),
+        lambda x, y, axis: (x - y).mean(axis),
+        permutation_type="samples",
+        n_resamples=20_000,
+        vectorized=True,
+        rng=np.random.default_rng(4),
+    )
+    assert ours.difference == pytest.approx(theirs.statistic)
+    assert ours.p_value == pytest.approx(theirs.pvalue, abs=0.015)
+
+
+def test_p_value_matches_every_sign_flip_over_users() -> None:
+    users = np.array([0, 0, 1, 2, 2, 2, 3, 4, 5, 6])
+    change = np.array([1.0, 1.0, -0.5, 1.0, 0.0, 0.5, 2.0, 0.0, 0.25, 1.0])
+    per_user = np.bincount(users, weights=change)
+    exact = scipy.stats.permutation_test(
+        (per_user, np.zeros(7)),
+        lambda x, y, axis: (x - y).sum(axis),
+        permutation_type="samples",
+        n_resamples=np.inf,
+        vectorized=True,
+    ).pvalue
+    test = paired_permutation_test(change, np.zeros(10), users, permutations=40_000)
+    assert test.p_value == pytest.approx(exact, abs=0.01)
+    assert test.users == 7
+
+
+def test_p_value_is_one_for_equal_runs_and_never_zero() -> None:
+    values, users = np.random.default_rng(5).random(40), np.arange(40)
+    assert paired_permutation_test(values, values, users, permutations=99).p_value == 1.0
+    better = paired_permutation_test(values + 1, values, users, permutations=99)
+    assert better.p_value == pytest.approx(1 / 100)
+    assert better.difference == pytest.approx(1.0)
+    worse = paired_permutation_test(values, values + 1, users, permutations=99)
+    assert worse.p_value == better.p_value
+
+
+def test_p_values_are_uniform_where_nothing_differs() -> None:
+    rng = np.random.default_rng(6)
+    p = []
+    for _ in range(400):
+        first, second = rng.random((2, 60))
+        test = paired_permutation_test(first, second, np.arange(60), permutations=199)
+        p.append(test.p_value)
+    assert scipy.stats.kstest(p, "uniform").pvalue > 0.01
+
+
+def test_misfitting_arguments_are_errors() -> None:
+    one, two = np.ones(1), np.ones(2)
+    users = np.zeros(2, np.int64)
+    with pytest.raises(EvaluationError, match="case by case"):
+        paired_permutation_test(one, two, users)
+    with pytest.raises(EvaluationError, match="permutations is 0"):
+        paired_permutation_test(two, two, users, permutations=0)
+    with pytest.raises(EvaluationError, match="N at least 1"):
+        bootstrap_intervals(np.ones((0, 1)), users[:0])
+    with pytest.raises(EvaluationError, match="level 95"):
+        bootstrap_intervals(np.ones((2, 1)), users, level=95)

@@ -1,0 +1,49 @@
+"""Cold, tail, mid and head by training count."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmkd.evaluation import EvaluationError, metrics_from_ranks, sliced_metrics
+from mmkd.evaluation.slices import SLICES, head_threshold, slice_of_items
+
+# items 1..7; 100 training events: 40 and 20 make up at least half
+COUNTS = np.array([999, 0, 1, 5, 6, 28, 40, 20])
+
+
+def test_items_fall_into_their_slices() -> None:
+    assert head_threshold(COUNTS) == 28
+    names = [SLICES[s] for s in slice_of_items(COUNTS)[1:]]
+    assert names == ["cold", "tail", "tail", "mid", "head", "head", "mid"]
+
+
+def test_head_takes_whole_popularity_levels() -> None:
+    counts = np.array([0, 10, 10, 10, 10])
+    assert head_threshold(counts) == 10
+    assert set(slice_of_items(counts)[1:]) == {SLICES.index("head")}
+
+
+def test_head_never_reaches_into_the_tail() -> None:
+    assert head_threshold(np.array([0, 3, 2, 1])) == 6
+    assert head_threshold(np.array([0, 0, 0])) == 6
+
+
+def test_sliced_metrics_are_the_metrics_of_the_cases_in_the_slice() -> None:
+    rng = np.random.default_rng(0)
+    target = rng.integers(2, 8, 200)  # none is cold
+    ties = rng.integers(0, 6, 200)
+    ranks = rng.integers(1, 25, 200) + ties / 2
+    result = sliced_metrics(ranks, target, COUNTS, (5, 10), ties=ties)
+    assert result["cold"] == {"n": 0, **dict.fromkeys(metrics_from_ranks([1], (5, 10)))}
+    for name, members in {"tail": (2, 3), "mid": (4, 7), "head": (5, 6)}.items():
+        here = np.isin(target, members)
+        expected = metrics_from_ranks(ranks[here], (5, 10), ties=ties[here])
+        assert result[name] == {"n": int(here.sum()), **expected}
+    assert sum(int(part["n"] or 0) for part in result.values()) == 200
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_target_outside_the_catalogue_is_an_error() -> None:
+    with pytest.raises(EvaluationError, match=r"1\.\.7"):
+        sliced_metrics(np.ones(1), np.array([8]), COUNTS)

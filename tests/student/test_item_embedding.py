@@ -1,0 +1,298 @@
+"""The fused item embedding: start, fusion, missing modalities, padding."""
+
+import math
+
+import pytest
+import torch
+from references.student import gate
+from torch.testing import assert_close
+
+from mmkd.student import FusedItemEmbedding, GateFusion
+from mmkd.student.item_embedding import Fusion
+
+ITEMS, WIDTH = 9, 8
+FUSION_NAMES: list[Fusion] = ["gate", "concat", "sum"]
+
+
+def teachers(dim: int = WIDTH, seed: int = 0) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    tables = {name: torch.randn(ITEMS + 1, dim, generator=g) for name in ("text", "image")}
+    for table in tables.values():
+        table[0] = 0.0
+    return tables
+
+
+def masks() -> dict[str, torch.Tensor]:
+    text = torch.ones(ITEMS + 1, dtype=torch.bool)
+    image = text.clone()
+    text[0] = image[0] = False
+    image[[2, 5]] = False
+    text[5] = False
+    return {"text": text, "image": image}
+
+
+def embedding(fusion: Fusion = "gate", **options: float) -> FusedItemEmbedding:
+    torch.manual_seed(1)
+    return FusedItemEmbedding(
+        item_count=ITEMS,
+        width=WIDTH,
+        modalities=teachers(),
+        present=masks(),
+        fusion=fusion,
+        dropout=options.get("dropout", 0.0),
+        id_std=options.get("id_std", 0.02),
+        modality_std=options.get("modality_std"),
+    )
+
+
+def cosines(table: torch.Tensor) -> torch.Tensor:
+    unit = torch.nn.functional.normalize(table.double(), dim=1)
+    return unit @ unit.mT
+
+
+@pytest.mark.parametrize("width", [WIDTH, 12])
+def test_student_tables_start_with_the_teachers_similarities(width: int) -> None:
+    teacher = teachers()
+    e = FusedItemEmbedding(item_count=ITEMS, width=width, modalities=teacher)
+    for name, table in e.modality_tables().items():
+        assert table.shape == (ITEMS + 2, width)
+        assert_close(cosines(table[1:-1].detach()), cosines(teacher[name][1:]))
+        ratio = table[1:-1].norm(dim=1) / teacher[name][1:].norm(dim=1)
+        assert_close(ratio, ratio[:1].expand_as(ratio))
+
+
+def test_same_width_keeps_the_teachers_own_coordinates() -> None:
+    table = embedding().modality_tables()["text"].detach()
+    teacher = teachers()["text"]
+    has = masks()["text"]
+    factor = table[1, 0] / teacher[1, 0]
+    assert factor > 0
+    assert_close(table[:-1][has], teacher[has] * factor)
+
+
+def test_narrower_table_keeps_more_of_the_gram_matrix_than_any_other_projection_tried() -> None:
+    g = torch.Generator().manual_seed(3)
+    teacher = torch.randn(ITEMS + 1, WIDTH, generator=g) * torch.linspace(3, 0.2, WIDTH)
+    teacher = (teacher @ torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=g))[0]).double()
+    teacher[0] = 0.0
+    e = FusedItemEmbedding(item_count=ITEMS, width=3, modalities={"text": teacher})
+    rows = e.modality_tables()["text"].detach()[1:-1].double()
+    # undo the common scale: an orthogonal projection keeps the top 3 singular values
+    singular = torch.linalg.svdvals(teacher[1:])
+    rows = rows * (singular[0] / torch.linalg.svdvals(rows)[0])
+    gram = teacher[1:] @ teacher[1:].mT
+    error = (rows @ rows.mT - gram).norm()
+    assert_close(error, (singular[3:] ** 4).sum().sqrt(), rtol=1e-4, atol=1e-4)
+    for _ in range(50):
+        basis = torch.linalg.qr(torch.randn(WIDTH, 3, generator=g).double())[0]
+        other = teacher[1:] @ basis
+        assert error < (other @ other.mT - gram).norm()
+
+
+def test_narrower_table_of_a_pca_teacher_is_its_leading_columns() -> None:
+    g = torch.Generator().manual_seed(4)
+    left = torch.linalg.qr(torch.randn(ITEMS, WIDTH, generator=g))[0]
+    teacher = torch.zeros(ITEMS + 1, WIDTH)
+    teacher[1:] = left * torch.linspace(5, 1, WIDTH)  # uncorrelated columns, falling variance
+    e = FusedItemEmbedding(item_count=ITEMS, width=4, modalities={"text": teacher})
+    table = e.modality_tables()["text"].detach()[1:-1]
+    signed = table * (table * teacher[1:, :4]).sum(0).sign()
+    assert_close(signed / signed.norm(), teacher[1:, :4] / teacher[1:, :4].norm())
+
+
+@pytest.mark.parametrize("dim", [5, 8, 13])
+def test_start_does_not_depend_on_the_seed_and_has_the_chosen_scale(dim: int) -> None:
+    tables = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        e = FusedItemEmbedding(
+            item_count=ITEMS,
+            width=WIDTH,
+            modalities=teachers(dim),
+            present=masks(),
+            modality_std=0.3,
+        )
+        tables.append(e.modality_tables()["image"].detach())
+    assert torch.equal(tables[0], tables[1])
+    norms = tables[0][:-1][masks()["image"]].norm(dim=1)
+    assert_close(norms.mean(), torch.tensor(0.3 * math.sqrt(WIDTH)))
+
+
+def test_modality_scale_defaults_to_the_id_tables() -> None:
+    torch.manual_seed(0)
+    g = torch.Generator().manual_seed(0)
+    e = FusedItemEmbedding(
+        item_count=4000,
+        width=32,
+        modalities={"text": 50 * torch.randn(4001, 32, generator=g)},
+        id_std=0.07,
+    )
+    id_norm = e.id_table[1:].norm(dim=1).mean()
+    text_norm = e.modality_tables()["text"][1:-1].norm(dim=1).mean()
+    assert_close(text_norm, id_norm, rtol=0.02, atol=0)
+
+
+def test_missing_rows_padding_and_mask_token_start_at_zero() -> None:
+    tables = embedding().modality_tables()
+    assert torch.all(tables["image"][[0, 2, 5, ITEMS + 1]] == 0)
+    assert torch.all(tables["text"][[0, 5, ITEMS + 1]] == 0)
+    assert torch.all(tables["text"][[1, 2, 3]] != 0)
+
+
+def test_gate_matches_a_naive_loop() -> None:
+    e = embedding(id_std=0.5)
+    assert isinstance(e.fuse, GateFusion)
+    torch.nn.init.normal_(e.fuse.bias)
+    with torch.no_grad():  # missing rows must not matter, whatever they hold
+        e.tables["image"][[2, 5]] = 7.0
+        e.tables["text"][5] = -3.0
+    weights = e.fuse.state_dict()
+    fused = e.double().table().detach()
+    for row in range(1, ITEMS + 2):
+        has_text = row not in (5, ITEMS + 1)
+        has_image = row not in (2, 5, ITEMS + 1)
+        expected = gate(
+            weights,
+            [
+                e.id_table[row].detach(),
+                e.tables["text"][row].detach() if has_text else None,
+                e.tables["image"][row].detach() if has_image else None,
+            ],
+        )
+        assert_close(fused[row], expected)
+
+
+def test_gate_gives_a_missing_source_exactly_no_weight() -> None:
+    e = embedding()
+    assert isinstance(e.fuse, GateFusion)
+    sources = [e.id_table, *e.tables.values()]
+    weights = e.fuse.weights(sources, e.has)
+    assert torch.all(weights[5, 1:] == 0) and weights[5, 0] == 1
+    assert weights[2, 2] == 0
+    assert torch.all(weights[1] > 0)
+    assert_close(weights.sum(1), torch.ones(ITEMS + 2))
+
+
+def test_sum_is_the_mean_of_what_is_there() -> None:
+    e = embedding("sum")
+    text, image = e.tables["text"], e.tables["image"]
+    fused = e.table()
+    assert_close(fused[1], (e.id_table[1] + text[1] + image[1]) / 3)
+    assert_close(fused[2], (e.id_table[2] + text[2]) / 2)
+    assert_close(fused[5], e.id_table[5])
+
+
+def test_concat_is_linear_in_the_sources_and_ignores_missing_ones() -> None:
+    e = embedding("concat")
+    assert e.fuse is not None
+    assert_close(e.table()[1], (e.id_table[1] + e.tables["text"][1] + e.tables["image"][1]) / 3)
+    (matrix,) = e.fuse.parameters()
+    torch.nn.init.normal_(matrix)
+    with torch.no_grad():
+        e.tables["image"][2] = 7.0
+    joined = torch.cat([e.id_table[2], e.tables["text"][2], torch.zeros(WIDTH)])
+    assert_close(e.table()[2], matrix @ joined)
+
+
+@pytest.mark.parametrize("fusion", FUSION_NAMES)
+def test_mask_token_is_its_id_row_alone(fusion: Fusion) -> None:
+    e = embedding(fusion)
+    before = e.table()[ITEMS + 1].clone()
+    with torch.no_grad():
+        for table in e.tables.values():
+            table[ITEMS + 1] = 5.0
+    assert torch.equal(e.table()[ITEMS + 1], before)
+
+
+@pytest.mark.parametrize("fusion", FUSION_NAMES)
+def test_forward_equals_lookup_of_the_fused_table_value_and_gradient(fusion: Fusion) -> None:
+    """Fewer positions than items take the short way; it must agree with the long one."""
+    items = torch.tensor([[0, 0, 5], [2, ITEMS + 1, 2]])
+    e = embedding(fusion)
+    assert items.numel() < ITEMS
+    short = e(items)
+    long = e.lookup(items, e.table())
+    assert_close(short, long)
+    assert torch.all(short[0, :2] == 0)
+    weight = torch.randn(short.shape)
+    grads = [
+        torch.autograd.grad((out * weight).sum(), list(e.parameters())) for out in (short, long)
+    ]
+    for a, b in zip(*grads, strict=True):
+        assert_close(a, b)
+    assert_close(e(items.repeat(3, 2)), e.lookup(items, e.table()).repeat(3, 2, 1))
+
+
+@pytest.mark.parametrize("fusion", FUSION_NAMES)
+def test_padding_and_missing_rows_stay_zero_under_adam(fusion: Fusion) -> None:
+    e = embedding(fusion)
+    optimizer = torch.optim.Adam(e.parameters(), lr=0.1, weight_decay=0.1)
+    items = torch.tensor([[0, 0, 5], [2, ITEMS + 1, 1]])
+    target = torch.randn(ITEMS + 2, WIDTH)
+    for _ in range(3):
+        optimizer.zero_grad()
+        table = e.table()  # the loss reaches every row, padding included, in both ways
+        loss = (table * target).sum() + e.lookup(items, table).sum() + e(items).square().sum()
+        (loss + e(items).sum()).backward()
+        optimizer.step()
+    assert torch.all(e.table()[0] == 0)
+    assert torch.all(e(items)[0, :2] == 0)
+    assert torch.all(e.id_table[0] == 0)
+    assert torch.all(e.id_table[1:] != 0)
+    assert torch.all(e.tables["image"][[0, 2, 5, ITEMS + 1]] == 0)
+    assert torch.all(e.tables["text"][[0, 5, ITEMS + 1]] == 0)
+    assert not torch.equal(e.tables["text"], embedding(fusion).tables["text"])
+
+
+def test_without_modalities_it_is_the_id_table() -> None:
+    e = FusedItemEmbedding(item_count=ITEMS, width=WIDTH, dropout=0.0)
+    items = torch.tensor([[0, 3, 9]])
+    assert_close(e(items)[0], e.id_table[[0, 3, 9]])
+    assert e.table() is e.id_table
+    assert e.modality_tables() == {} and e.modality_parameters() == []
+    assert sum(p.numel() for p in e.parameters()) == (ITEMS + 2) * WIDTH
+
+
+def test_dropout_falls_on_inputs_in_training_only() -> None:
+    e = embedding(dropout=0.5)
+    items = torch.arange(1, ITEMS + 1).repeat(20, 1)
+    table = e.table()
+    x = e.lookup(items, table)
+    share = (x == 0).double().mean().item()
+    assert 0.42 < share < 0.58
+    kept = x != 0
+    assert_close(x[kept], (2 * table[items])[kept])
+    assert torch.equal(e.table(), table)
+    e.eval()
+    assert_close(e(items), table[items])
+
+
+def test_modality_parameters_are_the_tables_and_nothing_else() -> None:
+    e = embedding()
+    wanted = {id(e.tables["text"]), id(e.tables["image"])}
+    assert {id(p) for p in e.modality_parameters()} == wanted
+    assert {id(t) for t in e.modality_tables().values()} == wanted
+
+
+def test_weights_load_into_an_embedding_built_from_zeros() -> None:
+    trained = embedding()
+    zeros = {name: torch.zeros(ITEMS + 1, WIDTH) for name in ("text", "image")}
+    fresh = FusedItemEmbedding(item_count=ITEMS, width=WIDTH, modalities=zeros, dropout=0.0)
+    fresh.load_state_dict(trained.state_dict())
+    assert torch.equal(fresh.table(), trained.table())
+
+
+def test_errors_name_what_was_wanted() -> None:
+    with pytest.raises(ValueError, match=r"'text'.*\(4, 8\).*\[10, d_t\]"):
+        FusedItemEmbedding(item_count=9, width=8, modalities={"text": torch.zeros(4, 8)})
+    with pytest.raises(ValueError, match=r"present mask.*\(3,\).*\[10\]"):
+        FusedItemEmbedding(
+            item_count=9,
+            width=8,
+            modalities={"text": torch.zeros(10, 8)},
+            present={"text": torch.ones(3, dtype=torch.bool)},
+        )
+    with pytest.raises(ValueError, match="'image' but modalities has not"):
+        FusedItemEmbedding(item_count=9, width=8, present={"image": torch.ones(10).bool()})
+    with pytest.raises(ValueError, match="'mean': unknown; use one of gate, concat, sum"):
+        FusedItemEmbedding(item_count=9, width=8, fusion="mean")  # type: ignore[arg-type]
