@@ -8,6 +8,7 @@ prints last, and writes the results.
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,7 @@ class Measurement:
     """What one child process reported.
 
     `peak_bytes` and `setup_peak_bytes` are resident sizes above `interpreter_bytes`, the peak of
-    the same process when it had imported torch and nothing else.
+    the same process once it had imported torch and taken an optimiser step on one number.
     """
 
     name: str
@@ -53,8 +54,13 @@ class Measurement:
 
     @property
     def median_s(self) -> float:
-        """Median of the timed steps, in seconds (the upper one of an even number)."""
-        return sorted(self.seconds)[len(self.seconds) // 2]
+        """Median of the timed steps, in seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def mean_s(self) -> float:
+        """Mean of the timed steps, in seconds."""
+        return statistics.fmean(self.seconds)
 
 
 def environment(*, threads: int, allocator: str) -> dict[str, str]:

@@ -85,8 +85,7 @@ def check_options(
             else:
                 problems.append(f"{where}.{key}: {unknown(key, allowed)}")
         else:
-            annotation = parameters[key].annotation
-            problem, checked = _check_value(annotation, value)
+            problem, checked = _check_value(parameters[key].annotation, value)
             if problem:
                 problems.append(f"{where}.{key}: {problem}")
             else:
@@ -238,13 +237,9 @@ def _plain(choice: object) -> str:
 
 
 def _is_list(kind: object) -> bool:
-    if not isinstance(kind, type) or kind in (str, bytes):
-        return False
-    return issubclass(kind, (list, tuple, AbstractSet)) or kind.__name__ in (
-        "Sequence",
-        "Collection",
-        "Iterable",
-    )
+    if kind in (Sequence, Collection, Iterable):
+        return True
+    return isinstance(kind, type) and issubclass(kind, (list, tuple, AbstractSet))
 
 
 def _field_type(model: Any, loc: Sequence[str]) -> Any:

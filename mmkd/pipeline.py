@@ -6,12 +6,14 @@ Read this first; every part has a file of its own.
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -82,6 +84,17 @@ def embed(
     }
 
 
+def absent_reasons(
+    planned: Plan, tables: Mapping[str, EmbeddingTable]
+) -> dict[str, dict[str, int]]:
+    """Why items lack a vector: modality name to reason to count."""
+    cache = EmbeddingCache(**planned.cache)
+    return {
+        name: dict(Counter(item.reason for item in cache.absent(table)).most_common())
+        for name, table in tables.items()
+    }
+
+
 def distil(planned: Plan, tables: Mapping[str, EmbeddingTable]) -> CorrelationDistiller | None:
     """Reduce the teachers and fit their codebooks; None without encoders."""
     if planned.distiller is None:
@@ -104,8 +117,11 @@ def build_step(
         "modalities": {name: teacher.shape[1] for name, teacher in teachers.items()},
     }
     student = build_student(spec, teachers, distiller.present if distiller else {})
-    losses = {name: CorrelationLoss(**planned.correlation) for name in teachers} \
-        if planned.correlation is not None else {}
+    losses = (
+        {name: CorrelationLoss(**planned.correlation) for name in teachers}
+        if planned.correlation is not None
+        else {}
+    )
     counts = torch.from_numpy(split.train_counts())
     objective = Objective(
         planned.supervision.build_loss(counts), correlation=losses, **planned.weights
@@ -239,6 +255,47 @@ def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:
     return planned.evaluator.report(ranks, data.split, seed=recipe.seed)
 
 
+def encoder_neighbours(
+    planned: Plan,
+    item: str,
+    *,
+    modality: str,
+    k: int = 10,
+    progress: EmbedProgress | None = None,
+) -> list[dict[str, Any]]:
+    """The k nearest items by an encoder's vectors, encoding what the cache lacks.
+
+    Args:
+        planned: The recipe.
+        item: The item's id.
+        modality: Name of one of the recipe's encoders.
+        k: How many.
+        progress: Told how far the embedding is.
+
+    Returns:
+        ``{"item", "title", "score"}`` each, best first; scores are cosines.
+
+    Raises:
+        RunError: The recipe has no such modality.
+        DataError: The id is not in the catalogue.
+        CacheError: The item lacks the modality.
+    """
+    if modality not in planned.cards:
+        raise RunError(
+            f"{planned.recipe.name} has no encoder for {modality}; it has "
+            f"{', '.join(planned.cards) or 'none'}"
+        )
+    items = load_items(root=planned.recipe.data.folder, **planned.items)
+    row = items.row(item)
+    table = embed(planned, items, progress=progress)[modality]
+    rows, scores = EmbeddingCache(**planned.cache).neighbours(table, np.array([row]), k)
+    return [
+        {"item": items.ids[r], "title": items.titles[r], "score": float(score)}
+        for r, score in zip(rows[0], scores[0], strict=True)
+        if r > 0
+    ]
+
+
 def _targets_of(
     planned: Plan, distiller: CorrelationDistiller | None, accelerator: Accelerator
 ) -> Callable[[Tensor, torch.Generator], Mapping[str, CorrelationTargets]]:
@@ -256,12 +313,18 @@ def _validation(
     accelerator: Accelerator,
 ) -> Callable[[], dict[str, float]]:
     """Validation metrics and, for every modality, how much of it the student still holds."""
-    probes = {
-        name: RetentionProbe(
-            teacher=teacher.cpu(), present=distiller.present[name].cpu(), seed=planned.recipe.seed
-        )
-        for name, teacher in (distiller.reduced.items() if distiller else ())
-    } if distiller else {}
+    probes = (
+        {
+            name: RetentionProbe(
+                teacher=teacher.cpu(),
+                present=distiller.present[name].cpu(),
+                seed=planned.recipe.seed,
+            )
+            for name, teacher in (distiller.reduced.items() if distiller else ())
+        }
+        if distiller
+        else {}
+    )
 
     def validate() -> dict[str, float]:
         ranks = _ranks(planned, split, student, accelerator, test=False)

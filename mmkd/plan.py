@@ -6,7 +6,7 @@ before any data or model is loaded.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from mmkd.data import SPLITS
 from mmkd.data.readers import load_interactions, load_items
@@ -16,20 +16,16 @@ from mmkd.encoders import EncoderCard, EncoderError, load_card
 from mmkd.evaluation.settings import Evaluator
 from mmkd.objectives.correlation import CorrelationLoss
 from mmkd.objectives.objective import Objective
-from mmkd.objectives.supervision import SUPERVISION, MaskedItem, NextItem
+from mmkd.objectives.supervision import SUPERVISION, Supervision
 from mmkd.options import RecipeError, check_options, unknown
 from mmkd.recipe import Recipe, Spec
-from mmkd.student import BACKBONES, FusedItemEmbedding, backbone_class, build_backbone
+from mmkd.student import FusedItemEmbedding, backbone_class, build_backbone
 from mmkd.training.optimizer import ASYNCHRONOUS, AsynchronousUpdate
 from mmkd.training.trainer import Trainer
 
 T = TypeVar("T")
 
 DEFAULT_WIDTH = 64
-
-
-class _Kind(Protocol):
-    kind: str
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class Plan:
     backbone: dict[str, Any]
     correlation: dict[str, Any] | None
     weights: dict[str, Any]
-    supervision: NextItem | MaskedItem
+    supervision: Supervision
     asynchronous: AsynchronousUpdate
     trainer: Trainer
     evaluator: Evaluator
@@ -120,7 +116,9 @@ class _Planner:
             self._problem("cache.allow_random_weights", "wanted true or false")
         distiller = self._distiller(seed)
         correlation, weights = self._correlation(distiller, width)
-        supervision = self._chosen(recipe.objective.recommendation, SUPERVISION, "objective.recommendation")
+        supervision = self._chosen(
+            recipe.objective.recommendation, SUPERVISION, "objective.recommendation"
+        )
         if supervision and causal is not None and supervision.causal != causal:
             wanted = "masked_item" if not causal else "next_item"
             self._problem(
@@ -133,10 +131,14 @@ class _Planner:
         known = SPLITS.get(recipe.data.split.kind)
         if known is None:
             self._problem("data.split.kind", unknown(recipe.data.split.kind, SPLITS))
-        split = self._options(
-            known, recipe.data.split.options, "data.split", given=("log", "item_count")
-        ) if known else {}
-        result = dict(
+        split = (
+            self._options(
+                known, recipe.data.split.options, "data.split", given=("log", "item_count")
+            )
+            if known
+            else {}
+        )
+        result: dict[str, Any] = dict(
             items=self._options(load_items, recipe.data.items, "data.items", given=("root",)),
             interactions=self._options(
                 load_interactions,
@@ -162,7 +164,7 @@ class _Planner:
             asynchronous=_sure(asynchronous),
             trainer=_sure(trainer),
             evaluator=_sure(evaluator),
-            **result,  # type: ignore[arg-type]
+            **result,
         )
 
     def _problem(self, key: str, message: str) -> None:
@@ -181,9 +183,7 @@ class _Planner:
         self.problems += problems
         return checked
 
-    def _build(
-        self, target: Callable[..., T], options: Mapping[str, object], key: str
-    ) -> T | None:
+    def _build(self, target: Callable[..., T], options: Mapping[str, object], key: str) -> T | None:
         """Build a part that costs nothing; its own refusals are problems of the recipe."""
         before = len(self.problems)
         checked = self._options(target, options, key)
@@ -195,7 +195,7 @@ class _Planner:
             self._problem(key, str(error))
             return None
 
-    def _chosen(self, spec: Spec, registry: Mapping[str, type[T]], key: str) -> T | None:
+    def _chosen(self, spec: Spec, registry: Mapping[str, Callable[..., T]], key: str) -> T | None:
         if spec.kind not in registry:
             self._problem(f"{key}.kind", unknown(spec.kind, registry))
             return None
@@ -228,7 +228,9 @@ class _Planner:
                 ("objective.correlation", recipe.objective.correlation),
             ):
                 if value is not None:
-                    self._problem(key, "set, but there is no encoder to distil; add one to encoders")
+                    self._problem(
+                        key, "set, but there is no encoder to distil; add one to encoders"
+                    )
             return None
         before = len(self.problems)
         options = self._options(
@@ -262,9 +264,7 @@ class _Planner:
             "codes": teacher.codes if teacher else 2,
             "similarity": teacher.similarity if teacher else "cosine",
         }
-        checked = self._options(
-            CorrelationLoss, rest, "objective.correlation", given=tuple(given)
-        )
+        checked = self._options(CorrelationLoss, rest, "objective.correlation", given=tuple(given))
         return checked | given, weights
 
     def _cards(self) -> dict[str, EncoderCard]:
@@ -281,6 +281,3 @@ def _sure(part: T | None) -> T:
     if part is None:  # every None has left a problem behind, and problems were raised
         raise RuntimeError("a part of the plan is missing although no problem was found")
     return part
-
-
-__all__ = ["BACKBONES", "Plan", "plan"]

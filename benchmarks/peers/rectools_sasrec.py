@@ -20,7 +20,7 @@ from rectools.models import SASRecModel
 from rectools.models.nn.item_net import IdEmbeddingsItemNet
 
 
-class EpochClock(Callback):
+class EpochClock(Callback):  # type: ignore[misc]
     """Seconds, steps and targets of each epoch, from its first batch to its last step."""
 
     def __init__(self) -> None:
@@ -34,7 +34,8 @@ class EpochClock(Callback):
         """Start the clock."""
         self.steps = self.targets = self.sequences = 0
         self.parameters = sum(p.numel() for p in pl_module.torch_model.parameters())
-        self.whole = -(-len(trainer.train_dataloader.dataset) // trainer.train_dataloader.batch_size)
+        loader = trainer.train_dataloader
+        self.whole = -(-len(loader.dataset) // loader.batch_size)
         self.started = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
@@ -74,7 +75,6 @@ def main() -> None:
             Columns.Datetime: pd.to_datetime(frame["timestamp"], unit="s"),
         }
     )
-    clock = EpochClock()
 
     def trainer() -> Trainer:
         return Trainer(
@@ -86,7 +86,7 @@ def main() -> None:
             enable_model_summary=False,
             enable_checkpointing=False,
             logger=False,
-            callbacks=[clock],
+            callbacks=[EpochClock()],
         )
 
     model = SASRecModel(
@@ -100,6 +100,8 @@ def main() -> None:
         get_trainer_func=trainer,
     )
     model.fit(Dataset.construct(interactions))
+    # the model trained with a copy of the trainer, callbacks included
+    clock = next(c for c in model.fit_trainer.callbacks if isinstance(c, EpochClock))
     reply = {
         "seconds": clock.seconds,
         "version": importlib.metadata.version("rectools"),

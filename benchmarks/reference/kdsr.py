@@ -66,8 +66,9 @@ class ReferenceKDSR(nn.Module):
         self.holistic: dict[str, Tensor] = {}
         self.codes: dict[str, Tensor] = {}
         for name, vectors in teachers.items():
-            table = torch.from_numpy(vectors.copy())
-            self.tables[name] = nn.Embedding.from_pretrained(table, freeze=False, padding_idx=0)
+            table = nn.Embedding(rows, width, padding_idx=0)
+            table.weight.data.copy_(torch.from_numpy(vectors))
+            self.tables[name] = table
             self.projections[name] = nn.Sequential(nn.Linear(width, width), nn.Linear(width, width))
             self.typers[name] = nn.Sequential(
                 nn.Linear(width, width), nn.ReLU(), nn.Linear(width, codes)
@@ -103,12 +104,13 @@ class ReferenceKDSR(nn.Module):
         mask = _pair_mask(batch)
         wanted = self.holistic[name][batch.nodes.unsqueeze(2), batch.nodes.unsqueeze(1)]
         difference = (predicted - mask * wanted) / self.temperature
-        return (mask * (difference.square() + 1e-8).sqrt()).norm(dim=(1, 2)).mean()
+        norms: Tensor = (mask * (difference.square() + 1e-8).sqrt()).norm(dim=(1, 2))  # [B]
+        return norms.mean()
 
     def dissected_loss(self, name: str, vectors: Tensor, batch: GraphBatch) -> Tensor:
         """Cross-entropy of the predicted correlation types over real pairs."""
-        first, second = _both_ends(vectors)  # each [B, L, L, D], in memory
-        logits = self.typers[name]((first - second).abs())  # [B, L, L, K]
+        difference = torch.sub(*_both_ends(vectors)).abs()  # [B, L, L, D]
+        logits = self.typers[name](difference)  # [B, L, L, K]
         wanted = self.codes[name][batch.nodes.unsqueeze(2), batch.nodes.unsqueeze(1)]
         mask = _pair_mask(batch).bool()
         # the mask is widened to the logits before it selects

@@ -4,6 +4,7 @@ The input of KDSR's base model (arXiv:2401.07257, section 3; relational graph at
 items of one session). Every sample is padded to the full length.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,7 +49,7 @@ def graph_batch(samples: Sequence[tuple[Sequence[int], int]], *, length: int) ->
         events[row] = len(path)
         for c in range(len(distinct)):
             edges[row, c, c] = SELF
-        for here, there in zip(path, path[1:], strict=False):
+        for here, there in itertools.pairwise(path):
             if here == there:
                 continue
             seen = int(edges[row, here, there])

@@ -7,7 +7,6 @@ memory and a batch looks its pairs up. Only the k-means is lighter: it is fitted
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 
@@ -34,6 +33,8 @@ def code_matrix(
     Returns:
         [V+1, V+1] int64.
     """
+    from sklearn.cluster import MiniBatchKMeans  # here: 130 MB that the step does not need
+
     rows = len(vectors)
     parts = _unit(torch.from_numpy(vectors).reshape(rows, facets, -1))  # [V+1, P, d/P]
     generator = np.random.default_rng(seed)

@@ -107,11 +107,10 @@ class TrainingWindows:
         """
         order = torch.randperm(len(self), generator=generator)
         length = self._length.cpu()
-        groups = order.split(batch_size * BUCKET_BATCHES)
         batches = [
             batch
-            for group in groups
-            for batch in group[length[group].argsort(stable=True)].split(batch_size)
+            for group in torch.split(order, batch_size * BUCKET_BATCHES)
+            for batch in torch.split(group[length[group].argsort(stable=True)], batch_size)
         ]
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 

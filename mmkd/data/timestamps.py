@@ -42,13 +42,31 @@ def parse_moments(column: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bo
     Returns:
         [E] float64 and, True where the value is missing, not finite, or did not parse, [E] bool.
     """
-    if column.dtype.is_temporal():
-        moments = column.cast(pl.Datetime("us"), strict=False).dt.epoch("us") / 1e6
-    elif column.dtype == pl.String:
-        moments = _parse_text(column.str.strip_chars())
-    else:
-        moments = column.cast(pl.Float64, strict=False)
-    values = moments.fill_null(float("nan")).to_numpy().astype(np.float64)
+    if column.dtype in (pl.Date, pl.Datetime):
+        return _finite(column.cast(pl.Datetime("us")).dt.epoch("us") / 1e6)
+    if column.dtype == pl.String:
+        return _finite(_parse_text(column.str.strip_chars()))
+    return parse_numbers(column)
+
+
+def parse_numbers(column: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Turns a column of numbers, or of text that holds numbers, into float64.
+
+    Args:
+        column: [E] of any type; a type that is neither gives no number at all.
+
+    Returns:
+        [E] float64 and, True where the value is missing, not finite, or no number, [E] bool.
+    """
+    if column.dtype == pl.String:
+        return _finite(column.str.strip_chars().cast(pl.Float64, strict=False))
+    if column.dtype.is_numeric():
+        return _finite(column.cast(pl.Float64, strict=False))
+    return _finite(pl.Series([None] * len(column), dtype=pl.Float64))
+
+
+def _finite(column: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    values = column.fill_null(float("nan")).to_numpy().astype(np.float64)
     return values, ~np.isfinite(values)
 
 

@@ -1,6 +1,7 @@
 """Correlation types: dissected correlations [N, P] to hard codes [N] or soft codes [N, K].
 
-K centroids from FAISS k-means over sampled pairs. Source: KDSR (arXiv:2401.07257), section 3.
+K centroids from FAISS k-means over sampled pairs, started by k-means++.
+Source: KDSR (arXiv:2401.07257), section 3.
 """
 
 from typing import Literal, Self, get_args
@@ -9,10 +10,12 @@ import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 
 Assignment = Literal["soft", "hard"]
 
+_START_ROWS = 20_000  # sampled pairs among which k-means starts
 _NEIGHBOURS = 32  # nearest neighbours a sampled item contributes
 
 
@@ -57,6 +60,7 @@ class CorrelationCodebook:
         self.codes = codes
         self.assignment = assignment
         self.temperature = temperature
+        self._estimated = temperature is None
         self.seed = seed
         self.centroids = torch.empty(0, 0)
 
@@ -89,10 +93,10 @@ class CorrelationCodebook:
                 min_points_per_centroid=1,
                 max_points_per_centroid=len(r),
             )
-            kmeans.train(r)
+            kmeans.train(r, init_centroids=self._start(r))
             centroids[:] = kmeans.centroids
         self.centroids = torch.from_numpy(centroids)
-        if self.temperature is None:
+        if self._estimated:
             self.temperature = self._estimate_temperature(r)
         return self
 
@@ -122,13 +126,22 @@ class CorrelationCodebook:
         self.centroids = self.centroids.to(device)
         return self
 
+    def _start(self, r: NDArray[np.float32]) -> NDArray[np.float32]:
+        # from random rows k-means often leaves two far clusters on one centroid
+        rng = np.random.default_rng(self.seed)
+        rows = r[rng.permutation(len(r))[:_START_ROWS]]
+        chosen, _ = kmeans_plusplus(rows, self.codes, random_state=self.seed)
+        return np.ascontiguousarray(chosen, dtype=np.float32)
+
     def _estimate_temperature(self, r: NDArray[np.float32]) -> float:
         used = self.centroids[~self.centroids.isinf().any(dim=1)]
         index = faiss.IndexFlatL2(r.shape[1])
         index.add(used.numpy())
         squared, _ = index.search(r, 1)
-        per_coordinate = float(squared.mean(dtype=np.float64)) / r.shape[1]
-        return max(2 * per_coordinate, 1e-4)  # pairs that sit on their centroids: near one-hot
+        per_coordinate = float(np.mean(squared, dtype=np.float64)) / r.shape[1]
+        return float(
+            max(2 * per_coordinate, 1e-4)
+        )  # pairs that sit on their centroids: near one-hot
 
 
 def sample_pairs(

@@ -38,11 +38,11 @@ def holistic_correlation(x_i: Tensor, x_j: Tensor, similarity: Similarity = "cos
     """
     check_similarity(similarity)
     if similarity == "cosine":
-        return (_unit(x_i) * _unit(x_j)).sum(-1)
-    if similarity == "dot":
+        x_i, x_j = _unit(x_i), _unit(x_j)
+    if similarity in ("cosine", "dot"):
         return (x_i * x_j).sum(-1)
     order = 2 if similarity == "euclidean" else 1
-    return 1 / (1 + torch.linalg.vector_norm(x_i - x_j, ord=order, dim=-1))
+    return torch.reciprocal(1 + torch.linalg.vector_norm(x_i - x_j, ord=order, dim=-1))
 
 
 def dissected_correlation(
@@ -63,9 +63,8 @@ def dissected_correlation(
         ValueError: if d does not split into ``facets`` or the similarity is unknown.
     """
     check_facets(x_i.shape[-1], facets)
-    return holistic_correlation(
-        x_i.unflatten(-1, (facets, -1)), x_j.unflatten(-1, (facets, -1)), similarity
-    )
+    split = (*x_i.shape[:-1], facets, x_i.shape[-1] // facets)  # [..., P, d/P]
+    return holistic_correlation(x_i.reshape(split), x_j.reshape(split), similarity)
 
 
 def holistic_matrix(x: Tensor, similarity: Similarity = "cosine") -> Tensor:
@@ -82,7 +81,7 @@ def holistic_matrix(x: Tensor, similarity: Similarity = "cosine") -> Tensor:
     # the expansion by matmul loses half the digits of small distances, the ones that matter
     exact = "donot_use_mm_for_euclid_dist"
     distance = torch.cdist(x, x, p=2.0 if similarity == "euclidean" else 1.0, compute_mode=exact)
-    return 1 / (1 + distance)
+    return torch.reciprocal(1 + distance)
 
 
 def dissected_matrix(x: Tensor, facets: int, similarity: Similarity = "cosine") -> Tensor:
@@ -92,9 +91,10 @@ def dissected_matrix(x: Tensor, facets: int, similarity: Similarity = "cosine") 
         ValueError: if d does not split into ``facets`` or the similarity is unknown.
     """
     check_facets(x.shape[-1], facets)
-    batch, length, _ = x.shape
-    parts = x.unflatten(-1, (facets, -1)).transpose(1, 2)  # [B, P, L, d/P]
-    r = holistic_matrix(parts.reshape(batch * facets, length, -1), similarity)  # [B*P, L, L]
+    batch, length, dim = x.shape
+    size = dim // facets
+    parts = x.reshape(batch, length, facets, size).transpose(1, 2)  # [B, P, L, d/P]
+    r = holistic_matrix(parts.reshape(batch * facets, length, size), similarity)  # [B*P, L, L]
     return r.view(batch, facets, length, length).permute(0, 2, 3, 1)
 
 

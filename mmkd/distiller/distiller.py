@@ -6,7 +6,6 @@ Source: KDSR (arXiv:2401.07257), section 3.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, Protocol, Self, get_args
 
 import numpy as np
@@ -24,6 +23,7 @@ from mmkd.distiller.correlation import (
     holistic_correlation,
     holistic_matrix,
 )
+from mmkd.distiller.pairs import CorrelationTargets, real_pairs
 from mmkd.distiller.reduction import autoencoder, pca, spread_over_facets
 
 Reduction = Literal["pca", "autoencoder"]
@@ -43,27 +43,6 @@ class TeacherTable(Protocol):
     @property
     def present(self) -> NDArray[np.bool_]:
         """[I+1]; False at row 0 and where the item lacks the modality."""
-
-
-@dataclass(frozen=True)
-class CorrelationTargets:
-    """One modality's supervision of one batch: every unordered pair of real, present items once.
-
-    Attributes:
-        sequence: [P] int64, the pair's row b of the batch.
-        first: [P] int64, column i of ``items[b]``.
-        second: [P] int64, column j > i; ``items[b, i] != items[b, j]``.
-        holistic: [P] float32.
-        codes: [P] int64 (hard) or [P, K] float32 (soft).
-        kept: share of the batch's pairs that ``max_pairs`` left, for losses that sum over pairs.
-    """
-
-    sequence: Tensor
-    first: Tensor
-    second: Tensor
-    holistic: Tensor
-    codes: Tensor
-    kept: float = 1.0
 
 
 class CorrelationDistiller:
@@ -274,21 +253,3 @@ class CorrelationDistiller:
             holistic[cut] = holistic_correlation(x_i, x_j, self.similarity)
             dissected[cut] = dissected_correlation(x_i, x_j, self.facets, self.similarity)
         return holistic, dissected
-
-
-def real_pairs(items: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Every unordered pair of distinct real items inside one sequence, once.
-
-    Args:
-        items: [B, L] int64.
-        real: [B, L] bool, the positions that count.
-
-    Returns:
-        sequence, first, second: each [P] int64 with ``first < second``.
-    """
-    length = items.shape[1]
-    later = torch.ones(length, length, dtype=torch.bool, device=items.device).triu_(1)
-    pairs = real[:, :, None] & real[:, None, :] & later  # [B, L, L]
-    pairs &= items[:, :, None] != items[:, None, :]
-    sequence, first, second = pairs.nonzero(as_tuple=True)
-    return sequence, first, second

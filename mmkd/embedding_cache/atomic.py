@@ -56,8 +56,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def remove_temporaries(folder: Path, *, older_than_s: float) -> None:
-    """Removes what killed writers left in a folder (not in its subfolders)."""
+def remove_temporaries(folder: Path, *, older_than_s: float = 86_400.0) -> None:
+    """Removes what killed writers left in a folder (not in its subfolders).
+
+    Args:
+        folder: The folder.
+        older_than_s: Age of what no living writer is taken to hold.
+
+    Raises:
+        CacheError: The folder cannot be written.
+    """
     for path in folder.glob(f".*{_TEMPORARY_SUFFIX}"):
         try:
             if time.time() - path.stat().st_mtime >= older_than_s:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from mmkd.embedding_cache.errors import CacheError
 from mmkd.embedding_cache.images import ImageProblem, decode_image
-from mmkd.embedding_cache.inputs import content_key
+from mmkd.embedding_cache.inputs import content_key, storable
 from mmkd.embedding_cache.shards import Outcome, ShardStore
 from mmkd.encoders.base import Encoder
 
@@ -66,6 +66,7 @@ def encode_to_shards(
         CacheError: The encoder itself is at fault, or the folder cannot be written.
     """
     guarded = GuardedEncoder(encoder, batch_size=batch_size)
+    nothing_stored = store.contents().dim is None
     done = 0
     for start in range(0, len(work), shard_size):
         shard = work[start : start + shard_size]
@@ -75,8 +76,9 @@ def encode_to_shards(
             done += len(batch)
             if progress is not None:
                 progress(done, len(work))
-        guarded.require_a_vector(nothing_stored=store.contents().dim is None)
+        guarded.require_a_vector(nothing_stored=nothing_stored)
         store.commit(outcomes)
+        nothing_stored &= all(outcome.vector is None for outcome in outcomes)
 
 
 class GuardedEncoder:
@@ -141,7 +143,7 @@ class GuardedEncoder:
                     "encoded before is kept: correct the cause and run again"
                 ) from error
             if len(inputs) == 1:
-                return [f"the encoder failed: {type(error).__name__}: {error}"]
+                return [storable(f"the encoder failed: {type(error).__name__}: {error}")]
             middle = len(inputs) // 2
             return self._halving(inputs[:middle]) + self._halving(inputs[middle:])
         return self._checked(vectors, len(inputs))
@@ -239,4 +241,4 @@ def _decode(work: Work) -> _Loaded | None:
     try:
         return _Loaded(key, work.item_id, decode_image(data))
     except ImageProblem as problem:
-        return _Loaded(key, work.item_id, None, str(problem))
+        return _Loaded(key, work.item_id, None, storable(str(problem)))

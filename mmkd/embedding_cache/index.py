@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.embedding_cache.atomic import replacing, write_text
+from mmkd.embedding_cache.atomic import remove_temporaries, replacing, write_text
 from mmkd.embedding_cache.checksum import file_checksum
 from mmkd.embedding_cache.errors import CacheError
 from mmkd.embedding_cache.table import EmbeddingTable
@@ -81,6 +81,7 @@ class NeighbourIndex:
             CacheError: The folder cannot be written.
         """
         path = folder / "index.faiss"
+        remove_temporaries(folder)
         with replacing(path) as temporary:
             try:
                 faiss.write_index(self._index, str(temporary))

@@ -16,7 +16,7 @@ from pathlib import Path
 import polars as pl
 
 from mmkd.data import ItemTable
-from mmkd.embedding_cache.atomic import replacing
+from mmkd.embedding_cache.atomic import remove_temporaries, replacing
 from mmkd.embedding_cache.errors import CacheError
 from mmkd.embedding_cache.manifest import FAILED, MISSING
 
@@ -42,6 +42,11 @@ def content_key(content: bytes) -> str:
 def text_key(text: str) -> str:
     """Identity of a text; text that UTF-8 cannot hold (half a surrogate pair) has one too."""
     return content_key(text.encode("utf-8", "surrogatepass"))
+
+
+def storable(text: str) -> str:
+    """A text as Parquet can hold it: half a surrogate pair, as in odd file names, is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def text_inputs(items: ItemTable) -> pl.DataFrame:
@@ -120,7 +125,7 @@ class FileKeys:
 
     def _key(self, path: Path) -> str | tuple[str, str]:
         try:
-            name, stat = os.path.abspath(path), path.stat()
+            name, stat = storable(os.path.abspath(path)), path.stat()
             known = self._known.get(name)
             if known is not None and known[:2] == (stat.st_size, stat.st_mtime_ns):
                 return known[2]
@@ -139,6 +144,7 @@ class FileKeys:
         rows = [(path, *entry) for path, entry in self._known.items() if entry[1] < settled]
         frame = pl.DataFrame(rows, schema=_FILES, orient="row")
         try:
+            remove_temporaries(self._store.parent)
             with replacing(self._store) as temporary:
                 frame.write_parquet(temporary)
         except CacheError:
@@ -153,6 +159,6 @@ def _frame(
         "item_id": items.ids[1:],
         "key": keys,
         "absent": [entry and entry[0] for entry in absent],
-        "absent_reason": [entry and entry[1] for entry in absent],
+        "absent_reason": [entry and storable(entry[1]) for entry in absent],
     }
     return pl.DataFrame(columns, schema=INPUTS)

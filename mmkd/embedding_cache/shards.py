@@ -27,8 +27,6 @@ from mmkd.embedding_cache.manifest import (
     write_shard_manifest,
 )
 
-_DAY_S = 86_400.0
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -142,7 +140,7 @@ class ShardStore:
             CacheError: The folder cannot be written.
         """
         remove_temporaries(self._folder, older_than_s=0)
-        remove_temporaries(self._store, older_than_s=_DAY_S)
+        remove_temporaries(self._store)
         sound = self.contents().shards
         for path in self._files():
             if _number(path) not in sound:

@@ -37,13 +37,22 @@ def load_card(name_or_path: str, *, folder: Path | None = None) -> EncoderCard:
         if not path.is_file():
             raise EncoderError(f"card {name_or_path}: no such file (from {Path.cwd()})")
         return _read(path)
+    return _read(card_path(name_or_path, folder=folder))
+
+
+def card_path(name: str, *, folder: Path | None = None) -> Path:
+    """The file of the card with this name; searched as in `load_card`.
+
+    Raises:
+        EncoderError: There is no such card.
+    """
     found = _card_paths(folder)
-    if name_or_path not in found:
+    if name not in found:
         raise EncoderError(
-            f"card {name_or_path!r} is unknown{did_you_mean(name_or_path, found)}; known: "
+            f"card {name!r} is unknown{did_you_mean(name, found)}; known: "
             f"{', '.join(sorted(found)) or 'none'}; or give a path ending in .yaml"
         )
-    return _read(found[name_or_path])
+    return found[name]
 
 
 def list_cards(*, folder: Path | None = None) -> list[EncoderCard]:

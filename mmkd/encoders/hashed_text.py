@@ -148,7 +148,9 @@ def _principal_directions(weighted: Any, components: int) -> NDArray[np.float64]
     from sklearn.decomposition import TruncatedSVD
 
     rank = min(components, weighted.shape[0])
-    svd = TruncatedSVD(rank, algorithm="randomized", n_iter=5, random_state=_SEED).fit(weighted)
+    svd = TruncatedSVD(rank, algorithm="randomized", n_iter=5, random_state=_SEED)
+    with np.errstate(invalid="ignore"):  # of its share of variance, which one text has none of
+        svd.fit(weighted)
     values = svd.singular_values_
     # directions beyond the rank of the texts (duplicates, few texts) are noise: drop them
     real = values > values[0] * 1e-6

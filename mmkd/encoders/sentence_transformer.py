@@ -121,14 +121,17 @@ def _load(
 
 
 def _check_length(loaded: "SentenceTransformer", model: str, max_length_tokens: int) -> None:
-    config = getattr(getattr(loaded[0], "auto_model", None), "config", None)
-    limits = (
-        getattr(config, "max_position_embeddings", None),
-        getattr(loaded.tokenizer, "model_max_length", None),
-    )
-    known = [limit for limit in limits if isinstance(limit, int)]
-    if known and max_length_tokens > min(known):
-        raise EncoderError(
-            f"max_length_tokens {max_length_tokens} is more than the {min(known)} that {model} "
-            "takes; lower it in the card"
-        )
+    """Refuses more tokens than a model with learned positions has positions."""
+    from torch import nn
+
+    for name, module in loaded.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa and its kin count positions from behind the padding id
+            positions = module.num_embeddings
+            if module.padding_idx is not None:
+                positions -= module.padding_idx + 1
+            if max_length_tokens > positions:
+                raise EncoderError(
+                    f"max_length_tokens {max_length_tokens} is more than the {positions} that "
+                    f"{model} takes; lower it in the card"
+                )

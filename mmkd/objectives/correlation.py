@@ -11,10 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd.distiller.correlation import Similarity, check_similarity, holistic_correlation
-from mmkd.distiller.distiller import CorrelationTargets
+from mmkd.distiller.correlation import (
+    Similarity,
+    check_similarity,
+    holistic_correlation,
+    holistic_matrix,
+)
+from mmkd.distiller.pairs import CorrelationTargets
 from mmkd.objectives.pair_chunks import PairList, sum_over_pairs, used_positions
 from mmkd.objectives.reduction import global_mean
+
+# long sequences: all similarities of a chunk by one matmul, though it computes up to this many
+# times the pairs that are wanted, cost less than gathering two vectors a pair (measured)
+_MATRIX_EXCESS = 32
 
 PairScale = Literal["frobenius", "rms"]
 
@@ -116,10 +125,11 @@ class HolisticLoss(nn.Module):
         self.similarity: Similarity = similarity
         self.temperature = temperature
         self.pair_scale = pair_scale
-        self.head = nn.Sequential(nn.Linear(width, width), nn.Linear(width, width))
-        for layer in self.head:
+        layers = [nn.Linear(width, width), nn.Linear(width, width)]
+        for layer in layers:
             nn.init.eye_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.head = nn.Sequential(*layers)
 
     def forward(self, rows: Tensor, pairs: PairList) -> Tensor:
         """Scalar loss of student vectors [N, D] and the pairs between them; 0 without a pair."""
@@ -128,8 +138,13 @@ class HolisticLoss(nn.Module):
 
     def _sum(self, rows: Tensor, pairs: PairList) -> Tensor:
         h = self.head(rows)  # [N, D]
-        h_i, h_j = h.index_select(0, pairs.first), h.index_select(0, pairs.second)
-        predicted = holistic_correlation(h_i, h_j, self.similarity).float()  # [P]
+        if len(h) ** 2 <= _MATRIX_EXCESS * len(pairs.first):
+            index = pairs.first * len(h) + pairs.second
+            matrix = holistic_matrix(h, self.similarity)  # [N, N]
+            predicted = matrix.flatten().index_select(0, index).float()  # [P]
+        else:
+            h_i, h_j = h.index_select(0, pairs.first), h.index_select(0, pairs.second)
+            predicted = holistic_correlation(h_i, h_j, self.similarity).float()  # [P]
         error = (predicted - pairs.holistic) / self.temperature
         _, row, counts = torch.unique_consecutive(
             pairs.sequence, return_inverse=True, return_counts=True
@@ -182,4 +197,5 @@ class DissectedLoss(nn.Module):
             return F.cross_entropy(logits, pairs.codes, reduction="sum")
         q = pairs.codes
         # log(q) of a clamped q: torch's kl_div takes xlogy, which is five times slower
-        return (q * (q.clamp(min=1e-30).log() - logits.log_softmax(dim=1))).sum()
+        divergence: Tensor = q * (q.clamp(min=1e-30).log() - logits.log_softmax(dim=1))
+        return divergence.sum()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmkd.distiller.distiller import CorrelationTargets
+from mmkd.distiller.pairs import CorrelationTargets
 
 _CHUNK_PAIRS = 4096
 

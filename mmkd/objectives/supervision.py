@@ -3,6 +3,7 @@
 From a recipe's ``objective.recommendation`` to the batch stream and the loss that go together.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -119,9 +120,7 @@ class MaskedItem(_Supervision):
         sampling: Sampling | None = None,
         calibration: float | None = None,
     ) -> None:
-        super().__init__(
-            loss=loss, negatives=negatives, sampling=sampling, calibration=calibration
-        )
+        super().__init__(loss=loss, negatives=negatives, sampling=sampling, calibration=calibration)
         for name, share in (("mask_ratio", mask_ratio), ("last_only", last_only)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}: got {share}, wanted a share from 0 to 1")
@@ -153,7 +152,9 @@ class MaskedItem(_Supervision):
         )
 
 
-SUPERVISION: dict[str, type[NextItem] | type[MaskedItem]] = {
+Supervision = NextItem | MaskedItem
+
+SUPERVISION: dict[str, Callable[..., Supervision]] = {
     "next_item": NextItem,
     "masked_item": MaskedItem,
 }

@@ -8,9 +8,7 @@ from torch import Tensor
 from mmkd.student import Recommender
 
 
-def scorer(
-    student: Recommender, *, item_count: int, max_length: int
-) -> Callable[[Tensor], Tensor]:
+def scorer(student: Recommender, *, item_count: int, max_length: int) -> Callable[[Tensor], Tensor]:
     """How a student answers "what next?".
 
     A causal student answers with its last state; a bidirectional one reads the mask token after

@@ -59,9 +59,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Restore what ``optimizer_tensors`` returned; groups keep their current options."""
     current = optimizer.state_dict()
     state: dict[int, dict[str, Tensor]] = {}

@@ -4,7 +4,7 @@ KDSR (arXiv:2401.07257, section 3.4) updates the modality embeddings more slowly
 that the recommendation gradient does not wash out what the encoder knew ("modality forgetting").
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -130,7 +130,7 @@ class Frozen(_Stateless):
             parameter.grad = None
 
 
-ASYNCHRONOUS: dict[str, type] = {
+ASYNCHRONOUS: dict[str, Callable[..., AsynchronousUpdate]] = {
     "ramp": Ramp,
     "interval": Interval,
     "frozen": Frozen,
@@ -212,4 +212,8 @@ class LearningRate:
             return 1.0
         left = max(1, self.total_steps - self.warmup_steps)
         done = min(1.0, max(0, step - self.warmup_steps) / left)
-        return 1 - done if self.schedule == "linear" else 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * done))))
+        return (
+            1 - done
+            if self.schedule == "linear"
+            else 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * done))))
+        )

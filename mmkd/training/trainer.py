@@ -242,9 +242,7 @@ class _Run:
         newest = self.checkpoints.newest()
         if newest is None:
             return
-        progress, state = self.checkpoints.load(
-            newest, module=self.step, optimizer=self.optimizer
-        )
+        progress, state = self.checkpoints.load(newest, module=self.step, optimizer=self.optimizer)
         self.asynchronous.load_state_dict(
             {k: v.to(self.accelerator.device) for k, v in state.items()}
         )
@@ -264,7 +262,10 @@ class _Run:
         at, every = self.at, self.trainer.accumulate
         first = at.step
         with EpochProgress(
-            self.batches, epoch=at.epoch, of=self.trainer.epochs, first=first,
+            self.batches,
+            epoch=at.epoch,
+            of=self.trainer.epochs,
+            first=first,
             shown=self.accelerator.is_main_process,
         ) as bar:
             for batch in self.stream.epoch(at.epoch, first_step=first):
@@ -284,9 +285,7 @@ class _Run:
     def _backward(self, batch: Batch, targets: TargetsOf, group: int) -> None:
         at = self.at
         with torch.no_grad():
-            teacher = targets(
-                batch.items, seeded_generator(self.stream.seed, at.epoch, at.step, 1)
-            )
+            teacher = targets(batch.items, seeded_generator(self.stream.seed, at.epoch, at.step, 1))
         with self.accelerator.autocast():
             loss: LossBreakdown = self.prepared(batch, teacher)
         self.accelerator.backward(loss.total / group)
@@ -365,9 +364,7 @@ class _Run:
             report.best_metric, report.best_epoch = metrics[name], self.at.epoch
             report.bad_epochs = 0
             if self.accelerator.is_main_process:
-                write_tensors(
-                    self.folder / "student.safetensors", self.step.student.state_dict()
-                )
+                write_tensors(self.folder / "student.safetensors", self.step.student.state_dict())
         else:
             report.bad_epochs += 1
 

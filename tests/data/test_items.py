@@ -56,7 +56,8 @@ def test_ids_find_their_rows_and_unknown_ones_their_neighbours(tmp_path: Path) -
 def test_without_optional_columns_only_ids_are_read(tmp_path: Path) -> None:
     items = load_items(path="items.csv", root=write(tmp_path))
     assert items.titles == items.ids
-    assert set(items.text) == set(items.image_path) == {None}
+    assert set(items.text) == {None}
+    assert set(items.image_path) == {None}
     assert set(items.attributes) == {()}
 
 
@@ -186,3 +187,19 @@ def test_a_sibling_folder_with_the_same_beginning_is_outside(tmp_path: Path) -> 
     (tmp_path / "pictures" / "a.png").symlink_to(tmp_path / "pictures-private" / "a.png")
     with pytest.raises(DataError, match="leave the folder"):
         picture_items(tmp_path, "a.png")
+
+
+def test_web_addresses_are_no_image_paths(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"1 image paths are web addresses: 'https://x\.org/a\.png'"
+    ):
+        picture_items(tmp_path, "https://x.org/a.png")
+
+
+def test_image_paths_do_not_depend_on_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "item_id,image\na,a.png\n")
+    monkeypatch.chdir(tmp_path)
+    items = load_items(path="items.csv", root=Path("."), image="image")
+    assert items.image_path == (None, tmp_path / "a.png")

@@ -1,5 +1,6 @@
 """Logs: reading, filtering, and every way a log can be malformed."""
 
+import datetime
 import time
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,19 @@ def test_text_timestamps_are_numbers_or_iso_dates_in_utc(
     rows = "".join(f"a,007,{cell}\n" for cell in cells)
     log = load(tmp_path, "user_id,item_id,timestamp\n" + rows)
     assert tuple(log.timestamp.tolist()) == expected
+
+
+def test_dates_without_a_zone_do_not_depend_on_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "user_id,item_id,timestamp\na,007,1970-01-02\n"
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert load(tmp_path, text).timestamp.tolist() == [86400.0]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize("dtype", [pl.Date(), pl.Datetime("ms"), pl.Datetime("ns", "UTC")])
@@ -167,6 +181,23 @@ def test_nan_in_a_number_column_is_missing(column: str, tmp_path: Path) -> None:
 def test_a_missing_column_is_refused(setting: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"log\.csv: no column 'timestap' \({setting}\).*you mean"):
         load(tmp_path, **{setting: "timestap"})
+
+
+@pytest.mark.parametrize(
+    "cell", [[1], {"a": 1}, datetime.timedelta(1), datetime.time(1), b"1", True]
+)
+@pytest.mark.parametrize("column", ["timestamp", "rating"])
+def test_columns_of_other_types_hold_no_numbers(column: str, cell: object, tmp_path: Path) -> None:
+    cells: dict[str, list[Any]] = {
+        "user_id": ["a"],
+        "item_id": ["x1"],
+        "timestamp": [1],
+        "rating": [1],
+    }
+    cells[column] = [cell]
+    pl.DataFrame(cells).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=rf"'{column}' .*no usable .* in row 1"):
+        load_interactions(catalogue(), path="log.parquet", root=tmp_path, rating="rating")
 
 
 def test_an_empty_k_core_names_the_file_and_the_bounds(tmp_path: Path) -> None:

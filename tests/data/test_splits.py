@@ -96,6 +96,17 @@ def test_ratio_takes_the_floor_of_each_fraction() -> None:
     assert pairs(split.test) == test
 
 
+def test_ratio_is_not_fooled_by_binary_fractions() -> None:
+    log = InteractionLog(
+        user=np.zeros(100, dtype=np.int64),
+        item=np.ones(100, dtype=np.int64),
+        timestamp=np.arange(100.0),
+        user_ids=("a",),
+    )
+    split = ratio(log, 1, valid=0.57, test=0.29)  # 100 * 0.29 is 28.999999999999996
+    assert (split.train_end.tolist(), len(split.valid), len(split.test)) == ([14], 57, 29)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_temporal_cuts_every_history_at_the_same_moments(seed: int) -> None:
     events, log = random_log(seed)
@@ -136,7 +147,7 @@ def test_temporal_reads_iso_dates_as_utc() -> None:
     log = InteractionLog(
         user=np.zeros(10, dtype=np.int64),
         item=np.ones(10, dtype=np.int64),
-        timestamp=days,
+        timestamp=days.astype(np.float64),
         user_ids=("a",),
     )
     split = temporal(log, 1, valid_from="1970-01-06", test_from="1970-01-08T02:00:00+02:00")

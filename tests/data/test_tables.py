@@ -129,6 +129,12 @@ def test_recbole_sequences_are_split_at_spaces_as_the_header_says(tmp_path: Path
     assert read_text(table, "class", setting="text") == ["Comedy Drama", None]
 
 
+def test_recbole_quotes_are_ordinary_characters(tmp_path: Path) -> None:
+    (tmp_path / "t.item").write_text('item_id:token\ttitle:token_seq\n1\t"Heat" (1995)\n2\t"Up\n')
+    table = read_table("t.item", root=tmp_path)
+    assert read_text(table, "title", setting="title") == ['"Heat" (1995)', '"Up']
+
+
 def test_a_missing_column_is_named_with_what_there_is(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("item_id,titel\n1,a\n")
     table = read_table("t.csv", root=tmp_path)

@@ -21,7 +21,8 @@ TEXTS: list[str | None] = [f"text number {n}" for n in range(50)]
 def text_vector(text: str, dim: int = DIM) -> NDArray[np.float32]:
     """The vector that every text encoder here gives: from a hash, so known without an encoder."""
     digest = hashlib.md5(text.encode("utf-8", "surrogatepass")).digest()
-    return (np.frombuffer(digest[:dim], np.uint8).astype(np.float32) - 127.5) / 64
+    values = np.frombuffer(digest[:dim], np.uint8).astype(np.float32)
+    return (values - np.float32(127.5)) / np.float32(64)
 
 
 def image_vector(image: Image.Image) -> NDArray[np.float32]:

@@ -7,9 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 from embedding_cache.fakes import TEXTS, FakeFitted, FakeText, card, catalogue, never, text_vector
+from PIL import Image
 
 from mmkd.data import ItemTable
 from mmkd.embedding_cache import CacheError, EmbeddingCache, EmbeddingTable, default_cache_folder
+from mmkd.encoders import EncoderCard
 
 
 def build(
@@ -109,6 +111,26 @@ def test_any_change_of_the_corpus_refits_and_encodes_everything(cache: Embedding
     cache.table(fitted, catalogue(TEXTS[:-1]), encoder_factory=lambda: encoder)
     assert len(encoder.seen) == 49
     cache.table(fitted, catalogue(TEXTS), encoder_factory=never)
+
+
+def test_the_built_in_encoders_that_need_no_download(cache: EmbeddingCache, tmp_path: Path) -> None:
+    path = tmp_path / "red.png"
+    Image.new("RGB", (20, 10), (255, 0, 0)).save(path)
+    words = "red green blue car house tree river stone cloud lamp".split()
+    texts: list[str | None] = [f"{a} {b}" for a in words for b in words]
+    text = EncoderCard(
+        name="hashed", modality="text", kind="hashed_text", options={"components": 4}
+    )
+    image = EncoderCard(name="colour", modality="image", kind="color_image")
+    items = catalogue(texts, images=[path, *[None] * 99])
+    tables = [cache.table(each, items) for each in (text, image)]
+    assert [int(table.present.sum()) for table in tables] == [100, 1]
+    assert all(np.isfinite(table.vectors).all() for table in tables)
+    again = cache.table(text, items, encoder_factory=never)
+    np.testing.assert_array_equal(again.vectors, tables[0].vectors)
+    backwards = catalogue(texts[::-1])
+    reversed_ = cache.table(text, backwards, encoder_factory=never)
+    np.testing.assert_array_equal(reversed_.vectors[1:], again.vectors[:0:-1])
 
 
 def test_texts_that_utf8_cannot_hold_have_keys(cache: EmbeddingCache) -> None:

@@ -1,5 +1,6 @@
 """Encoders that fail: on one item, on everything, or in what they return."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,18 @@ def test_a_bad_item_fails_alone_and_is_not_tried_again(
     cache.table(card(), catalogue(TEXTS), encoder_factory=never)
 
 
+def test_a_reason_that_quotes_text_outside_utf8_is_recorded(cache: EmbeddingCache) -> None:
+    def spoil(text: str) -> Any:
+        if "\ud83d" in text:
+            raise RuntimeError(f"no token for {text}")
+        return None
+
+    texts = ["whole", "half \ud83d"]
+    table = cache.table(card(), catalogue(texts), encoder_factory=partial(FakeText, spoil=spoil))
+    assert table.present.tolist() == [False, True, False]
+    assert cache.absent(table)[0].reason.endswith("no token for half \\ud83d")
+
+
 def test_failed_items_are_tried_again_on_request(cache: EmbeddingCache) -> None:
     spoil = spoiled("text number 3")
     first = cache.table(card(), catalogue(TEXTS), encoder_factory=lambda: FakeText(spoil=spoil))
@@ -62,9 +75,11 @@ def test_failed_items_are_tried_again_on_request(cache: EmbeddingCache) -> None:
 
 def test_retrying_an_item_that_fails_again_ends(cache: EmbeddingCache) -> None:
     retrying = EmbeddingCache(cache.folder, retry_failed=True)
+    spoil = spoiled("text number 0")
     for _ in range(2):
-        encoder = FakeText(spoil=spoiled("text number 0"))
-        table = retrying.table(card(), catalogue(TEXTS), encoder_factory=lambda e=encoder: e)
+        table = retrying.table(
+            card(), catalogue(TEXTS), encoder_factory=partial(FakeText, spoil=spoil)
+        )
         assert np.flatnonzero(~table.present).tolist() == [0, 1]
 
 

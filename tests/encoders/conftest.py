@@ -1,6 +1,7 @@
 """Small encoders that need no download: a random CLIP with its weights in a file, and the rest."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from safetensors.torch import save_file
 
 from mmkd.encoders import Encoder, EncoderCard, FittedEncoder, build_encoder, load_card
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the hub client is first imported
 
 TINY_CLIP = {
     "embed_dim": 24,

@@ -71,12 +71,12 @@ def test_spearman_is_scipys_on_the_sampled_pairs() -> None:
 def test_equal_similarities_share_their_rank_as_in_scipy() -> None:
     teacher, present = _teacher()
     probe = RetentionProbe(teacher=teacher, present=present, pairs=400)
-    signs = torch.ones(ITEMS + 1, 2)
-    signs[::3, 1] = 0  # few distinct vectors: most similarities are equal
-    signs[::5, 0] = -1
+    signs = torch.zeros(ITEMS + 1, 3)  # axes and their opposites: cosines are -1, 0 or 1
+    signs[torch.arange(ITEMS + 1), torch.arange(ITEMS + 1) % 3] = 2.0
+    signs[::5] *= -1.0
     rows = [r for r in range(1, ITEMS + 1) if present[r]]
     a = _cosines(teacher, rows)[probe._first, probe._second]
-    b = _cosines(signs, rows)[probe._first, probe._second].round(6)
+    b = _cosines(signs, rows)[probe._first, probe._second]
     expected = scipy.stats.spearmanr(a, b).statistic
     assert probe.measure(signs)["spearman"] == pytest.approx(expected, abs=1e-9)
 
@@ -98,6 +98,16 @@ def test_items_without_the_modality_do_not_count() -> None:
     student[0] = torch.nan
     measured = RetentionProbe(teacher=teacher, present=present).measure(student)
     assert measured == pytest.approx({"spearman": 1.0, "recall@10": 1.0})
+
+
+def test_no_item_is_its_own_neighbour_even_among_duplicates() -> None:
+    teacher, present = _teacher()
+    teacher[2::2] = teacher[1:-1:2]  # every item has a twin
+    probe = RetentionProbe(teacher=teacher, present=present, k=3)
+    assert not np.any(probe._neighbours == probe._queries[:, None])
+    teacher[:] = teacher[1]  # all alike: more duplicates than the search returns
+    probe = RetentionProbe(teacher=teacher, present=present, k=3)
+    assert not np.any(probe._neighbours == probe._queries[:, None])
 
 
 def test_random_student_retains_nothing_and_a_collapsed_one_is_zero() -> None:

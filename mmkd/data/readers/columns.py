@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mmkd.data.errors import DataError, shown
 from mmkd.data.readers.tables import Table
-from mmkd.data.timestamps import parse_moments
+from mmkd.data.timestamps import parse_moments, parse_numbers
 
 
 def read_ids(table: Table, name: str, *, setting: str) -> pl.Series:
@@ -123,10 +123,7 @@ def read_numbers(table: Table, name: str, *, setting: str) -> NDArray[np.float64
         DataError: If the column is absent or a number is missing, not finite, or not parsable.
     """
     column = table.column(name, setting=setting)
-    text = column.dtype == pl.String
-    numbers = (column.str.strip_chars() if text else column).cast(pl.Float64, strict=False)
-    values = numbers.fill_null(float("nan")).to_numpy().astype(np.float64)
-    bad = ~np.isfinite(values)
+    values, bad = parse_numbers(column)
     if bad.any():
         raise DataError(
             f"{table.source}: column {name!r} ({setting}) has no usable number in {_rows(bad)}: "
@@ -147,7 +144,8 @@ def _as_text(column: pl.Series, *, floats: bool = False) -> pl.Series | None:
         return values.cast(pl.String) if floats else None
     if dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null) or dtype.is_integer():
         return column.cast(pl.String)
-    return column.cast(pl.String) if floats and not dtype.is_nested() else None
+    printable = floats and (dtype.is_decimal() or dtype in (pl.Boolean, pl.Date, pl.Datetime))
+    return column.cast(pl.String) if printable else None
 
 
 def _rows(bad: pl.Series | NDArray[np.bool_]) -> str:

@@ -46,7 +46,7 @@ def load_items(
 
     Raises:
         DataError: If the file or a column is missing or malformed, an id is missing or repeated,
-            or a picture's path leaves `image_root`.
+            or a picture's path is a web address or leaves `image_root`.
     """
     table = read_table(path, root=root, format=format, separator=separator)
     ids = read_ids(table, id, setting="id").to_list()
@@ -85,6 +85,13 @@ def _render(table: Table, text: str) -> list[str | None]:
 
 def _image_paths(cells: list[str | None], folder: Path, source: str) -> list[Path | None]:
     """Picture paths under a folder, each checked to stay there, links followed."""
+    addresses = [cell for cell in cells if cell and cell.startswith(("http://", "https://"))]
+    if addresses:
+        raise DataError(
+            f"{source}: {len(addresses)} image paths are web addresses: {shown(addresses)}; fetch "
+            "the pictures and give their files"
+        )
+    folder = folder.absolute()  # a saved table must not depend on the working folder
     top = os.path.realpath(folder)
     real_folders: dict[str, str] = {}  # one realpath for each folder, not for each picture
     outside: list[str] = []

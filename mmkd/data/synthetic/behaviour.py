@@ -24,7 +24,7 @@ START_S: Final = 1_672_531_200  # 2023-01-01
 SPAN_S: Final = 300 * 86_400  # users begin within it
 GAP_S: Final = 2 * 86_400  # mean time between two events of a user
 LATE: Final = 0.3  # of the items are launched within `LAUNCHES_S`
-LAUNCHES_S: Final = (290 * 86_400, 330 * 86_400)
+LAUNCHES_S: Final = (285 * 86_400, 325 * 86_400)
 _ROUNDS: Final = 64
 
 

@@ -1,0 +1,134 @@
+"""``mmkd ls`` and ``mmkd cp``: recipes, encoder cards, runs and the cache's contents."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmkd.cli import show as shown
+from mmkd.embedding_cache import EmbeddingCache
+from mmkd.encoders import EncoderError, list_cards
+from mmkd.encoders.card_files import card_path
+from mmkd.options import RecipeError, unknown
+from mmkd.recipe import recipe_names
+from mmkd.recipe_files import find_recipe
+from mmkd.serving.run_folder import RunFolder
+
+KINDS = ("recipes", "encoders", "runs", "cache")
+
+
+def show(what: str, *, runs: Path, cache: Path, as_json: bool) -> None:
+    """List one kind of thing.
+
+    Raises:
+        RecipeError: ``what`` is none of ``KINDS``.
+    """
+    makers: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "recipes": _recipes,
+        "encoders": _encoders,
+        "runs": lambda: _runs(runs),
+        "cache": lambda: _cache(cache),
+    }
+    if what not in makers:
+        raise RecipeError([f"ls {what}: {unknown(what, KINDS)}"])
+    records = makers[what]()
+    if as_json:
+        shown.as_json(records)
+    elif not records:
+        print(f"no {what}")
+    else:
+        names = list(records[0])
+        shown.rows(names, [[_told(record[name]) for name in names] for record in records])
+
+
+def copy(name: str, destination: Path, *, force: bool) -> str:
+    """Copy a recipe or, where no recipe has this name, an encoder card.
+
+    Args:
+        name: Its name.
+        destination: A ``.yaml`` file, or a folder in which it keeps its name.
+        force: Replace what is there.
+
+    Returns:
+        What was done, for a person.
+
+    Raises:
+        RecipeError: Neither a recipe nor a card has the name, or the file exists.
+    """
+    source = _source(name)
+    target = destination
+    if destination.suffix not in (".yaml", ".yml"):
+        target = destination / source.name
+    if target.exists() and not force:
+        raise RecipeError([f"{target}: exists; give --force to replace it or another name"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return f"{source.name} -> {target}"
+
+
+def _source(name: str) -> Path:
+    if name in recipe_names():
+        return find_recipe(name)
+    try:
+        return card_path(name)
+    except EncoderError as error:
+        known = [*recipe_names(), *(card.name for card in list_cards())]
+        raise RecipeError([f"{name}: {unknown(name, known)}"]) from error
+
+
+def _recipes() -> list[dict[str, Any]]:
+    records = []
+    for name in recipe_names():
+        first = find_recipe(name).read_text("utf-8").splitlines()[0]
+        records.append({"recipe": name, "what": first.removeprefix("#").strip()})
+    return records
+
+
+def _encoders() -> list[dict[str, Any]]:
+    return [
+        {
+            "card": card.name,
+            "modality": card.modality,
+            "kind": card.kind,
+            "dim": card.dim,
+            "size_mb": card.size_mb,
+            "license": card.license,
+            "model": card.model,
+        }
+        for card in list_cards()
+    ]
+
+
+def _runs(folder: Path) -> list[dict[str, Any]]:
+    records = []
+    for path in sorted(folder.glob("*/recipe.yaml")):
+        run = RunFolder(path.parent)
+        record = {"run": path.parent.name, "state": "unfinished", "epochs": None, "NDCG@10": None}
+        if run.finished:
+            result = json.loads((path.parent / "result.json").read_text("utf-8"))
+            metric = result["test"]["metrics"].get("NDCG@10")
+            record |= {"state": "finished", "epochs": result["epochs"], "NDCG@10": metric}
+        records.append(record)
+    return records
+
+
+def _cache(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "card": entry.card_name,
+            "modality": entry.modality,
+            "items": entry.items,
+            "present": entry.present,
+            "vectors": entry.vectors,
+            "size_mb": round(entry.size_bytes / 1e6, 1),
+            "last_used": entry.last_used.isoformat(timespec="minutes"),
+        }
+        for entry in EmbeddingCache(folder).entries()
+    ]
+
+
+def _told(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

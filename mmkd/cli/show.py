@@ -1,0 +1,254 @@
+"""What the commands print: results as tables for a person, or as JSON for a program."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from mmkd.embedding_cache import EmbeddingTable
+from mmkd.recipe import Recipe
+
+METRICS = ("HR@10", "NDCG@10", "MRR@10")
+SLICES = ("cold", "tail", "mid", "head")
+
+
+class EmbeddingProgress:
+    """A bar for each modality while it is encoded; counts what was."""
+
+    def __init__(self) -> None:
+        self.encoded: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("encode {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TaskProgressColumn(show_speed=True),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+
+    def __enter__(self) -> "EmbeddingProgress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, name: str, done: int, total: int) -> None:
+        """``done`` of ``total`` inputs of modality ``name`` are encoded."""
+        if name not in self._tasks:
+            self._progress.start()
+            self._tasks[name] = self._progress.add_task(name, total=total)
+        self.encoded[name] = done
+        self._progress.update(self._tasks[name], completed=done, total=total)
+        if done >= total:
+            self._progress.stop()  # the training's own lines follow
+
+
+def as_json(content: object) -> None:
+    """Print JSON on standard output."""
+    print(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def valid(recipe: Recipe, *, as_json: bool) -> None:
+    """A recipe without mistakes."""
+    if as_json:
+        _json({"recipe": recipe.name, "valid": True})
+    else:
+        _print(f"{recipe.name}: valid")
+
+
+def tables(
+    tables: Mapping[str, EmbeddingTable],
+    absent: Mapping[str, Mapping[str, int]],
+    *,
+    encoded: Mapping[str, int],
+    as_json: bool,
+) -> None:
+    """What ``mmkd embed`` did."""
+    rows: list[dict[str, Any]] = [
+        {
+            "modality": name,
+            "card": table.card_name,
+            "items": len(table),
+            "present": int(table.present.sum()),
+            "encoded_now": encoded.get(name, 0),
+            "dim": table.dim,
+            "absent": dict(absent[name]),
+        }
+        for name, table in tables.items()
+    ]
+    if as_json:
+        _json(rows)
+        return
+    grid = _grid("modality", "card", "items", "present", "encoded now", "dim", "absent because")
+    for row in rows:
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in row["absent"].items())
+        grid.add_row(
+            *(
+                str(row[key])
+                for key in ("modality", "card", "items", "present", "encoded_now", "dim")
+            ),
+            reasons,
+        )
+    _print(grid)
+
+
+def result(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
+    """A finished run."""
+    if as_json:
+        _json({**result, "folder": str(folder)})
+        return
+    report(result["test"], as_json=False)
+    seconds, peak = result["seconds"], result["peak_memory_bytes"] / 2**20
+    _print(
+        f"best epoch {result['best_epoch'] + 1} of {result['epochs']}; "
+        f"{seconds['epoch']:.1f} s an epoch, {seconds['validation']:.1f} s a validation; "
+        f"peak memory {peak:.0f} MiB; run: {folder}"
+    )
+
+
+def report(report: Mapping[str, Any], *, as_json: bool) -> None:
+    """Metrics with intervals and the slices of one evaluation."""
+    if as_json:
+        _json(report)
+        return
+    grid = _grid("metric", "value", "95% interval")
+    for name, value in report["metrics"].items():
+        low, high = report["intervals"][name]
+        grid.add_row(name, f"{value:.4f}", f"[{low:.4f}, {high:.4f}]")
+    _print(grid)
+    grid = _grid("slice", "cases", *METRICS)
+    for name in SLICES:
+        part = report["slices"].get(name)
+        if part:
+            shown = [f"{part[m]:.4f}" if part["n"] and m in part else "-" for m in METRICS]
+            grid.add_row(name, str(part["n"]), *shown)
+    _print(grid)
+    coverage = {k: v for k, v in report.items() if k.startswith("coverage")}
+    told = "  ".join(f"{k} {v:.3f}" for k, v in coverage.items())
+    _print(f"{report['n']} cases of {report['users']} users  {told}")
+
+
+def comparison(found: Mapping[str, Any], first: str, second: str, *, as_json: bool) -> None:
+    """A paired test of two runs."""
+    if as_json:
+        _json(found)
+        return
+    low, high = found["interval"]
+    _print(
+        f"{found['metric']}: {first} {found['first']:.4f}, {second} {found['second']:.4f}; "
+        f"difference {found['difference']:+.4f} [{low:+.4f}, {high:+.4f}], "
+        f"p = {found['p_value']:.4f} (paired permutation test over {found['users']} users)"
+    )
+
+
+def items(found: Sequence[Mapping[str, Any]], *, title: str, as_json: bool) -> None:
+    """Ranked items."""
+    if as_json:
+        _json(list(found))
+        return
+    _print(_ranked(found, title))
+
+
+def neighbours(
+    by_encoder: Sequence[Mapping[str, Any]],
+    by_student: Sequence[Mapping[str, Any]] | None,
+    folder: Path,
+    *,
+    as_json: bool,
+) -> None:
+    """Neighbours by the encoder and by the student, side by side."""
+    if as_json:
+        _json({"encoder": by_encoder, "student": by_student})
+        return
+    if by_student is None:
+        _print(_ranked(by_encoder, "by the encoder"))
+        _print(f"{folder} holds no trained student yet; mmkd train shows what it keeps of these")
+        return
+    grid = _grid("#", "by the encoder", "cosine", "by the student", "cosine")
+    for place, (left, right) in enumerate(zip(by_encoder, by_student, strict=False), start=1):
+        grid.add_row(
+            str(place),
+            f"{left['item']}  {left['title']}",
+            f"{left['score']:.3f}",
+            f"{right['item']}  {right['title']}",
+            f"{right['score']:.3f}",
+        )
+    _print(grid)
+
+
+def demo(results: Mapping[str, Mapping[str, Any]], folder: Path, *, as_json: bool) -> None:
+    """The variants of the demo, beside each other."""
+    if as_json:
+        _json(results)
+        return
+    grid = _grid("variant", "HR@10", "NDCG@10 [95%]", "cold", "tail", "mid", "head", "kept", "time")
+    for name, found in results.items():
+        test = found["test"]
+        low, high = test["intervals"]["NDCG@10"]
+        slices = [test["slices"].get(part, {}) for part in SLICES]
+        kept = [v for k, v in found["valid"].items() if k.endswith("spearman")]
+        grid.add_row(
+            name,
+            f"{test['metrics']['HR@10']:.4f}",
+            f"{test['metrics']['NDCG@10']:.4f} [{low:.4f}, {high:.4f}]",
+            *(f"{part['NDCG@10']:.4f}" if part.get("n") else "-" for part in slices),
+            " ".join(f"{value:.2f}" for value in kept) or "-",
+            f"{found['seconds']['prepare'] + found['seconds']['train_and_validate']:.0f} s",
+        )
+    _print(grid)
+    _print(
+        "Test metrics over the whole catalogue, one seed. cold, tail, mid, head: NDCG@10 by how "
+        "often the target trains (0, 1-5, more, most).\nkept: modality retention, the Spearman "
+        "correlation of the student's and the encoder's pair similarities, per modality.\n"
+        f"Try: mmkd recommend {folder}/runs/demo-kdsr --history ID,ID  (ids in "
+        f"{folder}/data/items.csv)"
+    )
+
+
+def rows(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table."""
+    grid = _grid(*names)
+    for row in rows:
+        grid.add_row(*row)
+    _print(grid)
+
+
+def _ranked(found: Sequence[Mapping[str, Any]], title: str) -> Table:
+    grid = _grid("#", "item", title, "score")
+    for place, item in enumerate(found, start=1):
+        grid.add_row(str(place), item["item"], item["title"], f"{item['score']:.3f}")
+    return grid
+
+
+def _grid(*names: str) -> Table:
+    grid = Table(box=None, header_style="bold", pad_edge=False)
+    for name in names:
+        grid.add_column(name)
+    return grid
+
+
+def _print(content: object) -> None:
+    Console(soft_wrap=isinstance(content, str)).print(content, highlight=False, markup=False)
+
+
+_json = as_json

@@ -1,0 +1,186 @@
+"""A card's fingerprint is the identity of its vectors, and a wrong card says what is wrong."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from mmkd.encoders import EncoderCard, EncoderError, hashed_text
+from mmkd.encoders.card import LABELS
+
+CLIP: Mapping[str, Any] = {
+    "name": "clip",
+    "modality": "text",
+    "kind": "open_clip",
+    "model": "ViT-B-32",
+    "pretrained": "openai",
+}
+TEXT: Mapping[str, Any] = {
+    "name": "text",
+    "modality": "text",
+    "kind": "sentence_transformer",
+    "model": "org/name",
+}
+# another package's kind may use every field
+ANY: Mapping[str, Any] = {"name": "any", "modality": "text", "kind": "kind_of_a_test:AnyEncoder"}
+
+CHANGES: list[tuple[Mapping[str, Any], str, Any]] = [
+    (CLIP, "modality", "image"),
+    (TEXT, "kind", "open_clip"),
+    (TEXT, "model", "org/other"),
+    (TEXT, "revision", "abc"),
+    (CLIP, "pretrained", "laion2b_s34b_b79k"),
+    (ANY, "pooling", "mean"),
+    (TEXT, "prompt", "query: "),
+    (TEXT, "max_length_tokens", 64),
+    (TEXT, "dtype", "bfloat16"),
+    (TEXT, "normalize", True),
+    (CLIP, "image_size", 128),
+    (CLIP, "image_mean", (0.5, 0.5, 0.5)),
+    (CLIP, "image_std", (0.5, 0.5, 0.5)),
+    (CLIP, "image_interpolation", "bilinear"),
+    (CLIP, "image_resize_mode", "squash"),
+    (TEXT, "trust_remote_code", True),
+    (ANY, "options", {"layer": 3}),
+]
+LABEL_CHANGES = {
+    "name": "other",
+    "dim": 12,
+    "license": "MIT",
+    "size_mb": 1.5,
+    "notes": "new",
+}
+
+
+@pytest.fixture(autouse=True)
+def kind_of_a_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An importable module with a kind that takes every field."""
+    fields = [f for f in EncoderCard.model_fields if f not in (*LABELS, "kind", "options")]
+    arguments = ", ".join(f"{field}=None" for field in [*fields, "layer"])
+    code = f"class AnyEncoder:\n    version = 1\n    def __init__(self, *, {arguments}): pass\n"
+    (tmp_path / "kind_of_a_test.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def fingerprint(content: Mapping[str, Any], **changes: Any) -> str:
+    return EncoderCard.model_validate({**content, **changes}).fingerprint()
+
+
+def test_every_field_is_a_label_or_tested_to_matter() -> None:
+    assert {field for _, field, _ in CHANGES} | set(LABEL_CHANGES) == set(EncoderCard.model_fields)
+    assert set(LABEL_CHANGES) == set(LABELS)
+
+
+@pytest.mark.parametrize(("content", "field", "value"), CHANGES, ids=[c[1] for c in CHANGES])
+def test_whatever_changes_vectors_changes_the_fingerprint(
+    content: Mapping[str, Any], field: str, value: Any
+) -> None:
+    assert fingerprint(content, **{field: value}) != fingerprint(content)
+
+
+def test_fields_never_stand_in_for_each_other() -> None:
+    found = [fingerprint(content, **{field: value}) for content, field, value in CHANGES]
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("field", LABEL_CHANGES)
+def test_labels_do_not_change_the_fingerprint(field: str) -> None:
+    assert fingerprint(TEXT, **{field: LABEL_CHANGES[field]}) == fingerprint(TEXT)
+
+
+def test_order_of_fields_and_spelled_out_defaults_do_not_matter() -> None:
+    turned = dict(reversed(list(TEXT.items())))
+    assert fingerprint(turned, dtype="float32", prompt=None) == fingerprint(TEXT)
+    first, second = {"components": 8, "word_ngrams": 1}, {"word_ngrams": 1, "components": 8}
+    hashed = {"name": "h", "modality": "text", "kind": "hashed_text"}
+    assert fingerprint(hashed, options=first) == fingerprint(hashed, options=second)
+
+
+def test_fingerprint_is_the_same_in_another_process() -> None:
+    code = (
+        "from mmkd.encoders import EncoderCard;"
+        f"print(EncoderCard.model_validate({dict(TEXT)!r}).fingerprint())"
+    )
+    environment = {"PYTHONHASHSEED": "77", "PYTHONPATH": str(Path(__file__).parents[2])}
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == fingerprint(TEXT)
+
+
+def test_fingerprint_of_a_released_card_never_moves() -> None:
+    # if this fails, every user's cache has lost its vectors: is that meant?
+    pinned = "da24f701b5967fe9"
+    assert fingerprint(TEXT).startswith(pinned)
+
+
+def test_new_code_of_a_kind_changes_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = {"name": "h", "modality": "text", "kind": "hashed_text"}
+    before = fingerprint(hashed)
+    monkeypatch.setattr(hashed_text.HashedTextEncoder, "version", 99)
+    assert fingerprint(hashed) != before
+
+
+def test_local_weights_count_by_content_and_not_by_path(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "a" / "README.md").write_text("about")
+    (tmp_path / "b" / ".git").mkdir(parents=True)
+    (tmp_path / "b" / ".git" / "HEAD").write_text("main")
+    (tmp_path / "b" / "model.safetensors").write_bytes(b"weights")
+    first = fingerprint(TEXT, model=str(tmp_path / "a"))
+    assert fingerprint(TEXT, model=str(tmp_path / "b")) == first
+    (tmp_path / "b" / "model.safetensors").write_bytes(b"retrained")
+    assert fingerprint(TEXT, model=str(tmp_path / "b")) != first
+    (tmp_path / "a" / "tokenizer.json").write_text("{}")
+    assert fingerprint(TEXT, model=str(tmp_path / "a")) != first
+
+
+def test_a_card_cannot_be_changed() -> None:
+    card = EncoderCard.model_validate(TEXT)
+    with pytest.raises(ValidationError):
+        card.prompt = "x"  # type: ignore[misc]
+
+
+def test_only_hashed_text_is_fitted() -> None:
+    assert EncoderCard(name="h", modality="text", kind="hashed_text").fitted
+    assert not EncoderCard.model_validate(TEXT).fitted
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"promt": "x"}, "promt: unknown; did you mean prompt?"),
+        ({"kind": "sentence_transformers"}, "did you mean sentence_transformer?"),
+        ({"kind": "nonsense"}, "built in: color_image, hashed_text"),
+        ({"kind": "encoder.py"}, "a card never runs a file"),
+        ({"kind": "/home/me/encoder.py:Mine"}, "a card never runs a file"),
+        ({"kind": "./encoder:Mine"}, "a card never runs a file"),
+        ({"kind": "package.module:"}, "is unknown"),
+        ({"image_size": 64}, "kind sentence_transformer does not use image_size"),
+        ({"options": {"x": 1}}, "options.x is unknown to kind sentence_transformer"),
+        ({"max_length_tokens": 0}, "greater than or equal to 1"),
+        ({"dtype": "float64"}, "dtype"),
+        ({"name": "../up"}, "name"),
+    ],
+)
+def test_a_wrong_card_says_what_is_wrong(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        EncoderCard.model_validate({**TEXT, **changes})
+    assert message in str(caught.value)
+
+
+def test_close_option_is_suggested() -> None:
+    content = {"name": "h", "modality": "text", "kind": "hashed_text", "options": {"component": 3}}
+    with pytest.raises(ValidationError, match="did you mean components"):
+        EncoderCard.model_validate(content)
+
+
+@pytest.mark.parametrize("kind", ["no_such_package:Mine", "kind_of_a_test:Missing"])
+def test_a_kind_that_cannot_be_imported_says_so(kind: str) -> None:
+    with pytest.raises(EncoderError, match="cannot be imported"):
+        fingerprint({**ANY, "kind": kind})

