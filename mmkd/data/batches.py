@@ -1,7 +1,7 @@
 """Training batches: a SequenceSplit to left-padded, supervised [B, L] tensors on the device.
 
 Data is small next to the model, so all sequences stay on the device as one flat tensor and every
-batch is cut out of it with a handful of vectorised calls: no worker processes, no per-sample Python.
+batch is cut out of it with a few vectorised calls: no worker processes, no per-sample Python.
 A batch depends on (seed, epoch, step) alone, so an interrupted run continues exactly and every
 process of a distributed run can build the same global batch and keep its own rows.
 """

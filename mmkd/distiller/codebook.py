@@ -127,6 +127,9 @@ class CorrelationCodebook:
         return self
 
     def _start(self, r: NDArray[np.float32]) -> NDArray[np.float32]:
+        # a third of this process's memory, for one call: imported only where it is made
+        from sklearn.cluster import kmeans_plusplus
+
         # from random rows k-means often leaves two far clusters on one centroid
         rng = np.random.default_rng(self.seed)
         rows = r[rng.permutation(len(r))[:_START_ROWS]]

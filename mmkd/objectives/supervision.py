@@ -4,10 +4,10 @@ From a recipe's ``objective.recommendation`` to the batch stream and the loss th
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmkd.data.batches import BatchStream, TrainingWindows
 from mmkd.data.sequences import SequenceSplit
@@ -22,8 +22,8 @@ LossName = Literal["softmax", "sampled_softmax", "gbce"]
 Sampling = Literal["uniform", "popularity"]
 
 
-class _Supervision:
-    """What both kinds share: the loss over the catalogue.
+class Supervision:
+    """What both kinds share: the batches and the loss over the catalogue.
 
     Args:
         loss: ``softmax`` over the whole catalogue, or one of the sampled losses.
@@ -35,6 +35,9 @@ class _Supervision:
         ValueError: An option is set that the loss doesn't have.
     """
 
+    name: ClassVar[Literal["next_item", "masked_item"]]
+    causal: ClassVar[bool]  # which backbones can learn from it
+
     def __init__(
         self,
         *,
@@ -43,33 +46,27 @@ class _Supervision:
         sampling: Sampling | None = None,
         calibration: float | None = None,
     ) -> None:
-        options = {"negatives": negatives, "sampling": sampling, "calibration": calibration}
+        options: dict[str, Any] = {
+            "negatives": negatives,
+            "sampling": sampling,
+            "calibration": calibration,
+        }
         self.loss = loss
         self.options = {name: value for name, value in options.items() if value is not None}
-        taken = {
-            "softmax": set(),
-            "sampled_softmax": {"negatives", "sampling"},
-            "gbce": {"negatives", "sampling", "calibration"},
-        }[loss]
-        idle = sorted(set(self.options) - taken)
+        idle = sorted(set(self.options) - _TAKEN[loss])
         if idle:
             raise ValueError(f"loss {loss} has no {', '.join(idle)}; remove it")
 
     def build_loss(self, train_counts: Tensor) -> RecommendationLoss:
         """The loss; ``train_counts`` [I + 1] is how often each item trains."""
-        build: dict[str, type[nn.Module]] = {
-            "sampled_softmax": SampledSoftmaxLoss,
-            "gbce": GBCELoss,
-        }
         if self.loss == "softmax":
             return RecommendationLoss(SoftmaxLoss())
-        return RecommendationLoss(build[self.loss](train_counts=train_counts, **self.options))
+        kind = SampledSoftmaxLoss if self.loss == "sampled_softmax" else GBCELoss
+        return RecommendationLoss(kind(train_counts=train_counts, **self.options))
 
-
-class NextItem(_Supervision):
-    """Predict the next item at every position (SASRec, GRU4Rec); for causal backbones."""
-
-    causal = True
+    def masking(self) -> dict[str, Any]:
+        """What ``BatchStream`` is told of the cloze; nothing for the next item."""
+        return {}
 
     def stream(
         self,
@@ -82,24 +79,40 @@ class NextItem(_Supervision):
         rank: int = 0,
         world_size: int = 1,
     ) -> BatchStream:
-        """The batches of a split's training events."""
+        """The batches of a split's training events; arguments as ``BatchStream``'s."""
+        # windows overlap where one's last input is the next one's target; a bidirectional network
+        # needs one place for the mask token at inference, which training then never uses either
+        windows = TrainingWindows(
+            split,
+            max_length=max_length if self.causal else max_length - 1,
+            overlap=1 if self.causal else 0,
+            device=device,
+        )
         return BatchStream(
-            TrainingWindows(split, max_length=max_length, overlap=1, device=device),
-            supervision="next_item",
+            windows,
+            supervision=self.name,
             batch_size=batch_size,
             seed=seed,
             rank=rank,
             world_size=world_size,
+            **self.masking(),
         )
 
 
-class MaskedItem(_Supervision):
+class NextItem(Supervision):
+    """Predict the next item at every position (SASRec, GRU4Rec); for causal backbones."""
+
+    name = "next_item"
+    causal = True
+
+
+class MaskedItem(Supervision):
     """Predict masked items from both sides (BERT4Rec, arXiv:1904.06690); for bidirectional ones.
 
     Args:
         mask_ratio: Share of positions that are chosen.
         last_only: Share of sequences in which only the last item is masked, as at inference.
-        loss: As for ``NextItem``, and so are the others.
+        loss: As for ``Supervision``, and so are the others.
         negatives: See ``loss``.
         sampling: See ``loss``.
         calibration: See ``loss``.
@@ -108,6 +121,7 @@ class MaskedItem(_Supervision):
         ValueError: A share outside 0..1, or an option that the loss doesn't have.
     """
 
+    name = "masked_item"
     causal = False
 
     def __init__(
@@ -127,34 +141,18 @@ class MaskedItem(_Supervision):
         self.mask_ratio = mask_ratio
         self.last_only = last_only
 
-    def stream(
-        self,
-        split: SequenceSplit,
-        *,
-        max_length: int,
-        batch_size: int,
-        seed: int,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> BatchStream:
-        """The batches of a split's training events."""
-        return BatchStream(
-            # one place is the mask token's at inference, so training never uses it either
-            TrainingWindows(split, max_length=max_length - 1, overlap=0, device=device),
-            supervision="masked_item",
-            batch_size=batch_size,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            mask_ratio=self.mask_ratio,
-            last_only=self.last_only,
-        )
+    def masking(self) -> dict[str, Any]:
+        """Shares of the cloze."""
+        return {"mask_ratio": self.mask_ratio, "last_only": self.last_only}
 
-
-Supervision = NextItem | MaskedItem
 
 SUPERVISION: dict[str, Callable[..., Supervision]] = {
     "next_item": NextItem,
     "masked_item": MaskedItem,
+}
+
+_TAKEN: dict[str, set[str]] = {
+    "softmax": set(),
+    "sampled_softmax": {"negatives", "sampling"},
+    "gbce": {"negatives", "sampling", "calibration"},
 }

@@ -233,7 +233,7 @@ def test_sampled_pairs_keep_the_scale_of_the_loss() -> None:
     sampler = teacher(max_pairs=60)
     generator = torch.Generator().manual_seed(0)
     sampled = [
-        float(loss(table, items, sampler.targets(items, generator=generator)["text"]).holistic)
+        loss(table, items, sampler.targets(items, generator=generator)["text"]).holistic.item()
         for _ in range(100)
     ]
     assert np.mean(sampled) == pytest.approx(whole, rel=0.02)
