@@ -19,11 +19,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from mmkd import __version__
-from mmkd.data import SPLITS, InteractionLog, ItemTable, SequenceSplit
+from mmkd.data import SPLITS, Cases, InteractionLog, ItemTable, SequenceSplit
 from mmkd.data.readers import load_interactions, load_items
 from mmkd.distiller import CorrelationDistiller, CorrelationTargets
 from mmkd.embedding_cache import EmbeddingCache, EmbeddingTable
 from mmkd.encoders import build_encoder
+from mmkd.evaluation.case_ranks import CaseRanks
 from mmkd.evaluation.retention import RetentionProbe
 from mmkd.objectives.correlation import CorrelationLoss
 from mmkd.objectives.objective import Objective
@@ -174,8 +175,11 @@ def train(
     if accelerator.is_main_process:
         data.items.save(folder / "items.parquet")
         run.write_student_spec(spec)
-    prepared_s = time.monotonic() - began
     step.to(accelerator.device)
+    retention = _retention_of(planned, step.student, distiller)
+    retention_at_start = retention()
+    rank = partial(_ranks, planned, data.split, step.student, accelerator)
+    prepared_s = time.monotonic() - began
     # every process starts from the same weights and drops out different units
     torch.manual_seed(recipe.seed + accelerator.process_index)
     report = planned.trainer.fit(
@@ -190,13 +194,13 @@ def train(
             world_size=accelerator.num_processes,
         ),
         targets=_targets_of(planned, distiller, accelerator),
-        validate=_validation(planned, data.split, step.student, distiller, accelerator),
+        validate=lambda: planned.evaluator.metrics(rank(data.split.valid)) | retention(),
         asynchronous=planned.asynchronous,
         accelerator=accelerator,
         folder=folder,
         resume=resume,
     )
-    ranks = _ranks(planned, data.split, step.student, accelerator, test=True)
+    ranks = rank(data.split.test)
     result = {
         "recipe": recipe.name,
         "digest": recipe_digest(recipe),
@@ -204,6 +208,7 @@ def train(
         "split": recipe.data.split.kind,
         "test": planned.evaluator.report(ranks, data.split, seed=recipe.seed),
         "valid": report.history[report.best_epoch]["valid"],
+        "retention_at_start": retention_at_start,
         "best_epoch": report.best_epoch,
         "epochs": len(report.history),
         "stopped": report.stopped,
@@ -251,7 +256,9 @@ def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:
             "on; put the old one back or train again"
         )
     accelerator = planned.trainer.accelerator(run_folder=folder, run_name=recipe.name)
-    ranks = _ranks(planned, data.split, student, accelerator, test=cases == "test")
+    student.to(accelerator.device)
+    chosen = data.split.test if cases == "test" else data.split.valid
+    ranks = _ranks(planned, data.split, student, accelerator, chosen)
     return planned.evaluator.report(ranks, data.split, seed=recipe.seed)
 
 
@@ -305,37 +312,29 @@ def _targets_of(
     return lambda items, generator: distiller.targets(items, generator=generator)
 
 
-def _validation(
-    planned: Plan,
-    split: SequenceSplit,
-    student: Recommender,
-    distiller: CorrelationDistiller | None,
-    accelerator: Accelerator,
+def _retention_of(
+    planned: Plan, student: Recommender, distiller: CorrelationDistiller | None
 ) -> Callable[[], dict[str, float]]:
-    """Validation metrics and, for every modality, how much of it the student still holds."""
-    probes = (
-        {
+    """How much of each modality the student's table still holds, by ``retention.NAME.FIGURE``."""
+    probes = {}
+    if distiller is not None:
+        probes = {
             name: RetentionProbe(
-                teacher=teacher.cpu(),
-                present=distiller.present[name].cpu(),
-                seed=planned.recipe.seed,
+                teacher=teacher, present=distiller.present[name], seed=planned.recipe.seed
             )
-            for name, teacher in (distiller.reduced.items() if distiller else ())
+            for name, teacher in distiller.reduced.items()
         }
-        if distiller
-        else {}
-    )
 
-    def validate() -> dict[str, float]:
-        ranks = _ranks(planned, split, student, accelerator, test=False)
-        metrics = planned.evaluator.metrics(ranks)
+    def measure() -> dict[str, float]:
         tables = student.embedding.modality_tables()
-        for name, probe in probes.items():
-            kept = probe.measure(tables[name][: split.item_count + 1])
-            metrics |= {f"retention.{name}.{key}": value for key, value in kept.items()}
-        return metrics
+        return {
+            f"retention.{name}.{figure}": value
+            for name, probe in probes.items()
+            # the mask token's row has no teacher
+            for figure, value in probe.measure(tables[name][:-1]).items()
+        }
 
-    return validate
+    return measure
 
 
 def _ranks(
@@ -343,13 +342,12 @@ def _ranks(
     split: SequenceSplit,
     student: Recommender,
     accelerator: Accelerator,
-    *,
-    test: bool,
-) -> Any:
+    cases: Cases,
+) -> CaseRanks:
     return planned.evaluator.ranks(
         scorer(student, item_count=split.item_count, max_length=planned.trainer.max_length),
         split,
-        split.test if test else split.valid,
+        cases,
         max_length=planned.trainer.max_length,
         device=accelerator.device,
         rank=accelerator.process_index,

@@ -10,7 +10,6 @@ import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 
 Assignment = Literal["soft", "hard"]

@@ -139,7 +139,7 @@ class CorrelationDistiller:
 
         Args:
             items: [B, L] int64 rows; 0 and rows beyond the tables (the mask token) give no pair.
-            generator: draws the pairs that ``max_pairs`` keeps.
+            generator: of the CPU; draws the pairs that ``max_pairs`` keeps.
 
         Returns:
             Modality name to targets; possibly with no pair.
@@ -231,7 +231,7 @@ class CorrelationDistiller:
         kept = 1.0
         if self.max_pairs is not None and len(first) > self.max_pairs:
             kept = self.max_pairs / len(first)
-            order = torch.randperm(len(first), generator=generator, device=items.device)
+            order = torch.randperm(len(first), generator=generator).to(items.device)
             chosen = order[: self.max_pairs].sort().values
             sequence, first, second = sequence[chosen], first[chosen], second[chosen]
         if len(first) > _DENSE_SHARE * rows.numel() * rows.shape[1]:

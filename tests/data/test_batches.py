@@ -150,9 +150,7 @@ def test_next_item_batch_is_that_of_a_naive_loop() -> None:
     windows = TrainingWindows(split_of(), max_length=L, overlap=1)
     sequences = windows.sequences(torch.arange(len(windows)))
     batch = next_item_batch(sequences)
-    supervised = []
-    for row in rows_of(sequences):
-        supervised.append(list(pairwise(row)))
+    supervised = [list(pairwise(row)) for row in rows_of(sequences)]
     found = [
         [(i, t) for i, t in zip(items, targets, strict=True) if t]
         for items, targets in zip(batch.items.tolist(), batch.targets[0].tolist(), strict=True)
@@ -199,7 +197,6 @@ def test_only_real_positions_are_chosen_and_one_at_least() -> None:
 def test_views_are_masked_independently() -> None:
     batch = clozes(many_sequences(), views=2)
     chosen = (batch.targets > 0)[:, :, -1].double()  # the last position is always real
-    both, alone = float((chosen[0] * chosen[1]).mean()), chosen.mean(1)
     # short sequences choose it more often, so compare within the full ones
     full = batch.items[:, 0] > 0
     both, alone = float((chosen[0] * chosen[1])[full].mean()), chosen[:, full].mean(1)
