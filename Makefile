@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: install demo lint test test-slow test-gpu format clean
+.PHONY: install demo lint test test-slow test-gpu format docs clean
 
 install: $(STAMP)
 
@@ -36,8 +36,13 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# mkdocs --strict: a broken link is an error
+docs: $(STAMP)
+	@"$$(command -v uv || echo $(BIN)/uv)" pip install --quiet --python $(BIN)/python -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf site $(VENV) .mypy_cache .ruff_cache .import_linter_cache
 
 # One resolver call for everything: torch and torchvision must be builds of each other.
 $(STAMP): pyproject.toml

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,17 @@ def absent_reasons(
 
 
 def distil(planned: Plan, tables: Mapping[str, EmbeddingTable]) -> CorrelationDistiller | None:
-    """Reduce the teachers and fit their codebooks; None without encoders."""
+    """Reduce the teachers and fit their codebooks; None without encoders.
+
+    Raises:
+        RunError: A modality's vectors can't be distilled.
+    """
     if planned.distiller is None:
         return None
-    return CorrelationDistiller(**planned.distiller).fit(tables)
+    try:
+        return CorrelationDistiller(**planned.distiller).fit(tables)
+    except ValueError as error:  # vectors that can't be distilled, such as all equal ones
+        raise RunError(f"{planned.recipe.name}: distiller: {error}") from error
 
 
 def build_step(
@@ -161,12 +168,16 @@ def train(
     if resume and run.finished:
         _check_same(run, recipe)
         return run.result()
-    accelerator = planned.trainer.accelerator(run_folder=folder, run_name=recipe.name)
+    accelerator = planned.trainer.accelerator(run_folder=folder)
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             _open(run, recipe, resume=resume, overwrite=overwrite)
+    if planned.trainer.trackers:
+        accelerator.init_trackers(recipe.name)
     began = time.monotonic()
     data = load_data(planned)
+    if resume and (folder / "items.parquet").is_file():
+        _check_catalogue(run, data.items, recipe)
     with accelerator.main_process_first():  # the others then find everything in the cache
         tables = embed(planned, data.items, device=str(accelerator.device), progress=progress)
     distiller = distil(planned, tables)
@@ -250,12 +261,8 @@ def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:
     recipe = load_recipe(str(run.recipe))
     planned = plan(recipe)
     data = load_data(planned)
-    if data.items.ids != run.items().ids:
-        raise RunError(
-            f"{folder}: the catalogue in {recipe.data.root} is not the one this run was trained "
-            "on; put the old one back or train again"
-        )
-    accelerator = planned.trainer.accelerator(run_folder=folder, run_name=recipe.name)
+    _check_catalogue(run, data.items, recipe)
+    accelerator = planned.trainer.accelerator(run_folder=folder)
     student.to(accelerator.device)
     chosen = data.split.test if cases == "test" else data.split.valid
     ranks = _ranks(planned, data.split, student, accelerator, chosen)
@@ -294,7 +301,8 @@ def encoder_neighbours(
         )
     items = load_items(root=planned.recipe.data.folder, **planned.items)
     row = items.row(item)
-    table = embed(planned, items, progress=progress)[modality]
+    only = replace(planned, cards={modality: planned.cards[modality]})
+    table = embed(only, items, progress=progress)[modality]
     rows, scores = EmbeddingCache(**planned.cache).neighbours(table, np.array([row]), k)
     return [
         {"item": items.ids[r], "title": items.titles[r], "score": float(score)}
@@ -375,6 +383,14 @@ def _check_same(run: RunFolder, recipe: Recipe) -> None:
         raise RunError(
             f"{run.path}: holds a run of another recipe than {recipe.name} as given now (compare "
             f"{run.recipe}); resume with the same options, or give another folder with --out"
+        )
+
+
+def _check_catalogue(run: RunFolder, items: ItemTable, recipe: Recipe) -> None:
+    if items.ids != run.items().ids:
+        raise RunError(
+            f"{run.path}: the catalogue in {recipe.data.root} is not the one this run was trained "
+            "on; put the old one back or train again"
         )
 
 

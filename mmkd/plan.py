@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from mmkd.data import SPLITS
 from mmkd.data.readers import load_interactions, load_items
 from mmkd.distiller import CorrelationDistiller
-from mmkd.embedding_cache import EmbeddingCache
+from mmkd.embedding_cache import EmbeddingCache, default_cache_folder
 from mmkd.encoders import EncoderCard, EncoderError, load_card
+from mmkd.evaluation.metrics import metrics_from_ranks
 from mmkd.evaluation.settings import Evaluator
 from mmkd.objectives.correlation import CorrelationLoss
 from mmkd.objectives.objective import Objective
@@ -110,7 +111,7 @@ class _Planner:
         trainer = self._build(Trainer, recipe.training, "training")
         length = trainer.max_length if trainer else 50
         backbone, causal = self._backbone(recipe.student.backbone, width, length)
-        cache = dict(recipe.cache)
+        cache = {"folder": str(default_cache_folder())} | recipe.cache
         random_weights = cache.pop("allow_random_weights", False)
         if not isinstance(random_weights, bool):
             self._problem("cache.allow_random_weights", "wanted true or false")
@@ -128,6 +129,7 @@ class _Planner:
             )
         asynchronous = self._chosen(recipe.asynchronous, ASYNCHRONOUS, "asynchronous")
         evaluator = self._build(Evaluator, recipe.evaluation, "evaluation")
+        self._metrics(evaluator, trainer)
         known = SPLITS.get(recipe.data.split.kind)
         if known is None:
             self._problem("data.split.kind", unknown(recipe.data.split.kind, SPLITS))
@@ -259,13 +261,35 @@ class _Planner:
         )
         rest = {k: v for k, v in options.items() if k not in of_objective}
         teacher = CorrelationDistiller(**distiller) if not self.problems else None
-        given = {
+        given: dict[str, Any] = {
             "width": width,
             "codes": teacher.codes if teacher else 2,
             "similarity": teacher.similarity if teacher else "cosine",
         }
+        before = len(self.problems)
         checked = self._options(CorrelationLoss, rest, "objective.correlation", given=tuple(given))
+        if len(self.problems) == before:
+            try:
+                CorrelationLoss(**(checked | given))
+            except ValueError as error:
+                self._problem("objective.correlation", str(error))
         return checked | given, weights
+
+    def _metrics(self, evaluator: Evaluator | None, trainer: Trainer | None) -> None:
+        if evaluator is None:
+            return
+        try:
+            names = metrics_from_ranks([1.0], evaluator.ks)  # refuses impossible cut-offs
+        except ValueError as error:
+            self._problem("evaluation.ks", str(error))
+            return
+        retention = tuple(f"retention.{name}." for name in self.recipe.encoders)
+        if trainer and trainer.select_metric not in names:
+            if not trainer.select_metric.startswith(retention):
+                wanted = ", ".join([*names, *(f"{prefix}..." for prefix in retention)])
+                self._problem(
+                    "training.select_metric", f"got {trainer.select_metric}, wanted one of {wanted}"
+                )
 
     def _cards(self) -> dict[str, EncoderCard]:
         cards: dict[str, EncoderCard] = {}

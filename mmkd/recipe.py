@@ -106,8 +106,8 @@ class Recipe(Section):
     """Everything a run depends on.
 
     `encoders` maps a modality to the name of its encoder card and may be empty; a null card drops a
-    modality that a base recipe has. `distiller: null` means that the encoders only initialise the
-    student.
+    modality that a base recipe has. `distiller: null` is the distiller's own defaults; whether
+    anything is distilled is said by `objective.correlation`.
     """
 
     name: str

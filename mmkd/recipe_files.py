@@ -60,10 +60,27 @@ def read_with_base(path: Path) -> dict[str, object]:
     Raises:
         RecipeError: When a file is no YAML mapping, or the base is missing or has a base itself.
     """
+    base_path = base_of(path)
     content = _read(path)
     base = content.pop("base", None)
-    if base is None:
+    if base_path is None:
         return content
+    lower = _read(base_path)
+    if "base" in lower:
+        where = f"{display_path(path)}: base"
+        raise RecipeError([f"{where}: {base!r} has a base itself; one level is the limit"])
+    return merge(lower, content)
+
+
+def base_of(path: Path) -> Path | None:
+    """The file of the base that a recipe names, or None.
+
+    Raises:
+        RecipeError: When the recipe is no YAML mapping, or the base is missing.
+    """
+    base = _read(path).get("base")
+    if base is None:
+        return None
     where = f"{display_path(path)}: base"
     if not isinstance(base, str):
         raise RecipeError([f"{where}: got {base!r}, wanted the name of a recipe"])
@@ -73,10 +90,7 @@ def read_with_base(path: Path) -> dict[str, object]:
         close = difflib.get_close_matches(base, siblings, n=1)
         hint = f"did you mean {close[0]}?" if close else "it must lie beside the recipe"
         raise RecipeError([f"{where}: no recipe {base!r} in {display_path(path.parent)}; {hint}"])
-    lower = _read(base_path)
-    if "base" in lower:
-        raise RecipeError([f"{where}: {base!r} has a base itself; one level is the limit"])
-    return merge(lower, content)
+    return base_path
 
 
 def parse_overrides(overrides: Sequence[str]) -> tuple[dict[str, object], list[str]]:

@@ -108,6 +108,8 @@ def evaluate(
     if cases not in ("test", "valid"):
         raise RunError(f"--cases: got {cases}, wanted test or valid")
     folder = find_run(run, runs)
+    if against is not None and cases != "test":
+        raise RunError("--against compares the test cases that runs keep; leave --cases out")
     if against is not None:
         first, second = RunFolder(folder), RunFolder(find_run(against, runs))
         show.comparison(

@@ -11,6 +11,7 @@ def user_errors() -> tuple[type[Exception], ...]:
     from mmkd.serving.run_folder import RunError
     from mmkd.training.checkpoint import CheckpointError
     from mmkd.training.interruption import TrainingInterrupted
+    from mmkd.training.trainer import TrainingError
 
     return (
         DataError,
@@ -20,5 +21,6 @@ def user_errors() -> tuple[type[Exception], ...]:
         RecipeError,
         RunError,
         CheckpointError,
+        TrainingError,
         TrainingInterrupted,
     )

@@ -12,7 +12,7 @@ from mmkd.encoders import EncoderError, list_cards
 from mmkd.encoders.card_files import card_path
 from mmkd.options import RecipeError, unknown
 from mmkd.recipe import recipe_names
-from mmkd.recipe_files import find_recipe
+from mmkd.recipe_files import base_of, find_recipe
 from mmkd.serving.run_folder import RunFolder
 
 KINDS = ("recipes", "encoders", "runs", "cache")
@@ -64,7 +64,12 @@ def copy(name: str, destination: Path, *, force: bool) -> str:
         raise RecipeError([f"{target}: exists; give --force to replace it or another name"])
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-    return f"{source.name} -> {target}"
+    told = f"{source.name} -> {target}"
+    base = base_of(source) if name in recipe_names() else None
+    if base is not None and not (target.parent / base.name).exists():
+        shutil.copyfile(base, target.parent / base.name)  # a variant is read with its base
+        told += f"\n{base.name} -> {target.parent / base.name}"
+    return told
 
 
 def _source(name: str) -> Path:
@@ -104,11 +109,16 @@ def _runs(folder: Path) -> list[dict[str, Any]]:
     records = []
     for path in sorted(folder.glob("*/recipe.yaml")):
         run = RunFolder(path.parent)
-        record = {"run": path.parent.name, "state": "unfinished", "epochs": None, "NDCG@10": None}
+        record = {"run": path.parent.name, "state": "unfinished", "epochs": None}
+        record |= {"valid NDCG@10": None, "test NDCG@10": None}
         if run.finished:
             result = json.loads((path.parent / "result.json").read_text("utf-8"))
-            metric = result["test"]["metrics"].get("NDCG@10")
-            record |= {"state": "finished", "epochs": result["epochs"], "NDCG@10": metric}
+            record |= {
+                "state": "finished",
+                "epochs": result["epochs"],
+                "valid NDCG@10": result["valid"].get("NDCG@10"),
+                "test NDCG@10": result["test"]["metrics"].get("NDCG@10"),
+            }
         records.append(record)
     return records
 

@@ -31,14 +31,16 @@ class EmbeddingProgress:
     def __init__(self) -> None:
         self.encoded: dict[str, int] = {}
         self._tasks: dict[str, TaskID] = {}
+        console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("encode {task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TaskProgressColumn(show_speed=True),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
+            disable=not console.is_terminal,  # in a log it would leave empty lines
         )
 
     def __enter__(self) -> "EmbeddingProgress":
@@ -243,7 +245,7 @@ def _ranked(found: Sequence[Mapping[str, Any]], title: str) -> Table:
 def _grid(*names: str) -> Table:
     grid = Table(box=None, header_style="bold", pad_edge=False)
     for name in names:
-        grid.add_column(name)
+        grid.add_column(name, no_wrap=name in ("card", "recipe", "run"))
     return grid
 
 

@@ -33,7 +33,7 @@ _TABLES_KEPT = 8
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One encoder's store, as ``mmkd cache ls`` shows it.
+    """One encoder's store, as ``mmkd ls cache`` shows it.
 
     Attributes:
         card_name: Name of the encoder card.

@@ -75,13 +75,13 @@ class CheckpointFolder:
     Args:
         folder: Where the ``step-*`` folders live.
         rank: This process.
-        main: Whether this process writes the shared part.
+        processes: How many processes train together.
     """
 
-    def __init__(self, folder: Path, *, rank: int = 0, main: bool = True) -> None:
+    def __init__(self, folder: Path, *, rank: int = 0, processes: int = 1) -> None:
         self.folder = folder
         self.rank = rank
-        self.main = main
+        self.processes = processes
 
     def newest(self) -> Path | None:
         """The complete checkpoint with the highest step, or None."""
@@ -134,11 +134,11 @@ class CheckpointFolder:
         Raises:
             CheckpointError: It was written by another number of processes, or for another model.
         """
-        random_file = path / f"random-{self.rank}.safetensors"
-        if not random_file.is_file():
+        written = len(list(path.glob("random-*.safetensors")))
+        if written != self.processes:
             raise CheckpointError(
-                f"{path}: holds no random state of process {self.rank}; resume with as many "
-                "processes as the run was started with"
+                f"{path}: written by {written} process(es), but now there are {self.processes}; "
+                "resume with as many as the run was started with"
             )
         try:
             module.load_state_dict(load_file(path / "model.safetensors"))
@@ -148,7 +148,7 @@ class CheckpointFolder:
                 "started with or choose another run folder"
             ) from error
         load_optimizer_tensors(optimizer, load_file(path / "optimizer.safetensors"))
-        random_state = load_file(random_file)
+        random_state = load_file(path / f"random-{self.rank}.safetensors")
         torch.set_rng_state(random_state["cpu"])
         if "cuda" in random_state and torch.cuda.is_available():
             torch.cuda.set_rng_state(random_state["cuda"])

@@ -59,6 +59,7 @@ class _Position:
     epoch: int = 0
     step: int = 0  # batches of this epoch already done
     optimizer_steps: int = 0
+    train_seconds: float = 0.0  # of this epoch, with what came before a checkpoint
 
 
 class TrainingLoop:
@@ -102,7 +103,7 @@ class TrainingLoop:
         self.checkpoints = CheckpointFolder(
             folder / "checkpoints",
             rank=accelerator.process_index,
-            main=accelerator.is_main_process,
+            processes=accelerator.num_processes,
         )
         self.report = TrainReport()
         self.at = _Position()
@@ -120,7 +121,7 @@ class TrainingLoop:
             {k: v.to(self.accelerator.device) for k, v in state.items()}
         )
         self.report = TrainReport(**cast(dict[str, Any], progress["report"]))
-        self.at = _Position(**cast(dict[str, int], progress["position"]))
+        self.at = _Position(**cast(dict[str, Any], progress["position"]))
         sums = cast(dict[str, float], progress["sums"])
         self.sums = {
             k: torch.tensor(v, device=self.accelerator.device, dtype=torch.float64)
@@ -154,7 +155,7 @@ class TrainingLoop:
                 bar.advance(self.sums, at.step)
                 # a checkpoint can't hold half an accumulated gradient
                 if ends_group and at.step < self.batches:
-                    self._pause(interruption)
+                    self.pause(interruption)
 
     def _backward(self, batch: Batch, targets: TargetsOf, group: int) -> None:
         at = self.at
@@ -181,7 +182,7 @@ class TrainingLoop:
         self.prepared_optimizer.zero_grad(set_to_none=True)
         at.optimizer_steps += 1
 
-    def _pause(self, interruption: Interruption) -> None:
+    def pause(self, interruption: Interruption) -> None:
         """Write a checkpoint when one is due; stop when asked to. All processes agree."""
         due = time.monotonic() - self.saved > self.trainer.checkpoint_every_s
         flags = torch.tensor(
@@ -191,7 +192,7 @@ class TrainingLoop:
         if self.accelerator.num_processes > 1:
             flags = cast(Tensor, self.accelerator.reduce(flags, "sum"))
         stop, save = (bool(flag) for flag in flags)
-        if stop or save:
+        if (stop or save) and self.at.step:  # at step 0 close_epoch has just saved
             self.save()
         if stop:
             raise TrainingInterrupted(self.at.epoch, self.folder)
@@ -199,6 +200,7 @@ class TrainingLoop:
     def close_epoch(self, validate: Validate) -> None:
         """Validate, record, decide whether to stop, and write a checkpoint."""
         report, at, trainer = self.report, self.at, self.trainer
+        self._share_sums()
         record: dict[str, Any] = {
             "epoch": at.epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -208,7 +210,7 @@ class TrainingLoop:
             "losses": {k: float(v) / self.batches for k, v in self.sums.items()},
             "gradient_norms": self.gradient_norms,
         }
-        record["train_seconds"] = round(self._lap(), 3)
+        record["train_seconds"] = round(at.train_seconds + self._lap(), 3)
         last = at.epoch + 1 == trainer.epochs
         if (at.epoch + 1) % trainer.validate_every == 0 or last:
             self.step.eval()
@@ -222,7 +224,7 @@ class TrainingLoop:
         elif last:
             report.stopped = "epochs"
         self.sums = {}
-        at.epoch, at.step = at.epoch + 1, 0
+        at.epoch, at.step, at.train_seconds = at.epoch + 1, 0, 0.0
         if self.accelerator.log_with:
             self.accelerator.log(flat(record), step=at.epoch)
         if self.accelerator.is_main_process:
@@ -245,7 +247,8 @@ class TrainingLoop:
 
     def save(self) -> None:
         """Write a checkpoint; every process lays down its random state."""
-        self._lap()
+        self.at.train_seconds += self._lap()
+        self._share_sums()
         accelerator = self.accelerator
         staged = self.checkpoints.stage(self.at.epoch * self.batches + self.at.step)
         accelerator.wait_for_everyone()
@@ -273,6 +276,12 @@ class TrainingLoop:
         """Put the best epoch's weights into the student."""
         self.step.student.load_state_dict(load_file(self.folder / "student.safetensors"))
         self.step.eval()
+
+    def _share_sums(self) -> None:
+        """Each process has its share of the global losses: take their mean."""
+        if self.accelerator.num_processes > 1 and self.sums:
+            mean = self.accelerator.reduce(torch.stack(list(self.sums.values())), "mean")
+            self.sums = dict(zip(self.sums, cast(Tensor, mean).unbind(), strict=True))
 
     def _lap(self) -> float:
         now = time.monotonic()

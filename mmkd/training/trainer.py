@@ -19,6 +19,10 @@ from mmkd.training.optimizer import AsynchronousUpdate
 from mmkd.training.step import TrainStep
 
 
+class TrainingError(ValueError):
+    """A run can't train as it was asked to."""
+
+
 class Trainer:
     """Fits a TrainStep.
 
@@ -41,6 +45,9 @@ class Trainer:
         threads: Of each process; None shares the cores evenly among the processes.
         cpu: Stay on the CPU where there is a GPU.
         trackers: Where each epoch's record goes besides the run folder.
+
+    Raises:
+        ValueError: A count below 1.
     """
 
     def __init__(
@@ -65,6 +72,17 @@ class Trainer:
         cpu: bool = False,
         trackers: Sequence[Literal["tensorboard", "wandb"]] = (),
     ) -> None:
+        for name, count in (
+            ("epochs", epochs),
+            ("batch_size", batch_size),
+            ("max_length", max_length),
+            ("accumulate", accumulate),
+            ("patience", patience),
+            ("validate_every", validate_every),
+            ("threads", threads),
+        ):
+            if count is not None and count < 1:
+                raise ValueError(f"{name}: got {count}, wanted at least 1")
         self.epochs = epochs
         self.batch_size = batch_size
         self.max_length = max_length
@@ -84,15 +102,22 @@ class Trainer:
         self.cpu = cpu
         self.trackers = list(trackers)
 
-    def accelerator(self, *, run_folder: Path, run_name: str) -> Accelerator:
-        """Set this process's threads and build the accelerator with its trackers.
+    def accelerator(self, *, run_folder: Path) -> Accelerator:
+        """Set this process's threads and build the accelerator.
 
         Args:
             run_folder: TensorBoard's files go below it.
-            run_name: What trackers call the run.
+
+        Raises:
+            TrainingError: The device can't compute in the wanted precision.
         """
+        if self.precision == "fp16" and not torch.accelerator.is_available():
+            raise TrainingError(
+                "training.precision: got fp16, which needs a GPU; use bf16 or no on a CPU"
+            )
         accelerator = Accelerator(
-            cpu=self.cpu,
+            # asked for by name, or several processes without a GPU would not find each other
+            cpu=self.cpu or not torch.accelerator.is_available(),
             mixed_precision=self.precision,
             log_with=self.trackers or None,
             project_dir=run_folder,
@@ -101,8 +126,6 @@ class Trainer:
         # processes that each take every core run many times slower than one after the other
         share = max(1, (os.cpu_count() or 1) // accelerator.num_processes)
         torch.set_num_threads(self.threads or share)
-        if self.trackers:
-            accelerator.init_trackers(run_name)
         return accelerator
 
     def fit(
@@ -143,8 +166,10 @@ class Trainer:
             while not run.report.stopped:
                 run.train_epoch(targets, interruption)
                 run.close_epoch(validate)
+                if not run.report.stopped:
+                    run.pause(interruption)
         run.load_best()
         return run.report
 
 
-__all__ = ["TrainReport", "Trainer"]
+__all__ = ["TrainReport", "Trainer", "TrainingError"]

@@ -133,7 +133,7 @@ class TinyRun:
             targets=self.targets,
             validate=self.validate or self.next_item_accuracy,
             asynchronous=self.asynchronous,
-            accelerator=self.trainer.accelerator(run_folder=self.folder, run_name="tiny"),
+            accelerator=self.trainer.accelerator(run_folder=self.folder),
             folder=self.folder,
             resume=resume,
         )

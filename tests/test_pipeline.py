@@ -1,0 +1,243 @@
+"""The main job from files on disk to a tested recommender, and its refusals."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from synthetic_runs import BERT4REC, GRU4REC, write_data
+
+from mmkd.pipeline import Dataset, evaluate, load_data, train
+from mmkd.plan import plan
+from mmkd.recipe import Recipe, load_recipe
+from mmkd.serving.run_folder import RunError, RunFolder
+
+SECONDS = ("train_seconds", "valid_seconds")
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_data(tmp_path_factory.mktemp("synthetic"))
+
+
+def recipe_of(overrides: list[str], *more: str) -> Recipe:
+    return load_recipe("quickstart", [*overrides, *more])
+
+
+@pytest.fixture(scope="module")
+def recipe(overrides: list[str]) -> Recipe:
+    return recipe_of(overrides)
+
+
+@pytest.fixture(scope="module")
+def data(recipe: Recipe) -> Dataset:
+    return load_data(plan(recipe))
+
+
+@pytest.fixture(scope="module")
+def run(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished KDSR run."""
+    folder = tmp_path_factory.mktemp("runs") / "kdsr"
+    train(recipe, folder=folder)
+    return RunFolder(folder)
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The run's records without their seconds."""
+    records: list[dict[str, Any]] = json.loads((folder / "history.json").read_text("utf-8"))
+    return [{k: v for k, v in record.items() if k not in SECONDS} for record in records]
+
+
+# a run
+
+
+def test_the_run_folder_tells_all_and_holds_no_checkpoint(run: RunFolder, recipe: Recipe) -> None:
+    assert sorted(path.name for path in run.path.iterdir()) == [
+        "history.json",
+        "items.parquet",
+        "recipe.yaml",
+        "result.json",
+        "student.json",
+        "student.safetensors",
+        "test_ranks.parquet",
+    ]
+    assert load_recipe(str(run.recipe)) == recipe
+    result = run.result()
+    assert result["epochs"] == len(history(run.path)) == 2
+    assert result["stopped"] == "epochs" and result["processes"] == 1
+    assert result["valid"] == history(run.path)[result["best_epoch"]]["valid"]
+    assert result["parameters"] == sum(p.numel() for p in run.student().parameters())
+
+
+def test_the_history_has_every_term_of_the_loss_and_the_retention(run: RunFolder) -> None:
+    for record in history(run.path):
+        losses = record["losses"]
+        terms = {
+            f"{part}.{name}" for part in ("holistic", "dissected") for name in ("text", "image")
+        }
+        assert set(losses) == {"total", "recommendation", *terms}
+        weighted = losses["recommendation"] + sum(
+            (0.4 if term.startswith("holistic") else 0.05) * losses[term] for term in terms
+        )
+        assert losses["total"] == pytest.approx(weighted, rel=1e-5)
+        assert 0 < losses["recommendation"] < 1.1 * math.log(120)
+        assert 0 < record["valid"]["retention.text.spearman"] <= 1
+    # the ramp: a quarter of the rate before the first of its two milestones
+    assert [record["lr_modality"] / record["lr"] for record in history(run.path)] == [0.25, 0.25]
+
+
+def test_the_metrics_are_those_of_the_kept_ranks(run: RunFolder, data: Dataset) -> None:
+    ranks, report = run.ranks(), run.result()["test"]
+    assert report["n"] == len(ranks) == len(data.split.test) == 200
+    assert np.array_equal(ranks.target, data.split.target_items(data.split.test))
+    assert ((ranks.rank >= 1) & (ranks.rank <= 120)).all()
+    assert not ranks.ties.any()
+    gains = np.where(ranks.rank <= 10, 1 / np.log2(ranks.rank + 1), 0.0)
+    assert report["metrics"]["NDCG@10"] == pytest.approx(float(gains.mean()))
+    assert report["metrics"]["HR@10"] == pytest.approx(float((ranks.rank <= 10).mean()))
+
+
+def test_evaluate_reproduces_the_test_and_the_validation(run: RunFolder) -> None:
+    result = run.result()
+    again = evaluate(run.path)
+    assert again["metrics"] == pytest.approx(result["test"]["metrics"])
+    assert again["slices"].keys() == result["test"]["slices"].keys()
+    assert {k: v for k, v in again.items() if k not in ("metrics", "intervals", "slices")} == {
+        k: v for k, v in result["test"].items() if k not in ("metrics", "intervals", "slices")
+    }
+    valid = evaluate(run.path, cases="valid")["metrics"]
+    assert valid == pytest.approx({name: result["valid"][name] for name in valid})
+
+
+def test_the_same_recipe_gives_the_same_result(
+    run: RunFolder, recipe: Recipe, tmp_path: Path
+) -> None:
+    torch.manual_seed(77)
+    train(recipe, folder=tmp_path / "again")
+    assert history(tmp_path / "again") == history(run.path)
+    assert np.array_equal(RunFolder(tmp_path / "again").ranks().rank, run.ranks().rank)
+
+
+# refusals
+
+
+def test_a_finished_run_is_not_overwritten_unasked(run: RunFolder, recipe: Recipe) -> None:
+    with pytest.raises(RunError, match=r"holds a finished run already; give --overwrite"):
+        train(recipe, folder=run.path)
+    assert run.finished
+
+
+def test_resuming_a_finished_run_just_reports(run: RunFolder, recipe: Recipe) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in run.path.iterdir()}
+    assert train(recipe, folder=run.path, resume=True) == run.result()
+    assert {path.name: path.stat().st_mtime_ns for path in run.path.iterdir()} == before
+
+
+def test_a_run_of_another_recipe_is_not_resumed(run: RunFolder, overrides: list[str]) -> None:
+    with pytest.raises(RunError, match=r"another recipe than quickstart as given now"):
+        train(recipe_of(overrides, "training.lr=0.5"), folder=run.path, resume=True)
+
+
+def test_overwrite_starts_anew(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "old.txt").write_text("old", "utf-8")
+    recipe.save(tmp_path / "recipe.yaml")
+    with pytest.raises(RunError, match=r"an unfinished run already; give --resume .*--overwrite"):
+        train(recipe, folder=tmp_path)
+    train(recipe, folder=tmp_path, overwrite=True)
+    assert RunFolder(tmp_path).finished and not (tmp_path / "old.txt").exists()
+
+
+def test_evaluate_refuses_another_catalogue(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = run.items()
+    swapped = replace(items, ids=(*items.ids[:-2], items.ids[-1], items.ids[-2]))
+    monkeypatch.setattr(RunFolder, "items", lambda self: swapped)
+    with pytest.raises(RunError, match=r"is not the one this run was trained on"):
+        evaluate(run.path)
+
+
+# other shapes
+
+
+@pytest.mark.parametrize("changes", [BERT4REC, GRU4REC], ids=["bert4rec", "gru4rec"])
+def test_other_backbones_run_and_evaluate_to_the_same(
+    changes: list[str], overrides: list[str], tmp_path: Path
+) -> None:
+    result = train(recipe_of(overrides, *changes), folder=tmp_path)
+    assert result["test"]["n"] == 200
+    assert evaluate(tmp_path)["metrics"] == pytest.approx(result["test"]["metrics"])
+    losses = [record["losses"]["recommendation"] for record in history(tmp_path)]
+    assert losses[1] < losses[0]
+
+
+def test_without_encoders_nothing_is_embedded(overrides: list[str], tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    changes = ["encoders=null", "distiller=null", "objective.correlation=null"]
+    recipe = recipe_of(overrides, *changes, "student.score_with=id", f"cache.folder={cache}")
+    train(recipe, folder=tmp_path / "run")
+    assert not list(cache.rglob("*.safetensors")) and not list(cache.rglob("*.npy"))
+    assert set(history(tmp_path / "run")[0]["losses"]) == {"total", "recommendation"}
+
+
+# other processes
+
+
+def mmkd(*arguments: str | Path, launch: tuple[str, ...] = ()) -> list[str]:
+    return [sys.executable, "-m", *launch, "mmkd.cli", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(overrides: list[str], tmp_path: Path) -> None:
+    still = [*overrides, "student.embedding.dropout=0", "student.backbone.dropout=0"]
+    train(recipe_of(still), folder=tmp_path / "one")
+    launch = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m")
+    subprocess.run(
+        mmkd("train", "quickstart", *still, "--out", tmp_path / "two", launch=launch),
+        check=True,
+        env=environment(),
+        timeout=300,
+    )
+    assert RunFolder(tmp_path / "two").result()["processes"] == 2
+    for one, two in zip(history(tmp_path / "one"), history(tmp_path / "two"), strict=True):
+        assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)
+        assert two["gradient_norms"] == pytest.approx(one["gradient_norms"], rel=0.02, abs=1e-4)
+    one_ranks, two_ranks = (RunFolder(tmp_path / n).ranks() for n in ("one", "two"))
+    assert np.array_equal(one_ranks.case, two_ranks.case)
+    assert float((one_ranks.rank == two_ranks.rank).mean()) > 0.9
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_uninterrupted_result(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    options = [*overrides, "training.epochs=8", "training.checkpoint_every_s=0"]
+    train(recipe_of(options), folder=tmp_path / "whole")
+    killed = tmp_path / "killed"
+    command = mmkd("train", "quickstart", *options, "--out", killed)
+    process = subprocess.Popen(command, env=environment())
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("checkpoints/step-0000001*")):  # somewhere inside the run
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not RunFolder(killed).finished
+    subprocess.run([*command, "--resume"], check=True, env=environment(), timeout=300)
+    assert history(killed) == history(tmp_path / "whole")
+    assert np.array_equal(
+        RunFolder(killed).ranks().rank, RunFolder(tmp_path / "whole").ranks().rank
+    )
