@@ -127,6 +127,10 @@ class _Planner:
                 f"got {recipe.objective.recommendation.kind}, wanted {wanted}: backbone "
                 f"{recipe.student.backbone.kind} is {'causal' if causal else 'bidirectional'}",
             )
+        if supervision and trainer and not supervision.causal and trainer.max_length < 2:
+            self._problem(
+                "training.max_length", "got 1, wanted at least 2: one place is the mask token's"
+            )
         asynchronous = self._chosen(recipe.asynchronous, ASYNCHRONOUS, "asynchronous")
         evaluator = self._build(Evaluator, recipe.evaluation, "evaluation")
         self._metrics(evaluator, trainer)

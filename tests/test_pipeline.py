@@ -204,7 +204,8 @@ def environment() -> dict[str, str]:
 def test_two_processes_equal_one(overrides: list[str], tmp_path: Path) -> None:
     still = [*overrides, "student.embedding.dropout=0", "student.backbone.dropout=0"]
     train(recipe_of(still), folder=tmp_path / "one")
-    launch = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m")
+    # not `accelerate launch --cpu`, which starts several processes by MPI only
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
     subprocess.run(
         mmkd("train", "quickstart", *still, "--out", tmp_path / "two", launch=launch),
         check=True,

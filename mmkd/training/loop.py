@@ -172,12 +172,13 @@ class TrainingLoop:
         at, trainer = self.at, self.trainer
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients(self.prepared_optimizer)
-        if trainer.gradient_clip is not None:
-            self.accelerator.clip_grad_norm_(self.prepared.parameters(), trainer.gradient_clip)
         if at.step + 1 == self.batches:
             self.gradient_norms = gradient_norms(self.step)
-        self.learning_rate.apply(self.optimizer, step=at.optimizer_steps, epoch=at.epoch)
+        # first, so that a gradient which takes no part in the step takes none in its norm
         self.asynchronous.before_step(self.tables)
+        if trainer.gradient_clip is not None:
+            self.accelerator.clip_grad_norm_(self.prepared.parameters(), trainer.gradient_clip)
+        self.learning_rate.apply(self.optimizer, step=at.optimizer_steps, epoch=at.epoch)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad(set_to_none=True)
         at.optimizer_steps += 1

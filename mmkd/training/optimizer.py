@@ -177,7 +177,7 @@ class LearningRate:
 
     Args:
         lr: Peak.
-        schedule: After the warm-up: ``constant``, or down to 0 at the last step by ``linear`` or
+        schedule: After the warm-up: ``constant``, or down to 0 at the run's end by ``linear`` or
             ``cosine``.
         warmup_steps: Steps of linear growth from 0.
         total_steps: Optimiser steps of the whole run.
