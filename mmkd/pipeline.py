@@ -6,14 +6,12 @@ Read this first; every part has a file of its own.
 
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -82,17 +80,6 @@ def embed(
             progress=partial(progress, name) if progress else None,
         )
         for name, card in planned.cards.items()
-    }
-
-
-def absent_reasons(
-    planned: Plan, tables: Mapping[str, EmbeddingTable]
-) -> dict[str, dict[str, int]]:
-    """Why items lack a vector: modality name to reason to count."""
-    cache = EmbeddingCache(**planned.cache)
-    return {
-        name: dict(Counter(item.reason for item in cache.absent(table)).most_common())
-        for name, table in tables.items()
     }
 
 
@@ -177,7 +164,7 @@ def train(
     began = time.monotonic()
     data = load_data(planned)
     if resume and (folder / "items.parquet").is_file():
-        _check_catalogue(run, data.items, recipe)
+        check_catalogue(run, data.items, recipe)
     with accelerator.main_process_first():  # the others then find everything in the cache
         tables = embed(planned, data.items, device=str(accelerator.device), progress=progress)
     distiller = distil(planned, tables)
@@ -189,7 +176,7 @@ def train(
     step.to(accelerator.device)
     retention = _retention_of(planned, step.student, distiller)
     retention_at_start = retention()
-    rank = partial(_ranks, planned, data.split, step.student, accelerator)
+    rank = partial(rank_cases, planned, data.split, step.student, accelerator)
     prepared_s = time.monotonic() - began
     # every process starts from the same weights and drops out different units
     torch.manual_seed(recipe.seed + accelerator.process_index)
@@ -243,74 +230,6 @@ def train(
     return result
 
 
-def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:
-    """Evaluate a run's student again on its own split.
-
-    Args:
-        folder: A trained run.
-        cases: ``test`` or ``valid``.
-
-    Returns:
-        The report, as ``summarise`` gives it.
-
-    Raises:
-        RunError: The folder holds no trained run, or the data changed since.
-    """
-    run = RunFolder(folder)
-    student = run.student()
-    recipe = load_recipe(str(run.recipe))
-    planned = plan(recipe)
-    data = load_data(planned)
-    _check_catalogue(run, data.items, recipe)
-    accelerator = planned.trainer.accelerator(run_folder=folder)
-    student.to(accelerator.device)
-    chosen = data.split.test if cases == "test" else data.split.valid
-    ranks = _ranks(planned, data.split, student, accelerator, chosen)
-    return planned.evaluator.report(ranks, data.split, seed=recipe.seed)
-
-
-def encoder_neighbours(
-    planned: Plan,
-    item: str,
-    *,
-    modality: str,
-    k: int = 10,
-    progress: EmbedProgress | None = None,
-) -> list[dict[str, Any]]:
-    """The k nearest items by an encoder's vectors, encoding what the cache lacks.
-
-    Args:
-        planned: The recipe.
-        item: The item's id.
-        modality: Name of one of the recipe's encoders.
-        k: How many.
-        progress: Told how far the embedding is.
-
-    Returns:
-        ``{"item", "title", "score"}`` each, best first; scores are cosines.
-
-    Raises:
-        RunError: The recipe has no such modality.
-        DataError: The id is not in the catalogue.
-        CacheError: The item lacks the modality.
-    """
-    if modality not in planned.cards:
-        raise RunError(
-            f"{planned.recipe.name} has no encoder for {modality}; it has "
-            f"{', '.join(planned.cards) or 'none'}"
-        )
-    items = load_items(root=planned.recipe.data.folder, **planned.items)
-    row = items.row(item)
-    only = replace(planned, cards={modality: planned.cards[modality]})
-    table = embed(only, items, progress=progress)[modality]
-    rows, scores = EmbeddingCache(**planned.cache).neighbours(table, np.array([row]), k)
-    return [
-        {"item": items.ids[r], "title": items.titles[r], "score": float(score)}
-        for r, score in zip(rows[0], scores[0], strict=True)
-        if r > 0
-    ]
-
-
 def _targets_of(
     planned: Plan, distiller: CorrelationDistiller | None, accelerator: Accelerator
 ) -> Callable[[Tensor, torch.Generator], Mapping[str, CorrelationTargets]]:
@@ -345,13 +264,14 @@ def _retention_of(
     return measure
 
 
-def _ranks(
+def rank_cases(
     planned: Plan,
     split: SequenceSplit,
     student: Recommender,
     accelerator: Accelerator,
     cases: Cases,
 ) -> CaseRanks:
+    """Rank every case's target among the whole catalogue; the processes share the work."""
     return planned.evaluator.ranks(
         scorer(student, item_count=split.item_count, max_length=planned.trainer.max_length),
         split,
@@ -386,7 +306,8 @@ def _check_same(run: RunFolder, recipe: Recipe) -> None:
         )
 
 
-def _check_catalogue(run: RunFolder, items: ItemTable, recipe: Recipe) -> None:
+def check_catalogue(run: RunFolder, items: ItemTable, recipe: Recipe) -> None:
+    """Raise RunError unless the items are those of the run, in the same rows."""
     if items.ids != run.items().ids:
         raise RunError(
             f"{run.path}: the catalogue in {recipe.data.root} is not the one this run was trained "

@@ -16,7 +16,8 @@ import pytest
 import torch
 from synthetic_runs import BERT4REC, GRU4REC, write_data
 
-from mmkd.pipeline import Dataset, evaluate, load_data, train
+from mmkd.inspection import evaluate
+from mmkd.pipeline import Dataset, load_data, train
 from mmkd.plan import plan
 from mmkd.recipe import Recipe, load_recipe
 from mmkd.serving.run_folder import RunError, RunFolder

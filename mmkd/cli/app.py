@@ -49,7 +49,7 @@ def embed(
     """Encode the catalogue's modalities into the cache; what it holds is not encoded again."""
     from mmkd.cli import show
     from mmkd.data.readers import load_items
-    from mmkd.pipeline import absent_reasons
+    from mmkd.inspection import absent_reasons
     from mmkd.pipeline import embed as run_embed
     from mmkd.plan import plan
     from mmkd.recipe import load_recipe
@@ -102,7 +102,7 @@ def evaluate(
     """Evaluate a trained run again, or test it against another run."""
     from mmkd.cli import show
     from mmkd.evaluation.report import compare
-    from mmkd.pipeline import evaluate as run_evaluate
+    from mmkd.inspection import evaluate as run_evaluate
     from mmkd.serving.run_folder import RunError, RunFolder
 
     if cases not in ("test", "valid"):
@@ -154,7 +154,7 @@ def neighbours(
 ) -> None:
     """The nearest items by the encoder and by the trained student, side by side."""
     from mmkd.cli import show
-    from mmkd.pipeline import encoder_neighbours
+    from mmkd.inspection import encoder_neighbours
     from mmkd.plan import plan
     from mmkd.recipe import load_recipe
     from mmkd.serving.recommend import student_neighbours

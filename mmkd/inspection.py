@@ -1,0 +1,98 @@
+"""Questions to a cache or a trained run, asked by recipe; ``pipeline`` makes what is asked about.
+
+Why items lack a vector, what is near an item by its encoder, and how a trained run ranks again.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmkd.data.readers import load_items
+from mmkd.embedding_cache import EmbeddingCache, EmbeddingTable
+from mmkd.pipeline import EmbedProgress, check_catalogue, embed, load_data, rank_cases
+from mmkd.plan import Plan, plan
+from mmkd.recipe import load_recipe
+from mmkd.serving.run_folder import RunError, RunFolder
+
+
+def absent_reasons(
+    planned: Plan, tables: Mapping[str, EmbeddingTable]
+) -> dict[str, dict[str, int]]:
+    """Why items lack a vector: modality name to reason to count."""
+    cache = EmbeddingCache(**planned.cache)
+    return {
+        name: dict(Counter(item.reason for item in cache.absent(table)).most_common())
+        for name, table in tables.items()
+    }
+
+
+def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:
+    """Evaluate a run's student again on its own split.
+
+    Args:
+        folder: A trained run.
+        cases: ``test`` or ``valid``.
+
+    Returns:
+        The report, as ``summarise`` gives it.
+
+    Raises:
+        RunError: The folder holds no trained run, or the data changed since.
+    """
+    run = RunFolder(folder)
+    student = run.student()
+    recipe = load_recipe(str(run.recipe))
+    planned = plan(recipe)
+    data = load_data(planned)
+    check_catalogue(run, data.items, recipe)
+    accelerator = planned.trainer.accelerator(run_folder=folder)
+    student.to(accelerator.device)
+    chosen = data.split.test if cases == "test" else data.split.valid
+    ranks = rank_cases(planned, data.split, student, accelerator, chosen)
+    return planned.evaluator.report(ranks, data.split, seed=recipe.seed)
+
+
+def encoder_neighbours(
+    planned: Plan,
+    item: str,
+    *,
+    modality: str,
+    k: int = 10,
+    progress: EmbedProgress | None = None,
+) -> list[dict[str, Any]]:
+    """The k nearest items by an encoder's vectors, encoding what the cache lacks.
+
+    Args:
+        planned: The recipe.
+        item: The item's id.
+        modality: Name of one of the recipe's encoders.
+        k: How many.
+        progress: Told how far the embedding is.
+
+    Returns:
+        ``{"item", "title", "score"}`` each, best first; scores are cosines.
+
+    Raises:
+        RunError: The recipe has no such modality.
+        DataError: The id is not in the catalogue.
+        CacheError: The item lacks the modality.
+    """
+    if modality not in planned.cards:
+        raise RunError(
+            f"{planned.recipe.name} has no encoder for {modality}; it has "
+            f"{', '.join(planned.cards) or 'none'}"
+        )
+    items = load_items(root=planned.recipe.data.folder, **planned.items)
+    row = items.row(item)
+    only = replace(planned, cards={modality: planned.cards[modality]})
+    table = embed(only, items, progress=progress)[modality]
+    rows, scores = EmbeddingCache(**planned.cache).neighbours(table, np.array([row]), k)
+    return [
+        {"item": items.ids[r], "title": items.titles[r], "score": float(score)}
+        for r, score in zip(rows[0], scores[0], strict=True)
+        if r > 0
+    ]
