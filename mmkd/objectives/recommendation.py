@@ -133,11 +133,19 @@ class RecommendationLoss(nn.Module):
 
     Args:
         loss: A module mapping (hidden [M, D], item_matrix [I, D], target [M]) to a summed loss.
+        candidates: [I + 1] bool, the items that compete with a target, all targets among them;
+            None for the whole catalogue. ``loss`` sees these alone, numbered anew.
     """
 
-    def __init__(self, loss: nn.Module) -> None:
+    def __init__(self, loss: nn.Module, candidates: Tensor | None = None) -> None:
         super().__init__()
         self.loss = loss
+        rows = None if candidates is None else candidates[1:].nonzero().squeeze(1)
+        number = None if candidates is None else candidates.long().cumsum(0)
+        self.register_buffer("rows", rows, persistent=False)  # [C] rows of the item matrix
+        self.register_buffer("number", number, persistent=False)  # [I+1] an item's new number
+        self.rows: Tensor | None
+        self.number: Tensor | None
 
     def forward(self, hidden: Tensor, item_matrix: Tensor, targets: Tensor) -> Tensor:
         """Mean loss over all supervised positions of the global batch.
@@ -152,5 +160,8 @@ class RecommendationLoss(nn.Module):
         """
         at = targets.flatten().nonzero().squeeze(1)  # [M]
         states = hidden.flatten(0, 1).index_select(0, at)
-        total = self.loss(states, item_matrix, targets.flatten()[at])
+        wanted = targets.flatten()[at]
+        if self.rows is not None and self.number is not None:
+            item_matrix, wanted = item_matrix.index_select(0, self.rows), self.number[wanted]
+        total = self.loss(states, item_matrix, wanted)
         return global_mean(total, torch.tensor(float(len(at)), device=hidden.device))

@@ -20,6 +20,7 @@ from mmkd.objectives.recommendation import (
 
 LossName = Literal["softmax", "sampled_softmax", "gbce"]
 Sampling = Literal["uniform", "popularity"]
+Candidates = Literal["all", "trained"]
 
 
 class Supervision:
@@ -30,6 +31,9 @@ class Supervision:
         negatives: Of a sampled loss; None is its own default.
         sampling: Of a sampled loss; None is its own default.
         calibration: Of ``gbce``; None is its own default.
+        candidates: Which items compete with a target: ``all``, or only the ``trained``, which
+            occur in training. An item that never occurs is otherwise always the wrong answer, and
+            learns to score low whatever its text and picture say.
 
     Raises:
         ValueError: An option is set that the loss doesn't have.
@@ -45,6 +49,7 @@ class Supervision:
         negatives: int | None = None,
         sampling: Sampling | None = None,
         calibration: float | None = None,
+        candidates: Candidates = "all",
     ) -> None:
         options: dict[str, Any] = {
             "negatives": negatives,
@@ -52,6 +57,7 @@ class Supervision:
             "calibration": calibration,
         }
         self.loss = loss
+        self.candidates = candidates
         self.options = {name: value for name, value in options.items() if value is not None}
         idle = sorted(set(self.options) - _TAKEN[loss])
         if idle:
@@ -59,10 +65,14 @@ class Supervision:
 
     def build_loss(self, train_counts: Tensor) -> RecommendationLoss:
         """The loss; ``train_counts`` [I + 1] is how often each item trains."""
+        chosen = None
+        if self.candidates == "trained":
+            chosen = train_counts > 0
+            train_counts = torch.cat([train_counts[:1], train_counts[chosen]])
         if self.loss == "softmax":
-            return RecommendationLoss(SoftmaxLoss())
+            return RecommendationLoss(SoftmaxLoss(), chosen)
         kind = SampledSoftmaxLoss if self.loss == "sampled_softmax" else GBCELoss
-        return RecommendationLoss(kind(train_counts=train_counts, **self.options))
+        return RecommendationLoss(kind(train_counts=train_counts, **self.options), chosen)
 
     def masking(self) -> dict[str, Any]:
         """What ``BatchStream`` is told of the cloze; nothing for the next item."""
@@ -116,6 +126,7 @@ class MaskedItem(Supervision):
         negatives: See ``loss``.
         sampling: See ``loss``.
         calibration: See ``loss``.
+        candidates: See ``loss``.
 
     Raises:
         ValueError: A share outside 0..1, or an option that the loss doesn't have.
@@ -133,8 +144,15 @@ class MaskedItem(Supervision):
         negatives: int | None = None,
         sampling: Sampling | None = None,
         calibration: float | None = None,
+        candidates: Candidates = "all",
     ) -> None:
-        super().__init__(loss=loss, negatives=negatives, sampling=sampling, calibration=calibration)
+        super().__init__(
+            loss=loss,
+            negatives=negatives,
+            sampling=sampling,
+            calibration=calibration,
+            candidates=candidates,
+        )
         for name, share in (("mask_ratio", mask_ratio), ("last_only", last_only)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}: got {share}, wanted a share from 0 to 1")

@@ -51,3 +51,27 @@ def test_only_masked_item_is_for_bidirectional_networks() -> None:
         "next_item": True,
         "masked_item": False,
     }
+
+
+@pytest.mark.parametrize("kind", SUPERVISION)
+def test_items_that_never_train_can_be_left_out_of_the_candidates(kind: str) -> None:
+    counts = torch.tensor([0, 3, 0, 1, 0, 2])  # items 2 and 4 never occur
+    loss = SUPERVISION[kind](candidates="trained").build_loss(counts)
+    hidden, matrix = torch.randn(1, 4, 3), torch.randn(5, 3, requires_grad=True)
+    targets = torch.tensor([[5, 0, 1, 3]])
+
+    value = loss(hidden, matrix, targets)
+
+    logits = (hidden[0, [0, 2, 3]].double() @ matrix.double().mT)[:, [0, 2, 4]]  # items 1, 3, 5
+    wanted = torch.nn.functional.cross_entropy(logits, torch.tensor([2, 0, 1]))
+    assert float(value) == pytest.approx(float(wanted), rel=1e-5)
+    (gradient,) = torch.autograd.grad(value, matrix)
+    assert (gradient[[1, 3]] == 0).all() and (gradient[[0, 2, 4]] != 0).any(1).all()
+
+
+def test_sampled_losses_draw_from_the_candidates_alone() -> None:
+    counts = torch.tensor([0, 3, 0, 1, 0, 2])
+    sampled = SUPERVISION["next_item"](loss="sampled_softmax", candidates="trained")
+    loss = sampled.build_loss(counts).loss
+    assert isinstance(loss, SampledSoftmaxLoss)
+    assert loss.weights.tolist() == pytest.approx([4 / 9, 2 / 9, 3 / 9])
