@@ -4,6 +4,7 @@ Three variants of one recipe with one budget: item ids only, ids fused with moda
 which also holds the modalities to the encoders' correlations.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,11 @@ def run_demo(
         Variant to the content of its ``result.json``.
     """
     make_synthetic(folder / "data", items=items, users=users, seed=seed)
-    shared = [f"data.root={folder / 'data'}", f"cache.folder={folder / 'cache'}", f"seed={seed}"]
+    shared = [
+        f"data.root={_quoted(folder / 'data')}",
+        f"cache.folder={_quoted(folder / 'cache')}",
+        f"seed={seed}",
+    ]
     if epochs is not None:
         shared.append(f"training.epochs={epochs}")
     return {
@@ -64,3 +69,8 @@ def run_demo(
         )
         for title, changes in VARIANTS.items()
     }
+
+
+def _quoted(path: Path) -> str:
+    """A path as an override's value, which is YAML: it may hold `#`, `: ` or `${`."""
+    return json.dumps(str(path).replace("${", "\\${"), ensure_ascii=False)

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmkd.data.readers import load_items
 from mmkd.embedding_cache import EmbeddingCache, EmbeddingTable
-from mmkd.pipeline import EmbedProgress, check_catalogue, embed, load_data, rank_cases
+from mmkd.pipeline import EmbedProgress, digests_of, embed, load_data, rank_cases
 from mmkd.plan import Plan, plan
 from mmkd.recipe import load_recipe
 from mmkd.serving.run_folder import RunError, RunFolder
@@ -48,7 +48,7 @@ def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:
     recipe = load_recipe(str(run.recipe))
     planned = plan(recipe)
     data = load_data(planned)
-    check_catalogue(run, data.items, recipe)
+    run.check_data(digests_of(data))
     accelerator = planned.trainer.accelerator(run_folder=folder)
     student.to(accelerator.device)
     chosen = data.split.test if cases == "test" else data.split.valid

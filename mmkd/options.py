@@ -122,6 +122,13 @@ def model_problems(model: type[BaseModel], error: ValidationError) -> list[tuple
             message = f"got {got}, wanted {'a kind with its options' if with_kind else 'a mapping'}"
         elif kind == "literal_error":
             message = f"got {got}, wanted {describe(_field_type(model, loc))}"
+        elif kind == "greater_than_equal":
+            message = f"got {got}, wanted at least {detail['ctx']['ge']}"
+        elif kind == "less_than_equal":
+            message = f"got {got}, wanted at most {detail['ctx']['le']}"
+        elif kind == "string_pattern_mismatch":
+            pattern = detail["ctx"]["pattern"]
+            message = f"got {got}, wanted text that matches {pattern}; rename it"
         elif kind in _WANTED:
             message = f"got {got}, wanted {_WANTED[kind]}"
         else:

@@ -7,8 +7,10 @@ Read this first; every part has a file of its own.
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,15 @@ from mmkd.distiller import CorrelationDistiller, CorrelationTargets
 from mmkd.embedding_cache import EmbeddingCache, EmbeddingTable
 from mmkd.encoders import build_encoder
 from mmkd.evaluation.case_ranks import CaseRanks
+from mmkd.evaluation.evaluator import LIST_LENGTH
 from mmkd.evaluation.retention import RetentionProbe
 from mmkd.objectives.correlation import CorrelationLoss
 from mmkd.objectives.objective import Objective
 from mmkd.plan import Plan, plan
 from mmkd.recipe import Recipe, load_recipe, recipe_digest
-from mmkd.serving.run_folder import RunError, RunFolder, build_student
+from mmkd.serving.build_student import build_student
+from mmkd.serving.data_digest import data_digests
+from mmkd.serving.run_folder import RunError, RunFolder
 from mmkd.serving.scorer import scorer
 from mmkd.student import Recommender
 from mmkd.training.checkpoint import write_json
@@ -131,6 +136,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: EmbedProgress | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """The main job: a recipe to a run folder with a trained, tested recommender.
 
@@ -138,40 +144,69 @@ def train(
         recipe: What to run.
         folder: The run's folder; made.
         resume: Continue an interrupted run of the same recipe; a finished one is just reported.
-        overwrite: Start anew where there is a run already.
+        overwrite: Start anew where there is a run already; only a run's own files are deleted,
+            once the new run's data has been read.
         progress: Told how far the embedding is.
+        announce: Told in one line what trains on what, before anything long.
 
     Returns:
         The content of ``result.json``.
 
     Raises:
         RecipeError: The recipe has mistakes.
-        RunError: The folder holds a run and neither ``resume`` nor ``overwrite`` is given, or a
-            run of another recipe.
+        RunError: The folder holds a run and neither ``resume`` nor ``overwrite`` is given, a run
+            of another recipe or of other data, or something that is no run; or another process
+            trains there; or a tracker isn't installed.
         TrainingInterrupted: After SIGINT or SIGTERM, once a checkpoint is written.
     """
     planned = plan(recipe)
+    _check_trackers(planned)
     run = RunFolder(folder)
     if resume and run.finished:
         _check_same(run, recipe)
         return run.result()
     accelerator = planned.trainer.accelerator(run_folder=folder)
-    with accelerator.main_process_first():
-        if accelerator.is_main_process:
-            _open(run, recipe, resume=resume, overwrite=overwrite)
-    if planned.trainer.trackers:
-        accelerator.init_trackers(recipe.name)
-    began = time.monotonic()
-    data = load_data(planned)
-    if resume and (folder / "items.parquet").is_file():
-        check_catalogue(run, data.items, recipe)
+    with run.locked() if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process:  # says so before the data is read
+            _check_open(run, recipe, resume=resume, overwrite=overwrite)
+        began = time.monotonic()
+        data = load_data(planned)
+        if announce and accelerator.is_main_process:
+            announce(_announcement(recipe, data, accelerator))
+        with accelerator.main_process_first():
+            if accelerator.is_main_process:
+                _open(run, recipe, data, anew=overwrite or not resume)
+        if planned.trainer.trackers:
+            accelerator.init_trackers(recipe.name)
+        return _train(
+            planned, run, data, accelerator, resume=resume, progress=progress, began=began
+        )
+
+
+def _train(
+    planned: Plan,
+    run: RunFolder,
+    data: Dataset,
+    accelerator: Accelerator,
+    *,
+    resume: bool,
+    progress: EmbedProgress | None,
+    began: float,
+) -> dict[str, Any]:
+    """The rest of ``train``, in an open run folder."""
+    recipe, folder = planned.recipe, run.path
     with accelerator.main_process_first():  # the others then find everything in the cache
         tables = embed(planned, data.items, device=str(accelerator.device), progress=progress)
+    if accelerator.is_main_process:
+        keys = {name: table.key for name, table in tables.items()}
+        run.check_tables(keys)
+        run.mark(recipe=recipe.name, data=digests_of(data), tables=keys)
     distiller = distil(planned, tables)
     torch.manual_seed(recipe.seed)
     step, spec = build_step(planned, data.split, distiller)
     if accelerator.is_main_process:
         data.items.save(folder / "items.parquet")
+        run.write_users(data.log.user_ids)
         run.write_student_spec(spec)
     step.to(accelerator.device)
     retention = _retention_of(planned, step.student, distiller)
@@ -190,9 +225,12 @@ def train(
             device=accelerator.device,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
+            accumulate=planned.trainer.accumulate,
         ),
         targets=_targets_of(planned, distiller, accelerator),
-        validate=lambda: planned.evaluator.metrics(rank(data.split.valid)) | retention(),
+        validate=lambda: (
+            planned.evaluator.metrics(rank(data.split.valid, list_length=0)) | retention()
+        ),
         asynchronous=planned.asynchronous,
         accelerator=accelerator,
         folder=folder,
@@ -236,7 +274,8 @@ def _targets_of(
     if distiller is None or planned.correlation is None:
         return lambda items, generator: {}
     distiller.to(accelerator.device)
-    return lambda items, generator: distiller.targets(items, generator=generator)
+    share = 1 / accelerator.num_processes
+    return lambda items, generator: distiller.targets(items, generator=generator, share=share)
 
 
 def _retention_of(
@@ -270,6 +309,7 @@ def rank_cases(
     student: Recommender,
     accelerator: Accelerator,
     cases: Cases,
+    list_length: int = LIST_LENGTH,
 ) -> CaseRanks:
     """Rank every case's target among the whole catalogue; the processes share the work."""
     return planned.evaluator.ranks(
@@ -280,21 +320,40 @@ def rank_cases(
         device=accelerator.device,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
+        list_length=list_length,
     )
 
 
-def _open(run: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    if run.started and overwrite:
-        shutil.rmtree(run.path)
-    elif run.started and not resume:
+def digests_of(data: Dataset) -> dict[str, str]:
+    """What identifies the data a run trains on."""
+    return data_digests(item_ids=data.items.ids, user_ids=data.log.user_ids, split=data.split)
+
+
+def _check_open(run: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Raise RunError unless the folder may be used as asked; changes nothing."""
+    run.check_free()
+    if not run.started:
+        return
+    if overwrite:
+        run.marker()  # readable, so certainly a run's
+    elif resume:
+        _check_same(run, recipe)
+    else:
         state = "a finished run" if run.finished else "an unfinished run"
         remedy = "" if run.finished else "--resume to continue it, "
         raise RunError(
             f"{run.path}: holds {state} already; give {remedy}--overwrite to start anew, or "
             "another folder with --out"
         )
-    elif run.started:
-        _check_same(run, recipe)
+
+
+def _open(run: RunFolder, recipe: Recipe, data: Dataset, *, anew: bool) -> None:
+    digests = digests_of(data)
+    if run.started and not anew:
+        run.check_data(digests)
+        return
+    run.clear()
+    run.mark(recipe=recipe.name, data=digests)  # first: what follows is then known to be a run's
     recipe.save(run.recipe)
 
 
@@ -306,13 +365,26 @@ def _check_same(run: RunFolder, recipe: Recipe) -> None:
         )
 
 
-def check_catalogue(run: RunFolder, items: ItemTable, recipe: Recipe) -> None:
-    """Raise RunError unless the items are those of the run, in the same rows."""
-    if items.ids != run.items().ids:
-        raise RunError(
-            f"{run.path}: the catalogue in {recipe.data.root} is not the one this run was trained "
-            "on; put the old one back or train again"
-        )
+def _check_trackers(planned: Plan) -> None:
+    """Raise RunError where a tracker isn't installed; accelerate would just leave it out."""
+    modules = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+    for tracker in planned.trainer.trackers:
+        if not any(find_spec(module) for module in modules[tracker]):
+            raise RunError(
+                f"{planned.recipe.name}: training.trackers: {tracker} is not installed; run "
+                f"pip install 'mmkd[{tracker}]', or leave it out"
+            )
+
+
+def _announcement(recipe: Recipe, data: Dataset, accelerator: Accelerator) -> str:
+    count, threads, split = accelerator.num_processes, torch.get_num_threads(), data.split
+    return (
+        f"{recipe.name}: {count} process{'es' if count > 1 else ''} on {accelerator.device.type}, "
+        f"{threads} thread{'s' if threads > 1 else ''} each; {split.item_count} items, "
+        f"{split.user_count} users, {len(split.items)} events of which "
+        f"{int(split.is_train().sum())} train; {len(split.valid)} validation and "
+        f"{len(split.test)} test cases"
+    )
 
 
 def _mean(values: list[float]) -> float:

@@ -4,12 +4,15 @@ From a ``Recipe`` to constructor arguments. Every mistake of the recipe is repor
 before any data or model is loaded.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
+
 from mmkd.data import SPLITS
 from mmkd.data.readers import load_interactions, load_items
+from mmkd.data.text_template import TextTemplate
 from mmkd.distiller import CorrelationDistiller
 from mmkd.embedding_cache import EmbeddingCache, default_cache_folder
 from mmkd.encoders import EncoderCard, EncoderError, load_card
@@ -17,10 +20,12 @@ from mmkd.evaluation.metrics import metrics_from_ranks
 from mmkd.evaluation.settings import Evaluator
 from mmkd.objectives.correlation import CorrelationLoss
 from mmkd.objectives.objective import Objective
+from mmkd.objectives.recommendation import RecommendationLoss, SoftmaxLoss
 from mmkd.objectives.supervision import SUPERVISION, Supervision
 from mmkd.options import RecipeError, check_options, unknown
-from mmkd.recipe import Recipe, Spec
+from mmkd.recipe import Recipe, Spec, read_draft
 from mmkd.student import FusedItemEmbedding, backbone_class, build_backbone
+from mmkd.student.arguments import check_modality_name
 from mmkd.training.optimizer import ASYNCHRONOUS, AsynchronousUpdate
 from mmkd.training.trainer import Trainer
 
@@ -91,9 +96,36 @@ def plan(recipe: Recipe, *, needs_data: bool = True) -> Plan:
     return _Planner(recipe).plan(needs_data=needs_data)
 
 
+def check(name_or_path: str, overrides: Sequence[str] = (), *, needs_data: bool = True) -> Plan:
+    """Read and plan a recipe; mistakes of its structure and of its options come together.
+
+    Args:
+        name_or_path: As for ``load_recipe``.
+        overrides: As for ``load_recipe``.
+        needs_data: As for ``plan``.
+
+    Returns:
+        The plan.
+
+    Raises:
+        RecipeError: With every mistake found.
+    """
+    draft = read_draft(name_or_path, overrides)
+    try:
+        planned = _Planner(draft.recipe, draft.broken).plan(needs_data=needs_data)
+    except RecipeError as error:
+        raise RecipeError([*draft.problems, *error.problems]) from None
+    if draft.problems:
+        raise RecipeError(draft.problems)
+    return planned
+
+
 class _Planner:
-    def __init__(self, recipe: Recipe) -> None:
+    """Plans a recipe; says nothing about keys that are known to be ``broken``."""
+
+    def __init__(self, recipe: Recipe, broken: Collection[str] = ()) -> None:
         self.recipe = recipe
+        self.broken = broken
         self.problems: list[str] = []
 
     def plan(self, *, needs_data: bool) -> Plan:
@@ -107,7 +139,8 @@ class _Planner:
             "student.embedding",
             given=("item_count", "modalities", "present"),
         )
-        width = int(embedding.get("width", DEFAULT_WIDTH))
+        self._embedding(embedding)
+        width = embedding.get("width", 0)  # 0 where it is wrong: what depends on it isn't built
         trainer = self._build(Trainer, recipe.training, "training")
         length = trainer.max_length if trainer else 50
         backbone, causal = self._backbone(recipe.student.backbone, width, length)
@@ -115,8 +148,8 @@ class _Planner:
         random_weights = cache.pop("allow_random_weights", False)
         if not isinstance(random_weights, bool):
             self._problem("cache.allow_random_weights", "wanted true or false")
-        distiller = self._distiller(seed)
-        correlation, weights = self._correlation(distiller, width)
+        distiller, teacher = self._distiller(seed)
+        correlation, weights = self._correlation(distiller, teacher, width)
         supervision = self._chosen(
             recipe.objective.recommendation, SUPERVISION, "objective.recommendation"
         )
@@ -126,10 +159,13 @@ class _Planner:
                 "objective.recommendation.kind",
                 f"got {recipe.objective.recommendation.kind}, wanted {wanted}: backbone "
                 f"{recipe.student.backbone.kind} is {'causal' if causal else 'bidirectional'}",
+                depends=("student.backbone",),
             )
         if supervision and trainer and not supervision.causal and trainer.max_length < 2:
             self._problem(
-                "training.max_length", "got 1, wanted at least 2: one place is the mask token's"
+                "training.max_length",
+                "got 1, wanted at least 2: one place is the mask token's",
+                depends=("objective.recommendation",),
             )
         asynchronous = self._chosen(recipe.asynchronous, ASYNCHRONOUS, "asynchronous")
         evaluator = self._build(Evaluator, recipe.evaluation, "evaluation")
@@ -145,18 +181,16 @@ class _Planner:
             else {}
         )
         result: dict[str, Any] = dict(
-            items=self._options(load_items, recipe.data.items, "data.items", given=("root",)),
-            interactions=self._options(
-                load_interactions,
-                recipe.data.interactions,
-                "data.interactions",
-                given=("items", "root"),
-            ),
-            cards=self._cards(),
+            items=self._items(),
+            interactions=self._interactions(),
+            cards=self._cards(random_weights=bool(random_weights)),
             cache=self._options(EmbeddingCache, cache, "cache"),
         )
+        if "folder" in result["cache"]:
+            self._tried("cache", lambda: EmbeddingCache(**result["cache"]))
         if self.problems:
-            raise RecipeError(self.problems)
+            silent = tuple(recipe.where(key) + end for key in self.broken for end in ".:")
+            raise RecipeError(line for line in self.problems if not line.startswith(silent))
         return Plan(
             recipe=recipe,
             split=split,
@@ -173,8 +207,20 @@ class _Planner:
             **result,
         )
 
-    def _problem(self, key: str, message: str) -> None:
-        self.problems.append(f"{self.recipe.where(key)}: {message}")
+    def _problem(self, key: str, message: str, *, depends: Sequence[str] = ()) -> None:
+        """Note a problem, unless a part that it ``depends`` on is broken itself."""
+        pairs = ((f"{broken}.", f"{part}.") for broken in self.broken for part in depends)
+        if not any(a.startswith(b) or b.startswith(a) for a, b in pairs):
+            self.problems.append(f"{self.recipe.where(key)}: {message}")
+
+    def _tried(self, key: str, build: Callable[[], T]) -> T | None:
+        """Build a part that costs nothing; its own refusals are problems of the recipe."""
+        try:
+            return build()
+        except ValueError as error:
+            for line in str(error).splitlines():
+                self._problem(key, line)
+            return None
 
     def _options(
         self,
@@ -190,22 +236,48 @@ class _Planner:
         return checked
 
     def _build(self, target: Callable[..., T], options: Mapping[str, object], key: str) -> T | None:
-        """Build a part that costs nothing; its own refusals are problems of the recipe."""
         before = len(self.problems)
         checked = self._options(target, options, key)
         if len(self.problems) > before:
             return None
-        try:
-            return target(**checked)
-        except ValueError as error:
-            self._problem(key, str(error))
-            return None
+        return self._tried(key, lambda: target(**checked))
 
     def _chosen(self, spec: Spec, registry: Mapping[str, Callable[..., T]], key: str) -> T | None:
         if spec.kind not in registry:
             self._problem(f"{key}.kind", unknown(spec.kind, registry))
             return None
         return self._build(registry[spec.kind], spec.options, key)
+
+    def _embedding(self, options: Mapping[str, Any]) -> None:
+        names = []
+        for name in self.recipe.encoders:
+            try:
+                check_modality_name(name)
+            except ValueError as error:
+                self._problem(f"encoders.{name}", str(error))
+            else:
+                names.append(name)
+        if "width" in options:
+            tables = {name: torch.zeros(3, 1) for name in names}
+            self._tried(
+                "student.embedding",
+                lambda: FusedItemEmbedding(item_count=2, modalities=tables, **options),
+            )
+
+    def _items(self) -> dict[str, Any]:
+        key = "data.items"
+        options = self._options(load_items, self.recipe.data.items, key, given=("root",))
+        if options.get("text") is not None:
+            self._tried(f"{key}.text", lambda: TextTemplate.parse(options["text"]))
+        return options
+
+    def _interactions(self) -> dict[str, Any]:
+        key = "data.interactions"
+        given = self.recipe.data.interactions
+        options = self._options(load_interactions, given, key, given=("items", "root"))
+        if options.get("min_rating") is not None and given.get("rating") is None:
+            self._problem(f"{key}.min_rating", "needs ratings; name their column with rating")
+        return options
 
     def _backbone(
         self, spec: Spec, width: int, max_length: int
@@ -219,14 +291,15 @@ class _Planner:
         before = len(self.problems)
         options = self._options(found, spec.options, key, given=("width", "max_length"))
         causal = bool(getattr(found, "causal", True))
-        if len(self.problems) == before:
-            try:
-                build_backbone(spec.kind, width=width, max_length=max_length, **options)
-            except ValueError as error:
-                self._problem(key, str(error))
+        if len(self.problems) == before and width >= 1:
+            self._tried(
+                key,
+                lambda: build_backbone(spec.kind, width=width, max_length=max_length, **options),
+            )
         return {"kind": spec.kind, **options}, causal
 
-    def _distiller(self, seed: int) -> dict[str, Any] | None:
+    def _distiller(self, seed: int) -> tuple[dict[str, Any] | None, CorrelationDistiller | None]:
+        """The distiller's options and the distiller; no options without an encoder."""
         recipe = self.recipe
         if not recipe.encoders:
             for key, value in (
@@ -235,23 +308,22 @@ class _Planner:
             ):
                 if value is not None:
                     self._problem(
-                        key, "set, but there is no encoder to distil; add one to encoders"
+                        key,
+                        "set, but there is no encoder to distil; add one to encoders",
+                        depends=("encoders",),
                     )
-            return None
+            return None, None
         before = len(self.problems)
         options = self._options(
             CorrelationDistiller, recipe.distiller or {}, "distiller", given=("seed",)
         )
         options["seed"] = seed
-        if len(self.problems) == before:
-            try:
-                CorrelationDistiller(**options)
-            except ValueError as error:
-                self._problem("distiller", str(error))
-        return options
+        if len(self.problems) > before:
+            return options, None
+        return options, self._tried("distiller", lambda: CorrelationDistiller(**options))
 
     def _correlation(
-        self, distiller: dict[str, Any] | None, width: int
+        self, distiller: dict[str, Any] | None, teacher: CorrelationDistiller | None, width: int
     ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         options = self.recipe.objective.correlation
         if options is None or distiller is None:
@@ -263,8 +335,11 @@ class _Planner:
             "objective.correlation",
             given=("recommendation", "correlation"),
         )
+        self._tried(
+            "objective.correlation",
+            lambda: Objective(RecommendationLoss(SoftmaxLoss()), **weights),
+        )
         rest = {k: v for k, v in options.items() if k not in of_objective}
-        teacher = CorrelationDistiller(**distiller) if not self.problems else None
         given: dict[str, Any] = {
             "width": width,
             "codes": teacher.codes if teacher else 2,
@@ -272,11 +347,8 @@ class _Planner:
         }
         before = len(self.problems)
         checked = self._options(CorrelationLoss, rest, "objective.correlation", given=tuple(given))
-        if len(self.problems) == before:
-            try:
-                CorrelationLoss(**(checked | given))
-            except ValueError as error:
-                self._problem("objective.correlation", str(error))
+        if len(self.problems) == before and width >= 1:
+            self._tried("objective.correlation", lambda: CorrelationLoss(**(checked | given)))
         return checked | given, weights
 
     def _metrics(self, evaluator: Evaluator | None, trainer: Trainer | None) -> None:
@@ -287,21 +359,34 @@ class _Planner:
         except ValueError as error:
             self._problem("evaluation.ks", str(error))
             return
-        retention = tuple(f"retention.{name}." for name in self.recipe.encoders)
-        if trainer and trainer.select_metric not in names:
-            if not trainer.select_metric.startswith(retention):
-                wanted = ", ".join([*names, *(f"{prefix}..." for prefix in retention)])
-                self._problem(
-                    "training.select_metric", f"got {trainer.select_metric}, wanted one of {wanted}"
-                )
+        figures = ("spearman", "recall@10")
+        retention = [
+            f"retention.{name}.{part}" for name in self.recipe.encoders for part in figures
+        ]
+        if trainer and trainer.select_metric not in (*names, *retention):
+            self._problem(
+                "training.select_metric",
+                f"got {trainer.select_metric}, wanted one of {', '.join([*names, *retention])}",
+                depends=("encoders", "evaluation.ks"),
+            )
 
-    def _cards(self) -> dict[str, EncoderCard]:
+    def _cards(self, *, random_weights: bool) -> dict[str, EncoderCard]:
         cards: dict[str, EncoderCard] = {}
         for name, card in self.recipe.encoders.items():
             try:
                 cards[name] = load_card(card)
+                untrained = cards[name].untrained
             except EncoderError as error:
                 self._problem(f"encoders.{name}", str(error))
+                continue
+            # here and not only where it is built: the cache may hold an earlier run's vectors
+            if untrained and not random_weights:
+                self._problem(
+                    f"encoders.{name}",
+                    f"card {card} asks for an untrained model, whose vectors mean nothing; name "
+                    "pretrained weights in the card, or for a test set "
+                    "cache.allow_random_weights: true",
+                )
         return cards
 
 

@@ -5,13 +5,15 @@ are checked by `mmkd.options.check_options` against the constructor that takes t
 is imported, so a recipe can be read, listed and compared without loading torch.
 """
 
+import copy
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -37,16 +39,30 @@ from mmkd.recipe_files import (
 )
 
 __all__ = [
+    "Draft",
     "Recipe",
     "RecipeError",
     "Spec",
     "check_options",
     "load_recipe",
+    "read_draft",
     "recipe_digest",
     "recipe_names",
 ]
 
 Options = dict[str, object]
+
+# by required key: what lets the rest of a recipe be checked where the key is wrong
+_STAND_INS: dict[str, object] = {
+    "name": "unnamed",
+    "data.root": ".",
+    "data.items": {},
+    "data.interactions": {},
+    "data.split": "leave_one_out",
+    "student.backbone": "sasrec",
+    "student.score_with": "id",
+    "objective.recommendation": "next_item",
+}
 
 
 class Section(BaseModel):
@@ -110,8 +126,8 @@ class Recipe(Section):
     anything is distilled is said by `objective.correlation`.
     """
 
-    name: str
-    seed: StrictInt = 0
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # it names a folder
+    seed: Annotated[StrictInt, Field(ge=0, le=2**32 - 1)] = 0  # what numpy and sklearn take
     data: DataSection
     encoders: dict[str, str] = Field(default_factory=dict)
     cache: Options = Field(default_factory=dict)
@@ -161,6 +177,21 @@ class Recipe(Section):
             raise
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A recipe as far as it could be read, for reporting all its mistakes at once.
+
+    Attributes:
+        recipe: With stand-ins where a key was wrong or missing.
+        problems: Of the structure.
+        broken: The dotted keys that hold a stand-in, or something else than was asked for.
+    """
+
+    recipe: Recipe
+    problems: tuple[str, ...] = ()
+    broken: frozenset[str] = frozenset()
+
+
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe, puts it over its base, applies overrides and checks the structure.
 
@@ -179,34 +210,55 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: With every problem found, each with file and dotted key.
     """
+    draft = read_draft(name_or_path, overrides)
+    if draft.problems:
+        raise RecipeError(draft.problems)
+    return draft.recipe
+
+
+def read_draft(name_or_path: str, overrides: Sequence[str] = ()) -> Draft:
+    """Reads a recipe like `load_recipe`, and reports what is wrong with its structure.
+
+    Raises:
+        RecipeError: When a file cannot be found or read.
+    """
     path = find_recipe(name_or_path)
     source = display_path(path)
     changes, problems = parse_overrides(overrides)
     content = merge(read_with_base(path), changes)
     missing = list(_missing(content))
+    broken = set(missing)
     problems += [
         f"{source}: {key}: has no value yet (???); set it in the file or with {key}=VALUE"
         for key in missing
     ]
+    resolved: Any
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(content), resolve=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "interpolation"
         problems.append(f"{source}: {key}: {str(error).splitlines()[0]}")
         resolved = content  # go on unresolved, to report the other problems too
+        broken |= set(_unresolved(content))
     try:
         recipe = Recipe.model_validate(resolved)
     except ValidationError as error:
+        found = model_problems(Recipe, error)
         problems += [
             f"{'override' if _touches(changes, key) else source}: {key}: {message}"
-            for key, message in model_problems(Recipe, error)
+            for key, message in found
             if key not in missing
         ]
-        raise RecipeError(problems) from error
-    if problems:
-        raise RecipeError(problems)
+        wrong = {key.removesuffix(".kind") for key, _ in found}  # options need their kind
+        try:
+            recipe = _mended(resolved, wrong)
+        except ValidationError:  # a key that is no text or has a dot: give up its whole section
+            wrong = {key.split(".")[0] for key in wrong}
+            known = {k: v for k, v in resolved.items() if k in Recipe.model_fields}
+            recipe = _mended(known, wrong)
+        broken |= wrong
     recipe._source = source
-    return recipe
+    return Draft(recipe, tuple(problems), frozenset(broken))
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -222,6 +274,34 @@ def _missing(content: object, prefix: str = "") -> Iterator[str]:
             yield from _missing(value, f"{prefix}.{key}" if prefix else str(key))
     elif content == "???":
         yield prefix
+
+
+def _unresolved(content: object, prefix: str = "") -> Iterator[str]:
+    """Dotted keys whose value is an interpolation."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _unresolved(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(content, str) and "${" in content:
+        yield prefix
+
+
+def _mended(content: Any, wrong: Collection[str]) -> Recipe:
+    """A recipe without its wrong keys, and with stand-ins for required ones."""
+    mended: dict[str, Any] = copy.deepcopy(dict(content))
+    for key in wrong:
+        *sections, last = key.split(".")
+        section: Any = mended
+        for part in sections:
+            section = section.get(part) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section.pop(last, None)
+    for key, value in _STAND_INS.items():
+        section = mended
+        *sections, last = key.split(".")
+        for part in sections:
+            section = section.setdefault(part, {})
+        section.setdefault(last, copy.deepcopy(value))
+    return Recipe.model_validate(mended)
 
 
 def _touches(changes: object, key: str) -> bool:

@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from synthetic_runs import BERT4REC, GRU4REC, write_data
 
+from mmkd.data import Cases, DataError
+from mmkd.demo import run_demo
 from mmkd.inspection import evaluate
-from mmkd.pipeline import Dataset, load_data, train
+from mmkd.pipeline import Dataset, digests_of, load_data, train
 from mmkd.plan import plan
 from mmkd.recipe import Recipe, load_recipe
 from mmkd.serving.run_folder import RunError, RunFolder
+from mmkd.training.checkpoint import CheckpointError
 
 SECONDS = ("train_seconds", "valid_seconds")
 
@@ -62,14 +66,16 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_the_run_folder_tells_all_and_holds_no_checkpoint(run: RunFolder, recipe: Recipe) -> None:
-    assert sorted(path.name for path in run.path.iterdir()) == [
+    assert sorted(path.name for path in run.path.iterdir() if path.name != ".lock") == [
         "history.json",
         "items.parquet",
         "recipe.yaml",
         "result.json",
+        "run.json",
         "student.json",
         "student.safetensors",
         "test_ranks.parquet",
+        "users.parquet",
     ]
     assert load_recipe(str(run.recipe)) == recipe
     result = run.result()
@@ -148,23 +154,158 @@ def test_a_run_of_another_recipe_is_not_resumed(run: RunFolder, overrides: list[
         train(recipe_of(overrides, "training.lr=0.5"), folder=run.path, resume=True)
 
 
-def test_overwrite_starts_anew(recipe: Recipe, tmp_path: Path) -> None:
-    (tmp_path / "old.txt").write_text("old", "utf-8")
-    recipe.save(tmp_path / "recipe.yaml")
+def begun(recipe: Recipe, folder: Path) -> RunFolder:
+    """A run that was interrupted before its first checkpoint."""
+    run = RunFolder(folder)
+    folder.mkdir(parents=True)
+    run.mark(recipe=recipe.name, data=digests_of(load_data(plan(recipe))))
+    recipe.save(run.recipe)
+    return run
+
+
+def test_overwrite_deletes_the_runs_own_files_only(recipe: Recipe, tmp_path: Path) -> None:
+    run = begun(recipe, tmp_path / "run")
+    (run.path / "notes.txt").write_text("mine", "utf-8")
+    (run.path / "checkpoints" / "step-00000001").mkdir(parents=True)
     with pytest.raises(RunError, match=r"an unfinished run already; give --resume .*--overwrite"):
-        train(recipe, folder=tmp_path)
-    train(recipe, folder=tmp_path, overwrite=True)
-    assert RunFolder(tmp_path).finished and not (tmp_path / "old.txt").exists()
+        train(recipe, folder=run.path)
+    assert (run.path / "checkpoints").is_dir()
+    train(recipe, folder=run.path, overwrite=True)
+    assert run.finished and not (run.path / "checkpoints").exists()
+    assert (run.path / "notes.txt").read_text("utf-8") == "mine"
 
 
-def test_evaluate_refuses_another_catalogue(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_other_things_is_refused_and_left_alone(
+    recipe: Recipe, tmp_path: Path, overwrite: bool
 ) -> None:
-    items = run.items()
-    swapped = replace(items, ids=(*items.ids[:-2], items.ids[-1], items.ids[-2]))
-    monkeypatch.setattr(RunFolder, "items", lambda self: swapped)
-    with pytest.raises(RunError, match=r"is not the one this run was trained on"):
+    recipe.save(tmp_path / "recipe.yaml")  # a recipe alone makes no run
+    (tmp_path / "thesis.txt").write_text("precious", "utf-8")
+    with pytest.raises(RunError, match=r"holds no run .*recipe\.yaml, thesis\.txt.*--out"):
+        train(recipe, folder=tmp_path, overwrite=overwrite)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != ".lock") == [
+        "recipe.yaml",
+        "thesis.txt",
+    ]
+
+
+def test_another_programs_run_json_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    for name in ("run.json", "result.json"):
+        (tmp_path / name).write_text("{}", "utf-8")
+    with pytest.raises(RunError, match=r"run\.json: damaged \(lacks data, mmkd"):
+        train(recipe, folder=tmp_path, overwrite=True)
+    assert (tmp_path / "result.json").read_text("utf-8") == "{}"
+
+
+def test_a_file_is_no_run_folder(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious", "utf-8")
+    with pytest.raises(RunError, match=r"file: can't be a run's folder.*--out"):
+        train(recipe, folder=tmp_path / "file", overwrite=True)
+    assert (tmp_path / "file").read_text("utf-8") == "precious"
+
+
+def test_data_that_cannot_be_read_costs_no_run_and_blocks_none(
+    run: RunFolder, overrides: list[str], tmp_path: Path
+) -> None:
+    typo = recipe_of(overrides, "data.items.path=itmes.csv")
+    before = {path.name: path.stat().st_mtime_ns for path in run.path.iterdir()}
+    with pytest.raises(DataError, match=r"itmes\.csv"):
+        train(typo, folder=run.path, overwrite=True)
+    assert {path.name: path.stat().st_mtime_ns for path in run.path.iterdir()} == before
+    with pytest.raises(DataError, match=r"itmes\.csv"):
+        train(typo, folder=tmp_path / "first")
+    assert not (tmp_path / "first").exists()
+
+
+def changed(data: Dataset, what: str) -> Dataset:
+    """The data with one thing changed."""
+    items, log, split = data.items, data.log, data.split
+    if what == "catalogue":
+        items = replace(items, ids=(*items.ids[:-2], items.ids[-1], items.ids[-2]))
+    elif what == "users":
+        log = replace(log, user_ids=(*log.user_ids[:-1], "somebody"))
+    elif what == "events":
+        events = split.items.copy()
+        events[0] = events[0] % len(items) + 1
+        split = replace(split, items=events)
+    else:
+        split = replace(split, test=Cases(split.test.user[1:], split.test.position[1:]))
+    return Dataset(items=items, log=log, split=split)
+
+
+@pytest.mark.parametrize("what", ["catalogue", "users", "events", "split"])
+def test_other_data_is_noticed(
+    run: RunFolder,
+    recipe: Recipe,
+    data: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    unfinished = begun(recipe, tmp_path / "run")
+    other = changed(data, what)
+    monkeypatch.setattr("mmkd.pipeline.load_data", lambda planned: other)
+    monkeypatch.setattr("mmkd.inspection.load_data", lambda planned: other)
+    wanted = rf"the data changed since this run was begun: {what}; put the old data back"
+    with pytest.raises(RunError, match=wanted):
+        train(recipe, folder=unfinished.path, resume=True)
+    with pytest.raises(RunError, match=wanted):
         evaluate(run.path)
+
+
+def test_other_vectors_are_noticed_on_resume(recipe: Recipe, tmp_path: Path) -> None:
+    unfinished = begun(recipe, tmp_path / "run")
+    keys = {"text": "another", "image": "another"}
+    unfinished.mark(recipe=recipe.name, data=unfinished.marker()["data"], tables=keys)
+    with pytest.raises(RunError, match=r"what the encoders read changed .*: image, text;"):
+        train(recipe, folder=unfinished.path, resume=True)
+
+
+def test_the_run_keeps_the_users_ids(run: RunFolder, data: Dataset) -> None:
+    assert run.users() == data.log.user_ids
+    table = pl.read_parquet(run.path / "users.parquet")
+    assert table["row"].to_list() == list(range(200))
+    assert table["user"].to_list() == list(data.log.user_ids)
+    assert run.ranks().user.max() < len(run.users())
+
+
+def test_two_trainings_of_one_folder_refuse_each_other(recipe: Recipe, tmp_path: Path) -> None:
+    with (
+        RunFolder(tmp_path / "run").locked(),
+        pytest.raises(RunError, match=r"another process is training here.*--out"),
+    ):
+        train(recipe, folder=tmp_path / "run")
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_a_tracker_that_is_not_installed_is_refused(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: str
+) -> None:
+    monkeypatch.setattr("mmkd.pipeline.find_spec", lambda module: None)
+    with pytest.raises(RunError, match=rf"{tracker} is not installed; .*mmkd\[{tracker}\]"):
+        train(recipe_of(overrides, f"training.trackers=[{tracker}]"), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_checkpoint_is_told(recipe: Recipe, tmp_path: Path) -> None:
+    unfinished = begun(recipe, tmp_path / "run")
+    step = unfinished.path / "checkpoints" / "step-00000001"
+    step.mkdir(parents=True)
+    for name in ("progress.json", "model.safetensors", "random-0.safetensors"):
+        (step / name).write_text("{", "utf-8")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged .*--overwrite"):
+        train(recipe, folder=unfinished.path, resume=True)
+
+
+def test_what_trains_on_what_is_told_first(recipe: Recipe, tmp_path: Path, data: Dataset) -> None:
+    told: list[str] = []
+    train(recipe, folder=tmp_path / "run", announce=told.append)
+    trained = int(data.split.train_counts().sum())
+    assert told == [
+        "quickstart: 1 process on cpu, 1 thread each; 120 items, 200 users, "
+        f"{len(data.split.items)} events of which {trained} train; "
+        "200 validation and 200 test cases"
+    ]
 
 
 # other shapes
@@ -188,6 +329,25 @@ def test_without_encoders_nothing_is_embedded(overrides: list[str], tmp_path: Pa
     train(recipe, folder=tmp_path / "run")
     assert not list(cache.rglob("*.safetensors")) and not list(cache.rglob("*.npy"))
     assert set(history(tmp_path / "run")[0]["losses"]) == {"total", "recommendation"}
+
+
+def test_the_demo_works_in_a_folder_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Recipe] = []
+
+    def remember(recipe: Recipe, **options: object) -> dict[str, Any]:
+        seen.append(recipe)
+        return {}
+
+    monkeypatch.setattr("mmkd.demo.train", remember)
+    monkeypatch.setattr("mmkd.demo.make_synthetic", lambda *places, **options: None)
+    folder = tmp_path / "my #1 {demo}: ${x} \U0001f642"
+    run_demo(folder)
+    assert [recipe.name for recipe in seen] == ["demo-id", "demo-fused", "demo-kdsr"]
+    for recipe in seen:
+        assert recipe.data.folder == folder / "data"
+        assert recipe.cache["folder"] == str(folder / "cache")
 
 
 # other processes

@@ -145,3 +145,19 @@ def test_a_kind_that_is_no_text_is_refused() -> None:
     assert problems("x", "student.backbone.kind=[1]") == [
         "override: student.backbone.kind: got [1], wanted text"
     ]
+
+
+@pytest.mark.parametrize("name", ["''", "a/b", "../x", "-x", ".x", "'a b'", '"a\\n"'])
+def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
+    [problem] = problems("x", f"name={name}")
+    assert problem.startswith("override: name: got ") and "rename it" in problem
+
+
+def test_a_name_may_have_dots_and_dashes() -> None:
+    assert load_recipe("x", ["name=ml-1m_v2.1"]).name == "ml-1m_v2.1"
+
+
+@pytest.mark.parametrize(("seed", "bound"), [("-1", "at least 0"), ("4294967296", "at most")])
+def test_a_seed_that_some_generator_refuses_is_refused(seed: str, bound: str) -> None:
+    [problem] = problems("x", f"seed={seed}")
+    assert problem.startswith(f"override: seed: got {seed}, wanted {bound}")

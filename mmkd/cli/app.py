@@ -30,11 +30,16 @@ RUNS = Path("runs")
 def validate(recipe: RecipeName, overrides: Overrides = None, json: AsJson = False) -> None:
     """Report every mistake of a recipe at once; loads no data and no model."""
     from mmkd.cli import show
-    from mmkd.plan import plan
-    from mmkd.recipe import load_recipe
+    from mmkd.options import RecipeError
+    from mmkd.plan import check
 
-    loaded = load_recipe(recipe, overrides or [])
-    plan(loaded)
+    try:
+        loaded = check(recipe, overrides or []).recipe
+    except RecipeError as error:
+        if not json:
+            raise
+        show.as_json({"recipe": recipe, "valid": False, "problems": error.problems})
+        raise typer.Exit(2) from error
     show.valid(loaded, as_json=json)
 
 
@@ -51,10 +56,9 @@ def embed(
     from mmkd.data.readers import load_items
     from mmkd.inspection import absent_reasons
     from mmkd.pipeline import embed as run_embed
-    from mmkd.plan import plan
-    from mmkd.recipe import load_recipe
+    from mmkd.plan import check
 
-    planned = plan(load_recipe(recipe, overrides or []))
+    planned = check(recipe, overrides or [])
     items = load_items(root=planned.recipe.data.folder, **planned.items)
     with show.EmbeddingProgress() as progress:
         tables = run_embed(
@@ -76,13 +80,18 @@ def train(
     """Train a recipe: embed, distil, train, select on validation, test once."""
     from mmkd.cli import show
     from mmkd.pipeline import train as run_train
-    from mmkd.recipe import load_recipe
+    from mmkd.plan import check
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = check(recipe, overrides or []).recipe
     folder = out or runs / loaded.name
     with show.EmbeddingProgress() as progress:
         result = run_train(
-            loaded, folder=folder, resume=resume, overwrite=overwrite, progress=progress.advance
+            loaded,
+            folder=folder,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress.advance,
+            announce=show.note,
         )
     if int(os.environ.get("RANK", "0")) == 0:
         show.result(result, folder, as_json=json)
@@ -134,8 +143,10 @@ def recommend(
     """What a user with this history takes next."""
     from mmkd.cli import show
     from mmkd.serving.recommend import recommend as run_recommend
-    from mmkd.serving.run_folder import RunFolder
+    from mmkd.serving.run_folder import RunError, RunFolder
 
+    if not separator:
+        raise RunError("--separator: got an empty text; give what parts the ids, such as ,")
     ids = [part.strip() for part in history.split(separator) if part.strip()]
     found = run_recommend(RunFolder(find_run(run, runs)), ids, k=k, exclude_seen=not keep_seen)
     show.items(found, title="next items", as_json=json)
@@ -155,14 +166,13 @@ def neighbours(
     """The nearest items by the encoder and by the trained student, side by side."""
     from mmkd.cli import show
     from mmkd.inspection import encoder_neighbours
-    from mmkd.plan import plan
-    from mmkd.recipe import load_recipe
+    from mmkd.plan import check
     from mmkd.serving.recommend import student_neighbours
     from mmkd.serving.run_folder import RunError, RunFolder
 
     if not item:
         raise RunError("--item: give the id of an item of the catalogue")
-    planned = plan(load_recipe(recipe, overrides or []))
+    planned = check(recipe, overrides or [])
     folder = find_run(run, runs) if run else runs / planned.recipe.name
     with show.EmbeddingProgress() as progress:
         by_encoder = encoder_neighbours(
@@ -226,12 +236,12 @@ def demo(
 
 def find_run(name: str, runs: Path) -> Path:
     """A run's folder from its path or its name below ``runs``."""
-    from mmkd.serving.run_folder import RunError, RunFolder
+    from mmkd.serving.run_folder import RunError, RunFolder, run_folders
 
     for path in (Path(name), runs / name):
         if RunFolder(path).started:
             return path
-    known = sorted(path.parent.name for path in runs.glob("*/recipe.yaml"))
+    known = [run.path.name for run in run_folders(runs)]
     raise RunError(
         f"no run {name} (looked at {name} and {runs / name}); "
         f"runs there are: {', '.join(known) or 'none'}"
@@ -255,13 +265,18 @@ def _root(
 
 def main() -> None:
     """Run the command line; a user's mistake is one message and exit status 2."""
-    from mmkd.cli.errors import user_errors
+    from mmkd.cli.errors import file_error, user_errors
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app()
     except user_errors() as error:
         typer.echo(f"mmkd: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if (told := file_error(error)) is None:
+            raise
+        typer.echo(f"mmkd: {told}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("mmkd: interrupted", err=True)

@@ -1,6 +1,5 @@
 """``mmkd ls`` and ``mmkd cp``: recipes, encoder cards, runs and the cache's contents."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from mmkd.encoders.card_files import card_path
 from mmkd.options import RecipeError, unknown
 from mmkd.recipe import recipe_names
 from mmkd.recipe_files import base_of, find_recipe
-from mmkd.serving.run_folder import RunFolder
+from mmkd.serving.run_folder import RunError, RunFolder, run_folders
 
 KINDS = ("recipes", "encoders", "runs", "cache")
 
@@ -58,10 +57,14 @@ def copy(name: str, destination: Path, *, force: bool) -> str:
     """
     source = _source(name)
     target = destination
+    if destination.is_file() and destination.suffix not in (".yaml", ".yml"):
+        raise RecipeError([f"{destination}: is a file; give a folder or a name ending in .yaml"])
     if destination.suffix not in (".yaml", ".yml"):
         target = destination / source.name
     if target.exists() and not force:
         raise RecipeError([f"{target}: exists; give --force to replace it or another name"])
+    if target.exists() and target.samefile(source):
+        raise RecipeError([f"{target}: is what would be copied; give another name"])
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     told = f"{source.name} -> {target}"
@@ -85,7 +88,10 @@ def _source(name: str) -> Path:
 def _recipes() -> list[dict[str, Any]]:
     records = []
     for name in recipe_names():
-        first = find_recipe(name).read_text("utf-8").splitlines()[0]
+        try:
+            first = find_recipe(name).read_text("utf-8").partition("\n")[0]
+        except (OSError, UnicodeDecodeError):
+            first = "not readable as UTF-8"
         records.append({"recipe": name, "what": first.removeprefix("#").strip()})
     return records
 
@@ -106,21 +112,25 @@ def _encoders() -> list[dict[str, Any]]:
 
 
 def _runs(folder: Path) -> list[dict[str, Any]]:
-    records = []
-    for path in sorted(folder.glob("*/recipe.yaml")):
-        run = RunFolder(path.parent)
-        record = {"run": path.parent.name, "state": "unfinished", "epochs": None}
-        record |= {"valid NDCG@10": None, "test NDCG@10": None}
+    return [{"run": run.path.name, **_state(run)} for run in run_folders(folder)]
+
+
+def _state(run: RunFolder) -> dict[str, Any]:
+    state: dict[str, Any] = {"state": "unfinished", "epochs": None}
+    state |= {"valid NDCG@10": None, "test NDCG@10": None}
+    try:
+        run.marker()
         if run.finished:
-            result = json.loads((path.parent / "result.json").read_text("utf-8"))
-            record |= {
+            result = run.result()
+            state |= {
                 "state": "finished",
                 "epochs": result["epochs"],
                 "valid NDCG@10": result["valid"].get("NDCG@10"),
                 "test NDCG@10": result["test"]["metrics"].get("NDCG@10"),
             }
-        records.append(record)
-    return records
+    except (RunError, AttributeError, KeyError, TypeError):
+        state["state"] = "damaged"
+    return state
 
 
 def _cache(folder: Path) -> list[dict[str, Any]]:

@@ -70,6 +70,11 @@ def as_json(content: object) -> None:
     print(json.dumps(content, indent=1, ensure_ascii=False))
 
 
+def note(line: str) -> None:
+    """One line on standard error, where it is in no program's way."""
+    Console(stderr=True, soft_wrap=True).print(line, highlight=False, markup=False)
+
+
 def valid(recipe: Recipe, *, as_json: bool) -> None:
     """A recipe without mistakes."""
     if as_json:
@@ -121,10 +126,12 @@ def result(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
         return
     report(result["test"], as_json=False)
     seconds, peak = result["seconds"], result["peak_memory_bytes"] / 2**20
+    processes = result["processes"]
     _print(
         f"best epoch {result['best_epoch'] + 1} of {result['epochs']}; "
         f"{seconds['epoch']:.1f} s an epoch, {seconds['validation']:.1f} s a validation; "
-        f"peak memory {peak:.0f} MiB; run: {folder}"
+        f"{processes} process{'es' if processes > 1 else ''}, peak memory {peak:.0f} MiB; "
+        f"run: {folder}"
     )
 
 

@@ -92,7 +92,9 @@ class TrainingWindows:
     def __len__(self) -> int:
         return len(self._end)
 
-    def epoch(self, *, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    def epoch(
+        self, *, batch_size: int, generator: torch.Generator, accumulate: int = 1
+    ) -> list[Tensor]:
         """Shuffle all windows into batches of similar length.
 
         Windows are shuffled, sorted by length inside groups of ``BUCKET_BATCHES`` batches and the
@@ -101,18 +103,28 @@ class TrainingWindows:
         Args:
             batch_size: Sequences a batch.
             generator: A CPU generator.
+            accumulate: Batches whose gradients one optimiser step takes the mean of. They are dealt
+                out of windows of similar length, or the mean would favour the shorter ones.
 
         Returns:
             Window ids a batch, each [B] int64 (the last may be shorter).
         """
         order = torch.randperm(len(self), generator=generator)
         length = self._length.cpu()
-        batches = [
-            batch
-            for group in torch.split(order, batch_size * BUCKET_BATCHES)
-            for batch in torch.split(group[length[group].argsort(stable=True)], batch_size)
+        step = batch_size * accumulate
+        steps = [
+            windows
+            for group in torch.split(order, step * BUCKET_BATCHES)
+            for windows in torch.split(group[length[group].argsort(stable=True)], step)
         ]
-        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        shuffled = [steps[i] for i in torch.randperm(len(steps), generator=generator).tolist()]
+        # one with too few windows for all its batches comes last: the others keep their places
+        shuffled.sort(key=lambda windows: len(windows) < accumulate)
+        return [
+            windows[part::accumulate]
+            for windows in shuffled
+            for part in range(min(accumulate, len(windows)))
+        ]
 
     def sequences(self, windows: Tensor) -> Tensor:
         """The windows' events, [B, L'] int64, left-padded and trimmed to the longest of them."""
@@ -205,6 +217,7 @@ class BatchStream:
         views: Masked views a sequence (masked_item only).
         mask_ratio: See ``cloze_batch``.
         last_only: See ``cloze_batch``.
+        accumulate: See ``TrainingWindows.epoch``.
     """
 
     def __init__(
@@ -219,8 +232,10 @@ class BatchStream:
         views: int = 1,
         mask_ratio: float = 0.15,
         last_only: float = 0.0,
+        accumulate: int = 1,
     ) -> None:
         self.windows = windows
+        self.accumulate = accumulate
         self.supervision = supervision
         self.batch_size = batch_size
         self.seed = seed
@@ -232,13 +247,11 @@ class BatchStream:
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return len(self.windows.epoch(batch_size=self.batch_size, generator=seeded_generator(0)))
+        return len(self._order(0))
 
     def epoch(self, epoch: int, *, first_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from ``first_step`` on."""
-        order = self.windows.epoch(
-            batch_size=self.batch_size, generator=seeded_generator(self.seed, epoch)
-        )
+        order = self._order(epoch)
         for step in range(first_step, len(order)):
             ids = order[step]
             if len(ids) < self.world_size:  # every process needs a row: repeat the last ones
@@ -250,9 +263,17 @@ class BatchStream:
                 batch = cloze_batch(
                     sequences,
                     item_count=self.windows.item_count,
-                    generator=seeded_generator(self.seed, epoch, step),
+                    # a last part other than 0 parts this stream from the shuffle's
+                    generator=seeded_generator(self.seed, epoch, step, 2),
                     views=self.views,
                     mask_ratio=self.mask_ratio,
                     last_only=self.last_only,
                 )
             yield batch.rows(self.rank, self.world_size)
+
+    def _order(self, epoch: int) -> list[Tensor]:
+        return self.windows.epoch(
+            batch_size=self.batch_size,
+            generator=seeded_generator(self.seed, epoch),
+            accumulate=self.accumulate,
+        )

@@ -73,7 +73,7 @@ def ratio(
         The split; every event of the two newer parts is a case.
 
     Raises:
-        DataError: If the fractions leave nothing to train on, or yield no case.
+        DataError: If the fractions leave nothing to train on, or yield no validation or test case.
     """
     _check_fractions(valid, test)
     items, _, offsets = _ordered(log, item_count)
@@ -209,6 +209,7 @@ def _check_fractions(valid: float, test: float) -> None:
 
 
 def _checked(split: SequenceSplit, name: str, remedy: str) -> SequenceSplit:
-    if not len(split.test):
-        raise DataError(f"{name}: there is no test case; {remedy}")
+    for part, cases in (("test", split.test), ("validation", split.valid)):
+        if not len(cases):  # the report reads the one, model selection the other
+            raise DataError(f"{name}: there is no {part} case; {remedy}")
     return split

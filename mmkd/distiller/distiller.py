@@ -84,10 +84,16 @@ class CorrelationDistiller:
         max_pairs: int | None = None,
         seed: int = 0,
     ) -> None:
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}; raise it")
         check_facets(dim, facets)
         check_similarity(similarity)
         if reduction not in get_args(Reduction):
             raise ValueError(f"reduction {reduction!r} is unknown; use pca or autoencoder")
+        if codes < 2:
+            raise ValueError(f"codes must be at least 2 to tell pairs apart, got {codes}")
+        if seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {seed}")
         if sampled_pairs < codes:
             raise ValueError(f"{sampled_pairs} sampled pairs cannot place {codes} codes; use more")
         if max_pairs is not None and max_pairs < 1:
@@ -133,13 +139,15 @@ class CorrelationDistiller:
 
     @torch.no_grad()
     def targets(
-        self, items: Tensor, *, generator: torch.Generator | None = None
+        self, items: Tensor, *, generator: torch.Generator | None = None, share: float = 1.0
     ) -> dict[str, CorrelationTargets]:
         """Targets of a batch, on its device.
 
         Args:
             items: [B, L] int64 rows; 0 and rows beyond the tables (the mask token) give no pair.
             generator: of the CPU; draws the pairs that ``max_pairs`` keeps.
+            share: Of the global batch that ``items`` is, where processes share it; of ``max_pairs``
+                that much is kept.
 
         Returns:
             Modality name to targets; possibly with no pair.
@@ -150,7 +158,7 @@ class CorrelationDistiller:
         if not self.reduced:
             raise ValueError("the distiller has no teacher; call fit or load_state_dict first")
         with torch.autocast(items.device.type, enabled=False):  # targets are exact in any run
-            return {name: self._targets(name, items, generator) for name in self.reduced}
+            return {name: self._targets(name, items, generator, share) for name in self.reduced}
 
     def to(self, device: torch.device | str) -> Self:
         """Move every tensor to ``device`` and return self."""
@@ -223,16 +231,17 @@ class CorrelationDistiller:
         self.present[name] = torch.from_numpy(present)
 
     def _targets(
-        self, name: str, items: Tensor, generator: torch.Generator | None
+        self, name: str, items: Tensor, generator: torch.Generator | None, share: float
     ) -> CorrelationTargets:
         x = self.reduced[name]
         rows = items.masked_fill(items >= len(x), 0)  # the mask token has no teacher
         sequence, first, second = real_pairs(rows, self.present[name][rows])
         kept = 1.0
-        if self.max_pairs is not None and len(first) > self.max_pairs:
-            kept = self.max_pairs / len(first)
+        most = len(first) if self.max_pairs is None else max(1, round(self.max_pairs * share))
+        if len(first) > most:
+            kept = most / len(first)
             order = torch.randperm(len(first), generator=generator).to(items.device)
-            chosen = order[: self.max_pairs].sort().values
+            chosen = order[:most].sort().values
             sequence, first, second = sequence[chosen], first[chosen], second[chosen]
         if len(first) > _DENSE_SHARE * rows.numel() * rows.shape[1]:
             vectors = x[rows]  # [B, L, d]

@@ -106,6 +106,12 @@ class EncoderCard(BaseModel):
         """Whether vectors depend on the whole catalogue (see `FittedEncoder`)."""
         return bool(getattr(encoder_class(self.kind), "fitted", False))
 
+    @property
+    def untrained(self) -> bool:
+        """Whether the card asks for a model of random weights, as some kinds have for tests."""
+        asks = getattr(encoder_class(self.kind), "untrained", None)
+        return asks is not None and bool(asks(model=self.model, pretrained=self.pretrained))
+
     def settings(self) -> dict[str, Any]:
         """Every field that a kind's constructor may take, by name."""
         left_out = (*LABELS, "kind", "options")

@@ -57,6 +57,11 @@ class OpenClipEncoder:
 
     version: ClassVar[int] = 1
 
+    @staticmethod
+    def untrained(*, model: str | None, pretrained: str | None) -> bool:
+        """Whether a card with these fields asks for random weights; loads nothing."""
+        return _is_untrained(model, pretrained)
+
     def __init__(
         self,
         *,
@@ -161,6 +166,14 @@ def _create(name: str, checkpoint: str | None, arguments: dict[str, Any]) -> tup
             **arguments,
         )
     return model, transform
+
+
+def _is_untrained(model: str | None, pretrained: str | None) -> bool:
+    """Whether a card without weights also names a model that carries none."""
+    if model is None or pretrained is not None or model.startswith("hf-hub:"):
+        return False
+    path = local_path(model)
+    return path is None or path.is_file()  # a JSON config; a folder carries weights
 
 
 def _check_weights(model: str, name: str, pretrained: str | None, allow_random: bool) -> None:

@@ -31,6 +31,7 @@ def evaluate_cases(
     rank: int = 0,
     world_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    list_length: int = LIST_LENGTH,
 ) -> CaseRanks:
     """Rank every case's target among the whole catalogue.
 
@@ -49,6 +50,7 @@ def evaluate_cases(
         world_size: How many processes share the cases; join their results with
             :func:`mmkd.evaluation.case_ranks.gather` or ``merge``.
         progress: Called with (cases done, cases in all) after each batch.
+        list_length: How many recommended items are kept of each case; 0 saves finding them.
 
     Returns:
         This process's cases, ordered by case index.
@@ -67,7 +69,7 @@ def evaluate_cases(
     # one empty part each, so that no case at all needs no other path
     ranks = [torch.empty(0, dtype=torch.float64, device=device)]
     ties = [torch.empty(0, dtype=torch.int64, device=device)]
-    lists = [torch.empty(0, LIST_LENGTH, dtype=torch.int64, device=device)]
+    lists = [torch.empty(0, list_length, dtype=torch.int64, device=device)]
     with torch.no_grad():
         for start in range(0, len(mine), batch_size):
             batch = slice(start, start + batch_size)
@@ -80,7 +82,10 @@ def evaluate_cases(
                 other = item != target[row]  # a repeated target stays a candidate in the list too
                 row, item = row[other], item[other]
             target_rank, tied = rank_and_ties(scores, target, exclude_row=row, exclude_item=item)
-            best, _ = top_k(scores, LIST_LENGTH, exclude_row=row, exclude_item=item)
+            if list_length:
+                best, _ = top_k(scores, list_length, exclude_row=row, exclude_item=item)
+            else:
+                best = target.new_empty(len(target), 0)
             # kept on the device: a copy back per batch would wait for it each time
             ranks.append(target_rank)
             ties.append(tied)

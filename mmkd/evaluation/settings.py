@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmkd.data.sequences import Cases, SequenceSplit
 from mmkd.evaluation.case_ranks import CaseRanks, gather
-from mmkd.evaluation.evaluator import evaluate_cases
+from mmkd.evaluation.evaluator import LIST_LENGTH, evaluate_cases
 from mmkd.evaluation.metrics import CUTOFFS, metrics_from_ranks
 from mmkd.evaluation.report import summarise
 
@@ -21,6 +21,9 @@ class Evaluator:
         ks: Cut-offs of HR, NDCG and MRR.
         batch_size: Cases scored at once.
         resamples: Of the bootstrap behind each interval.
+
+    Raises:
+        ValueError: A count below 1.
     """
 
     def __init__(
@@ -31,6 +34,9 @@ class Evaluator:
         batch_size: int = 512,
         resamples: int = 1000,
     ) -> None:
+        for name, count in (("batch_size", batch_size), ("resamples", resamples)):
+            if count < 1:
+                raise ValueError(f"{name}: got {count}, wanted at least 1; raise it")
         self.exclude_seen: Literal["history", "none"] = exclude_seen
         self.ks = tuple(ks)
         self.batch_size = batch_size
@@ -46,6 +52,7 @@ class Evaluator:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
+        list_length: int = LIST_LENGTH,
     ) -> CaseRanks:
         """Rank every case's target, the work shared by all processes and the result by all too.
 
@@ -57,6 +64,7 @@ class Evaluator:
             device: Where to compute.
             rank: This process.
             world_size: How many share the cases.
+            list_length: Recommended items kept of each case; metrics need none.
         """
         part = evaluate_cases(
             score,
@@ -68,6 +76,7 @@ class Evaluator:
             device=device,
             rank=rank,
             world_size=world_size,
+            list_length=list_length,
         )
         return gather(part, device=device)
 

@@ -181,6 +181,8 @@ class DissectedLoss(nn.Module):
             raise ValueError(f"codes must be at least 2 to tell pairs apart, got {codes}")
         self.normalise = normalise
         hidden = width if hidden is None else hidden
+        if hidden < 1:
+            raise ValueError(f"hidden must be at least 1, got {hidden}; null takes the width")
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, codes))
 
     def forward(self, rows: Tensor, pairs: PairList) -> Tensor:

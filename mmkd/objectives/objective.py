@@ -1,5 +1,6 @@
 """The whole objective: student outputs, a batch and teacher targets to one loss and its parts."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,9 @@ class Objective(nn.Module):
         correlation: A ``CorrelationLoss`` by modality; empty for no distillation.
         holistic_weight: w_h, the same for every modality.
         dissected_weight: w_d.
+
+    Raises:
+        ValueError: A weight is below 0.
     """
 
     def __init__(
@@ -50,6 +54,11 @@ class Objective(nn.Module):
         super().__init__()
         self.recommendation = recommendation
         self.weights = {"holistic": holistic_weight, "dissected": dissected_weight}
+        for name, weight in self.weights.items():
+            if not 0 <= weight < math.inf:
+                raise ValueError(
+                    f"{name}_weight: got {weight}, wanted 0 or more; 0 leaves the term out"
+                )
         self.correlation = nn.ModuleDict(dict(correlation or {}))
 
     def forward(

@@ -47,9 +47,10 @@ class SampledSoftmaxLoss(nn.Module):
     """Softmax over the target and sampled negatives, with the log-Q correction.
 
     Each position's target competes with ``negatives`` items drawn once a batch; a logit is lowered
-    by the log of how often its item is expected among them, so that the loss estimates the full
-    softmax (Bengio and Senecal, 2008; Yi et al., RecSys 2019). Draws that equal a position's own
-    target are masked out.
+    by the log of how often its item is expected among them (Bengio and Senecal, 2008; Yi et al.,
+    RecSys 2019). This is ranking NCE (Ma and Collins, EMNLP 2018, arXiv:1809.01812): with any
+    number of negatives its optimum is the full softmax's. That holds because a draw which happens
+    to be a position's own target stays in; masking it, the most popular items would lack it most.
 
     Args:
         train_counts: How often each item trains, [I + 1]; row 0 is ignored.
@@ -76,7 +77,6 @@ class SampledSoftmaxLoss(nn.Module):
         own = target - 1
         positive = (hidden * item_matrix[own]).sum(-1) - log_q[own]  # [M]
         negative = hidden @ item_matrix[drawn].mT - log_q[drawn]  # [M, n]
-        negative = negative.masked_fill(drawn == own[:, None], -torch.inf)
         logits = torch.cat([positive[:, None], negative], dim=1).float()
         return (torch.logsumexp(logits, dim=1) - logits[:, 0]).sum()
 

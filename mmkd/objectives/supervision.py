@@ -36,7 +36,7 @@ class Supervision:
             learns to score low whatever its text and picture say.
 
     Raises:
-        ValueError: An option is set that the loss doesn't have.
+        ValueError: An option is set that the loss doesn't have, or is out of range.
     """
 
     name: ClassVar[Literal["next_item", "masked_item"]]
@@ -62,6 +62,12 @@ class Supervision:
         idle = sorted(set(self.options) - _TAKEN[loss])
         if idle:
             raise ValueError(f"loss {loss} has no {', '.join(idle)}; remove it")
+        if negatives is not None and negatives < 1:
+            raise ValueError(f"negatives: got {negatives}, wanted at least 1; raise it")
+        if calibration is not None and not 0 <= calibration <= 1:
+            raise ValueError(
+                f"calibration: got {calibration}, wanted 0 to 1; 0 is plain binary cross-entropy"
+            )
 
     def build_loss(self, train_counts: Tensor) -> RecommendationLoss:
         """The loss; ``train_counts`` [I + 1] is how often each item trains."""
@@ -88,6 +94,7 @@ class Supervision:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
+        accumulate: int = 1,
     ) -> BatchStream:
         """The batches of a split's training events; arguments as ``BatchStream``'s."""
         # windows overlap where one's last input is the next one's target; a bidirectional network
@@ -105,6 +112,7 @@ class Supervision:
             seed=seed,
             rank=rank,
             world_size=world_size,
+            accumulate=accumulate,
             **self.masking(),
         )
 

@@ -1,12 +1,17 @@
-"""RunFolder: where a run keeps what it is, what it learnt and how it did, and how it is read back.
+"""A run's folder: what training leaves behind, and how to get a trained student back.
 
-``recipe.yaml`` what was run; ``items.parquet`` the id map and titles; ``student.json`` and
-``student.safetensors`` the trained network; ``history.json`` one record an epoch; ``result.json``
-the test metrics; ``test_ranks.parquet`` the rank of every test case, for paired tests;
-``checkpoints/`` while it trains. Every file is written whole or not at all; none is a pickle.
+``run.json`` marks the folder as a run: the recipe's name and digests of the data and of the
+encoders' tables; ``recipe.yaml`` what was run; ``items.parquet`` the id map and titles;
+``users.parquet`` row number to external user id; ``student.json`` and ``student.safetensors`` the
+trained network; ``history.json`` one record an epoch; ``result.json`` the test metrics;
+``test_ranks.parquet`` the rank of every test case, for paired tests (its ``user`` is a row of
+``users.parquet``); ``checkpoints/`` while it trains. Every file is written whole or not at all;
+none is a pickle.
 """
 
-import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +19,38 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 
+from mmkd import __version__
 from mmkd.data.items import ItemTable
 from mmkd.evaluation.case_ranks import CaseRanks
-from mmkd.student import FusedItemEmbedding, Recommender, build_backbone
+from mmkd.serving.build_student import build_student
+from mmkd.serving.run_files import RunError, read_mapping, reading, require
+from mmkd.student import Recommender
 from mmkd.training.checkpoint import replace_file, write_json
 
-
-class RunError(ValueError):
-    """A run folder isn't what was asked for."""
+_MARKER = "run.json"
+_LOCK = ".lock"
+_FILES = (  # result.json first: a run whose deletion is cut short must not look finished
+    "result.json",
+    "history.json",
+    "items.parquet",
+    "recipe.yaml",
+    "student.json",
+    "student.safetensors",
+    "test_ranks.parquet",
+    "users.parquet",
+)
+_RESULT_KEYS = (
+    "best_epoch",
+    "epochs",
+    "peak_memory_bytes",
+    "processes",
+    "seconds",
+    "test",
+    "valid",
+)
 
 
 @dataclass(frozen=True)
@@ -42,19 +69,126 @@ class RunFolder:
         return self.path / "recipe.yaml"
 
     @property
-    def finished(self) -> bool:
-        """Whether training and the test are done."""
-        return (self.path / "result.json").is_file()
+    def started(self) -> bool:
+        """Whether mmkd began a run here."""
+        return (self.path / _MARKER).is_file()
 
     @property
-    def started(self) -> bool:
-        """Whether there is anything to resume or to overwrite."""
-        return self.recipe.is_file()
+    def finished(self) -> bool:
+        """Whether training and the test are done."""
+        return self.started and (self.path / "result.json").is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other trainings out of the folder, which is made; a killed process frees it.
+
+        Raises:
+            RunError: Another process trains here, or the folder can't be written.
+        """
+        new = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / _LOCK)
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunError(
+                f"{self.path}: another process is training here; wait for it, or give another "
+                "folder with --out"
+            ) from error
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: can't be a run's folder ({error.strerror or error}); give another "
+                "one with --out"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+            if new and not self._content():  # nothing was begun
+                (self.path / _LOCK).unlink(missing_ok=True)
+                with suppress(OSError):
+                    self.path.rmdir()
+
+    def check_free(self) -> None:
+        """Raise RunError where there is no run but something else, which a run would bury."""
+        if not self.started and (found := self._content()):
+            raise RunError(
+                f"{self.path}: is not empty and holds no run ({_MARKER} is missing; there is "
+                f"{', '.join(found[:3])}); give another folder with --out"
+            )
+
+    def clear(self) -> None:
+        """Delete a run's own files; whatever else lies in the folder stays.
+
+        Raises:
+            RunError: The folder holds something that is no run.
+        """
+        self.check_free()
+        if not self.started:
+            return
+        self.marker()  # somebody else's run.json is refused
+        for name in _FILES:
+            (self.path / name).unlink(missing_ok=True)
+        checkpoints = self.path / "checkpoints"
+        if checkpoints.is_dir() and not checkpoints.is_symlink():
+            shutil.rmtree(checkpoints)
+
+    def mark(
+        self, *, recipe: str, data: Mapping[str, str], tables: Mapping[str, str] | None = None
+    ) -> None:
+        """Write ``run.json``.
+
+        Args:
+            recipe: The recipe's name.
+            data: Of ``data_digests``.
+            tables: Modality to the key of its embedding table, once they are known.
+        """
+        content = {"mmkd": __version__, "recipe": recipe, "data": data, "tables": tables}
+        write_json(self.path / _MARKER, content)
+
+    def marker(self) -> dict[str, Any]:
+        """Read ``run.json``."""
+        with self._reading(_MARKER) as path:
+            marker = read_mapping(path, "mmkd", "recipe", "data", "tables")
+            if not isinstance(marker["data"], dict):
+                raise TypeError("data is no mapping")
+        return marker
+
+    def check_data(self, data: Mapping[str, str]) -> None:
+        """Raise RunError unless the data is what the run was begun with.
+
+        Args:
+            data: Of ``data_digests``, now.
+        """
+        self._check_same("the data", self.marker()["data"], data)
+
+    def check_tables(self, tables: Mapping[str, str]) -> None:
+        """Raise RunError unless the encoders' tables are what the run was begun with.
+
+        Args:
+            tables: Modality to the key of its embedding table, now.
+        """
+        known = self.marker()["tables"]
+        if known is not None:  # else the run ended before they were encoded
+            self._check_same("what the encoders read", known, tables)
 
     def items(self) -> ItemTable:
         """The catalogue as it was trained on; row r is item r."""
-        self._require("items.parquet")
-        return ItemTable.load(self.path / "items.parquet")
+        with self._reading("items.parquet") as path:
+            return ItemTable.load(path)
+
+    def write_users(self, user_ids: Sequence[str]) -> None:
+        """Keep which external id each user row stands for."""
+        table = pl.DataFrame(
+            {"row": range(len(user_ids)), "user": list(user_ids)},
+            schema={"row": pl.Int64, "user": pl.String},
+        )
+        replace_file(self.path / "users.parquet", table.write_parquet)
+
+    def users(self) -> tuple[str, ...]:
+        """External user ids; the ``user`` of a case is an index into them."""
+        with self._reading("users.parquet") as path:
+            return tuple(pl.read_parquet(path.read_bytes())["user"].to_list())
 
     def write_student_spec(self, spec: dict[str, Any]) -> None:
         """What ``student`` needs to rebuild the network."""
@@ -62,15 +196,22 @@ class RunFolder:
 
     def student_spec(self) -> dict[str, Any]:
         """Read ``student.json``."""
-        self._require("student.json")
-        spec: dict[str, Any] = json.loads((self.path / "student.json").read_text("utf-8"))
-        return spec
+        with self._reading("student.json") as path:
+            return read_mapping(path, "item_count", "max_length", "embedding", "backbone")
 
     def student(self, *, device: torch.device | str = "cpu") -> Recommender:
         """The trained network in evaluation mode."""
-        self._require("student.safetensors")
-        student = build_student(self.student_spec())
-        student.load_state_dict(load_file(self.path / "student.safetensors"))
+        require(self.path / "student.safetensors")
+        spec = self.student_spec()
+        if spec["item_count"] != (count := len(self.items())):
+            raise RunError(
+                f"{self.path}: student.json is about {spec['item_count']} items and items.parquet "
+                f"about {count}, so they are of different runs; put the right ones back"
+            )
+        with self._reading("student.json"):
+            student = build_student(spec)
+        with self._reading("student.safetensors") as path:
+            student.load_state_dict(load_file(path))
         return student.to(device).eval()
 
     def write_result(self, result: dict[str, Any]) -> None:
@@ -79,8 +220,11 @@ class RunFolder:
 
     def result(self) -> dict[str, Any]:
         """Read ``result.json``."""
-        self._require("result.json")
-        result: dict[str, Any] = json.loads((self.path / "result.json").read_text("utf-8"))
+        with self._reading("result.json") as path:
+            result = read_mapping(path, *_RESULT_KEYS)
+            for key in ("test", "valid", "seconds"):
+                if not isinstance(result[key], dict):
+                    raise TypeError(f"{key} is no JSON object")
         return result
 
     def write_ranks(self, ranks: CaseRanks, name: str = "test") -> None:
@@ -99,36 +243,30 @@ class RunFolder:
 
     def ranks(self, name: str = "test") -> CaseRanks:
         """Read the cases back."""
-        self._require(f"{name}_ranks.parquet")
-        table = pl.read_parquet(self.path / f"{name}_ranks.parquet")
-        columns = {column: table[column].to_numpy() for column in table.columns}
-        top = np.asarray(table["top_items"].to_list(), dtype=np.int64).reshape(len(table), -1)
-        return CaseRanks(**(columns | {"top_items": top}))
+        with self._reading(f"{name}_ranks.parquet") as path:
+            table = pl.read_parquet(path.read_bytes())
+            columns = {column: table[column].to_numpy() for column in table.columns}
+            top = np.asarray(table["top_items"].to_list(), dtype=np.int64).reshape(len(table), -1)
+            return CaseRanks(**(columns | {"top_items": top}))
 
-    def _require(self, name: str) -> None:
-        if not (self.path / name).is_file():
+    def _reading(self, name: str) -> AbstractContextManager[Path]:
+        return reading(self.path / name)
+
+    def _check_same(self, what: str, then: Mapping[str, str], now: Mapping[str, str]) -> None:
+        changed = sorted(k for k in {*then, *now} if then.get(k) != now.get(k))
+        if changed:
             raise RunError(
-                f"{self.path}: holds no {name}; name the folder of a run that was trained to its "
-                "end (mmkd train RECIPE writes runs/NAME)"
+                f"{self.path}: {what} changed since this run was begun: {', '.join(changed)}; put "
+                "the old data back, or train again (--overwrite, or another folder with --out)"
             )
 
+    def _content(self) -> list[str]:
+        return sorted(path.name for path in self.path.iterdir() if path.name != _LOCK)
 
-def build_student(spec: dict[str, Any], teachers: Any = None, present: Any = None) -> Recommender:
-    """Build an untrained network from ``student.json``'s content.
 
-    Args:
-        spec: ``item_count``, ``max_length``, ``embedding`` and ``backbone`` options,
-            ``score_with``, and ``modalities``: name to the teacher's width.
-        teachers: Reduced teachers [I+1, d_t] by name to start from; None for zeros.
-        present: Masks [I+1] by name that go with them.
-    """
-    rows = spec["item_count"] + 1
-    if teachers is None:
-        teachers = {name: torch.zeros(rows, dim) for name, dim in spec["modalities"].items()}
-    embedding = FusedItemEmbedding(
-        item_count=spec["item_count"], modalities=teachers, present=present, **spec["embedding"]
-    )
-    backbone = build_backbone(
-        width=spec["embedding"]["width"], max_length=spec["max_length"], **spec["backbone"]
-    )
-    return Recommender(embedding=embedding, backbone=backbone, score_with=spec["score_with"])
+def run_folders(runs: Path) -> list[RunFolder]:
+    """The runs directly below a folder, by name."""
+    return [RunFolder(marker.parent) for marker in sorted(runs.glob(f"*/{_MARKER}"))]
+
+
+__all__ = ["RunError", "RunFolder", "run_folders"]

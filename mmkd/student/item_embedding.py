@@ -4,6 +4,7 @@ From the reduced teachers [I+1, d_t] to trainable tables [I+2, d] (row 0 padding
 token) and their fusion. KDSR (arXiv:2401.07257), section 3.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmkd.student.arguments import check_counts, check_dropout, check_modality_name
 from mmkd.student.dropout import dropout
 from mmkd.student.fusion import FUSIONS
 from mmkd.student.teacher_init import fit_width, scale_rows
@@ -68,18 +70,21 @@ class FusedItemEmbedding(nn.Module):
             gate_width: Hidden width of the gate's network; None means a quarter of `width`.
 
         Raises:
-            ValueError: A table's or mask's shape does not fit `item_count`, or an unknown fusion.
+            ValueError: A table's or mask's shape does not fit `item_count`, an unknown fusion, a
+                modality's name that torch cannot store, or a number out of range.
         """
         super().__init__()
-        if item_count < 1 or width < 1:
-            raise ValueError(
-                f"item_count {item_count}, width {width}: both must be at least 1; "
-                "pass the catalogue's size and the model's width."
-            )
+        check_counts(item_count=item_count, width=width, gate_width=gate_width)
+        check_dropout(dropout)
+        for key, deviation in (("id_std", id_std), ("modality_std", modality_std)):
+            if deviation is not None and not 0 < deviation < math.inf:
+                raise ValueError(f"{key}: got {deviation}, wanted more than 0; such as 0.02")
         if fusion not in FUSIONS:
             raise ValueError(f"fusion {fusion!r}: unknown; use one of {', '.join(FUSIONS)}.")
         teachers = dict(modalities or {})
         masks = dict(present or {})
+        for name in teachers:
+            check_modality_name(name)
         for name in masks.keys() - teachers.keys():
             raise ValueError(f"present has {name!r} but modalities has not; pass both or neither.")
         self.item_count = item_count

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -43,10 +44,19 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a safetensors file atomically."""
+    """Write tensors to a safetensors file atomically.
+
+    Raises:
+        CheckpointError: It can't be written, as on a full disk.
+    """
     # clone: safetensors refuses tensors that share storage
     content = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    replace_file(path, lambda file: save_file(content, file))
+    try:
+        replace_file(path, lambda file: save_file(content, file))
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: can't be written ({error}); free some space or choose another folder"
+        ) from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -86,6 +96,7 @@ class CheckpointFolder:
     def newest(self) -> Path | None:
         """The complete checkpoint with the highest step, or None."""
         found = [p for p in self.folder.glob(f"{_PREFIX}*") if (p / "progress.json").is_file()]
+        found = [p for p in found if p.name.removeprefix(_PREFIX).isdecimal()]
         return max(found, default=None, key=lambda p: int(p.name.removeprefix(_PREFIX)))
 
     def stage(self, step: int) -> Path:
@@ -132,7 +143,8 @@ class CheckpointFolder:
             The progress record and the asynchronous update's tensors.
 
         Raises:
-            CheckpointError: It was written by another number of processes, or for another model.
+            CheckpointError: It was written by another number of processes or for another model,
+                or a file of it is damaged.
         """
         written = len(list(path.glob("random-*.safetensors")))
         if written != self.processes:
@@ -140,17 +152,47 @@ class CheckpointFolder:
                 f"{path}: written by {written} process(es), but now there are {self.processes}; "
                 "resume with as many as the run was started with"
             )
+        model = _load_tensors(path / "model.safetensors")
+        state = _load_tensors(path / "optimizer.safetensors")
+        asynchronous = _load_tensors(path / "asynchronous.safetensors")
+        random_state = _load_tensors(path / f"random-{self.rank}.safetensors")
+        progress = _load_progress(path / "progress.json")
         try:
-            module.load_state_dict(load_file(path / "model.safetensors"))
+            module.load_state_dict(model)
         except RuntimeError as error:
             raise CheckpointError(
                 f"{path}: written for another model ({error}); resume with the recipe the run was "
                 "started with or choose another run folder"
             ) from error
-        load_optimizer_tensors(optimizer, load_file(path / "optimizer.safetensors"))
-        random_state = load_file(path / f"random-{self.rank}.safetensors")
-        torch.set_rng_state(random_state["cpu"])
-        if "cuda" in random_state and torch.cuda.is_available():
-            torch.cuda.set_rng_state(random_state["cuda"])
-        progress: dict[str, object] = json.loads((path / "progress.json").read_text("utf-8"))
-        return progress, load_file(path / "asynchronous.safetensors")
+        try:
+            load_optimizer_tensors(optimizer, state)
+            torch.set_rng_state(random_state["cpu"])
+            if "cuda" in random_state and torch.cuda.is_available():
+                torch.cuda.set_rng_state(random_state["cuda"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise _damaged(path, error) from error
+        return progress, asynchronous
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _damaged(path, error) from error
+    return tensors
+
+
+def _load_progress(path: Path) -> dict[str, object]:
+    try:
+        progress = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(progress, dict):
+        raise _damaged(path, TypeError("no JSON object"))
+    return progress
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: damaged ({error}); put a copy of it back, or train from the start (--overwrite)"
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmkd.data.batches import Batch, BatchStream, seeded_generator
 from mmkd.objectives.objective import LossBreakdown
@@ -177,7 +177,8 @@ class TrainingLoop:
         # first, so that a gradient which takes no part in the step takes none in its norm
         self.asynchronous.before_step(self.tables)
         if trainer.gradient_clip is not None:
-            self.accelerator.clip_grad_norm_(self.prepared.parameters(), trainer.gradient_clip)
+            # not Accelerate's, which would divide by fp16's loss scale a second time
+            nn.utils.clip_grad_norm_(self.step.parameters(), trainer.gradient_clip)
         self.learning_rate.apply(self.optimizer, step=at.optimizer_steps, epoch=at.epoch)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad(set_to_none=True)

@@ -99,7 +99,8 @@ class Interval(_Stateless):
         self._steps += 1
         for parameter, total in zip(parameters, self._sums, strict=True):
             if parameter.grad is not None:
-                total += parameter.grad
+                # an overflow under fp16 skips its own step; it must not stay in the sum for good
+                total += torch.nan_to_num(parameter.grad, nan=0.0, posinf=0.0, neginf=0.0)
             if self._steps % self.every:
                 parameter.grad = None  # the optimiser leaves a parameter without gradient alone
             else:

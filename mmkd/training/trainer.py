@@ -4,6 +4,7 @@ Accelerate places the model, casts, and averages gradients over processes; ``Tra
 epochs, schedules, early stopping and checkpoints. Neither knows a loss by name.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ class Trainer:
         trackers: Where each epoch's record goes besides the run folder.
 
     Raises:
-        ValueError: A count below 1.
+        ValueError: An option is out of range; a line for each.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Trainer:
         cpu: bool = False,
         trackers: Sequence[Literal["tensorboard", "wandb"]] = (),
     ) -> None:
+        wrong = []
         for name, count in (
             ("epochs", epochs),
             ("batch_size", batch_size),
@@ -82,7 +84,22 @@ class Trainer:
             ("threads", threads),
         ):
             if count is not None and count < 1:
-                raise ValueError(f"{name}: got {count}, wanted at least 1")
+                wrong.append(f"{name}: got {count}, wanted at least 1; raise it")
+        for name, positive in (("lr", lr), ("gradient_clip", gradient_clip)):
+            if positive is not None and not 0 < positive < math.inf:
+                hint = "null does not clip" if name == "gradient_clip" else "such as 1e-3"
+                wrong.append(f"{name}: got {positive}, wanted a number above 0; {hint}")
+        for name, amount in (
+            ("warmup_steps", warmup_steps),
+            ("weight_decay", weight_decay),
+            ("checkpoint_every_s", checkpoint_every_s),
+        ):
+            if not amount >= 0:
+                wrong.append(f"{name}: got {amount}, wanted 0 or more; raise it")
+        if not all(0 <= beta < 1 for beta in betas):
+            wrong.append(f"betas: got {betas}, wanted two from 0 to below 1; such as [0.9, 0.999]")
+        if wrong:
+            raise ValueError("\n".join(wrong))
         self.epochs = epochs
         self.batch_size = batch_size
         self.max_length = max_length
@@ -111,13 +128,13 @@ class Trainer:
         Raises:
             TrainingError: The device can't compute in the wanted precision.
         """
-        if self.precision == "fp16" and not torch.accelerator.is_available():
+        if self.precision == "fp16" and not _has_accelerator():
             raise TrainingError(
                 "training.precision: got fp16, which needs a GPU; use bf16 or no on a CPU"
             )
         accelerator = Accelerator(
             # asked for by name, or several processes without a GPU would not find each other
-            cpu=self.cpu or not torch.accelerator.is_available(),
+            cpu=self.cpu or not _has_accelerator(),
             mixed_precision=self.precision,
             log_with=self.trackers or None,
             project_dir=run_folder,
@@ -170,6 +187,12 @@ class Trainer:
                     run.pause(interruption)
         run.load_best()
         return run.report
+
+
+def _has_accelerator() -> bool:
+    """Whether there is one that can compute everything; Apple's has no float64 for the ranks."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found is not None and found.type != "mps"
 
 
 __all__ = ["TrainReport", "Trainer", "TrainingError"]

@@ -1,7 +1,9 @@
 """The commands as a person or a program meets them."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -125,7 +127,7 @@ def test_train_prints_what_it_keeps(shop: Shop) -> None:
     assert again == shop.kdsr
     told = invoke("train", "quickstart", *shop.overrides, "--runs", shop.runs, "--resume").stdout
     assert f"{shop.kdsr['test']['metrics']['NDCG@10']:.4f}" in told
-    assert "best epoch" in told
+    assert "best epoch" in told and "1 process," in told
 
 
 # runs
@@ -206,8 +208,9 @@ def test_ls_runs_tells_finished_from_unfinished(shop: Shop, tmp_path: Path) -> N
         "valid NDCG@10": shop.kdsr["valid"]["NDCG@10"],
         "test NDCG@10": shop.kdsr["test"]["metrics"]["NDCG@10"],
     }
-    (tmp_path / "runs" / "begun").mkdir(parents=True)
-    (tmp_path / "runs" / "begun" / "recipe.yaml").write_text("name: begun", "utf-8")
+    (tmp_path / "runs" / "notes").mkdir(parents=True)  # a recipe alone makes no run
+    (tmp_path / "runs" / "notes" / "recipe.yaml").write_text("name: notes", "utf-8")
+    RunFolder(tmp_path / "runs" / "begun").mark(recipe="begun", data={})
     [row] = printed("ls", "runs")
     assert row["state"] == "unfinished" and row["test NDCG@10"] is None
     assert "unfinished" in invoke("ls", "runs").stdout
@@ -219,6 +222,25 @@ def test_ls_cache(shop: Shop) -> None:
     assert rows["hashed-text"]["items"] == 120 and rows["hashed-text"]["present"] == 114
     assert printed("ls", "cache") == []
     assert invoke("ls", "cache").stdout == "no cache\n"
+
+
+def test_ls_runs_goes_on_past_a_damaged_run(shop: Shop, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(shop.runs / "id-only", runs / "whole")
+    for name, file in (("no-result", "result.json"), ("no-mark", "run.json")):
+        shutil.copytree(shop.runs / "id-only", runs / name)
+        (runs / name / file).write_text('{"epochs"', "utf-8")
+    states = {row["run"]: row["state"] for row in printed("ls", "runs")}
+    assert states == {"no-mark": "damaged", "no-result": "damaged", "whole": "finished"}
+
+
+def test_ls_recipes_goes_on_past_an_unreadable_one(tmp_path: Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "empty.yaml").write_text("", "utf-8")
+    (tmp_path / "recipes" / "latin.yaml").write_bytes("# caf\u00e9\n".encode("latin-1"))
+    told = {row["recipe"]: row["what"] for row in printed("ls")}
+    assert told["empty"] == "" and told["latin"] == "not readable as UTF-8"
+    assert "quickstart" in told
 
 
 # a user's mistake
@@ -268,12 +290,47 @@ def mistake(monkeypatch: pytest.MonkeyPatch, capsys: Any, *arguments: str) -> st
         (["cp", "quickstrat", "x.yaml"], "did you mean quickstart?"),
         (["neighbours", "quickstart"], "--item: give the id"),
         (["train", "quickstart", "data.root=nowhere"], "no such folder: nowhere"),
+        (["recommend", "x", "--history", "a", "--separator", ""], "--separator: got an empty"),
+        (["cp", "quickstart", "file"], "file: is a file; give a folder"),
+        (["cp", "quickstart", "file/x.yaml"], "file: "),
+        (["cp", "quickstart", "folder.yaml", "--force"], "folder.yaml: Is a directory; give"),
+        (["cp", "mine", "recipes/mine.yaml", "--force"], "is what would be copied"),
     ],
 )
 def test_mistakes_name_the_remedy(
-    arguments: list[str], wanted: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    arguments: list[str],
+    wanted: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
+    (tmp_path / "file").write_text("precious", "utf-8")
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text("name: mine\n", "utf-8")
     assert wanted in mistake(monkeypatch, capsys, *arguments)
+    assert (tmp_path / "file").read_text("utf-8") == "precious"
+
+
+def test_a_place_that_cannot_be_written_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "mine.yaml")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    told = mistake(monkeypatch, capsys, "cp", "quickstart", "mine.yaml")
+    assert (
+        told == "mmkd: mine.yaml: No space left on device; free some space or give another place\n"
+    )
+
+
+def test_an_invalid_recipe_as_json_lists_its_problems(tmp_path: Path) -> None:
+    result = invoke("validate", "quickstart", f"data.root={tmp_path}", "distiller.code=5", "--json")
+    assert result.exit_code == 2
+    told = json.loads(result.stdout)
+    assert told["valid"] is False and len(told["problems"]) == 1
+    assert "did you mean codes?" in told["problems"][0]
 
 
 @pytest.mark.parametrize(
@@ -293,6 +350,44 @@ def test_mistakes_about_a_run(
     capsys: Any,
 ) -> None:
     assert wanted in mistake(monkeypatch, capsys, *arguments, "--runs", str(shop.runs))
+
+
+def test_training_tells_first_what_it_trains_on(shop: Shop, tmp_path: Path) -> None:
+    options = ("training.epochs=1", *ID_ONLY)
+    result = invoke("train", "quickstart", *shop.overrides, *options, "--out", tmp_path / "run")
+    first = result.stderr.splitlines()[0]
+    assert first.startswith("id-only: 1 process on cpu, 1 thread each; 120 items, 200 users, ")
+
+
+@pytest.mark.parametrize(
+    ("file", "arguments"),
+    [
+        ("student.safetensors", ["recommend", "RUN", "--history", "x"]),
+        ("student.json", ["evaluate", "RUN"]),
+        ("items.parquet", ["recommend", "RUN", "--history", "x"]),
+        ("test_ranks.parquet", ["evaluate", "RUN", "--against", "RUN"]),
+        ("run.json", ["evaluate", "RUN"]),
+        ("result.json", ["train", "RUN/recipe.yaml", "--out", "RUN", "--resume"]),
+    ],
+)
+@pytest.mark.parametrize("keep", [0, 0.6])
+def test_a_damaged_file_of_a_run_is_named(
+    shop: Shop,
+    file: str,
+    arguments: list[str],
+    keep: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(shop.runs / "id-only", run)
+    content = (run / file).read_bytes()
+    (run / file).write_bytes(content[: int(keep * len(content))])
+    history = RunFolder(shop.runs / "id-only").items().ids[1]
+    given = [{"x": history}.get(a, a.replace("RUN", str(run))) for a in arguments]
+    told = mistake(monkeypatch, capsys, *given)
+    assert f"{file}: damaged" in told and "put a copy of it back" in told
 
 
 def test_training_where_a_run_is_needs_a_word(

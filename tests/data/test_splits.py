@@ -203,6 +203,13 @@ def test_ratio_refuses_fractions_that_leave_nothing_to_train_or_test() -> None:
         ratio(two_users(), 2, valid=0.5, test=0.5)
 
 
+def test_a_split_without_validation_cases_is_refused() -> None:
+    with pytest.raises(DataError, match="ratio: there is no validation case; use larger"):
+        ratio(two_users(), 2, valid=0.0, test=0.5)
+    with pytest.raises(DataError, match=r"temporal: there is no validation case.*move the cuts"):
+        temporal(two_users(), 2, valid_from=2, test_from=2)
+
+
 @pytest.mark.parametrize(
     ("start", "middle", "message"),
     [

@@ -87,7 +87,7 @@ class Fixed:
 
 def test_sampled_softmax_with_given_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, matrix, target = draw(4, items=5)
-    target[0] = 3  # row 3 is drawn below: an accidental hit of this position
+    target[0] = 3  # row 3 is drawn below, and stays among this position's negatives
     counts = torch.tensor([100, 4, 0, 1, 2, 8])  # column 0 must not count
     q = [n / 20 for n in (5, 1, 2, 3, 9)]
     draws = [2, 4, 4]  # zero-based: items 3, 5 and 5
@@ -100,23 +100,29 @@ def test_sampled_softmax_with_given_draws(monkeypatch: pytest.MonkeyPatch) -> No
             for item, share in zip(matrix.double().numpy(), q, strict=True)
         ]
         own = row - 1
-        total = math.exp(logits[own]) + sum(math.exp(logits[d]) for d in draws if d != own)
+        total = math.exp(logits[own]) + sum(math.exp(logits[d]) for d in draws)
         wanted += math.log(total) - logits[own]
     assert float(got) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_a_position_whose_every_draw_is_its_target_costs_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    hidden, matrix, _ = draw(1)
-    hidden.requires_grad_()
-    monkeypatch.setattr(torch, "multinomial", Fixed([6, 6]))
-    loss = SampledSoftmaxLoss(train_counts=torch.ones(10), negatives=2)(
-        hidden, matrix, torch.tensor([7])
+@pytest.mark.parametrize("negatives", [4, 64])
+def test_the_optimum_is_the_true_distribution(negatives: int) -> None:
+    """One context: a softmax trained on the sampled loss finds how often each item comes."""
+    truth = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.06, 0.04])
+    loss = SampledSoftmaxLoss(
+        train_counts=torch.cat([torch.zeros(1), 1000 * truth]), negatives=negatives
     )
-    loss.backward()
-    assert float(loss.detach()) == 0.0
-    assert hidden.grad is not None and not hidden.grad.any() and bool(hidden.grad.isfinite().all())
+    matrix = torch.zeros(6, 1, requires_grad=True)
+    optimizer = torch.optim.Adam([matrix], lr=0.05)
+    tail = torch.zeros(6)
+    for step in range(600):
+        target = 1 + torch.multinomial(truth, 256, replacement=True)
+        optimizer.zero_grad()
+        (loss(torch.ones(256, 1), matrix, target) / 256).backward()
+        optimizer.step()
+        if step >= 300:
+            tail += matrix.detach()[:, 0].softmax(0) / 300
+    assert float((tail - truth).abs().max()) < 0.03
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])

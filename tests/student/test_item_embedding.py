@@ -296,3 +296,9 @@ def test_errors_name_what_was_wanted() -> None:
         FusedItemEmbedding(item_count=9, width=8, present={"image": torch.ones(10).bool()})
     with pytest.raises(ValueError, match="'mean': unknown; use one of gate, concat, sum"):
         FusedItemEmbedding(item_count=9, width=8, fusion="mean")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a b", "_a", "type", "keys", "items", "train", "to"])
+def test_a_modality_name_that_torch_cannot_store_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"modality .*: (wanted letters|torch keeps this name)"):
+        FusedItemEmbedding(item_count=9, width=8, modalities={name: torch.zeros(10, 8)})

@@ -171,3 +171,36 @@ def test_a_file_whose_writing_fails_stays_as_it_was(tmp_path: Path) -> None:
         replace_file(path, fail)
     assert path.read_text("utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "optimizer.safetensors",
+        "asynchronous.safetensors",
+        "random-0.safetensors",
+        "progress.json",
+    ],
+)
+@pytest.mark.parametrize("content", [b"", b'{"half', b"\xff" * 40])
+def test_a_damaged_file_is_named_and_nothing_is_restored(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    folder = CheckpointFolder(tmp_path)
+    save(folder)
+    (tmp_path / STEP_NAME / name).write_bytes(content)
+    module, optimizer = trained(steps=1)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with pytest.raises(CheckpointError, match=rf"{name}: damaged .*--overwrite"):
+        folder.load(tmp_path / STEP_NAME, module=module, optimizer=optimizer)
+    for key, value in before.items():
+        assert torch.equal(module.state_dict()[key], value), key
+
+
+def test_a_folder_that_is_no_step_is_passed_over(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    save(folder)
+    (tmp_path / "step-backup").mkdir()
+    (tmp_path / "step-backup" / "progress.json").write_text("{}", "utf-8")
+    assert folder.newest() == tmp_path / STEP_NAME

@@ -6,6 +6,7 @@ Hidasi et al., Session-based Recommendations with Recurrent Neural Networks (arX
 import torch
 from torch import Tensor, nn
 
+from mmkd.student.arguments import check_counts, check_dropout
 from mmkd.student.dropout import dropout
 
 
@@ -38,11 +39,11 @@ class GRU4Rec(nn.Module):
                 the gates at one half.
 
         Raises:
-            ValueError: `layers` is less than 1.
+            ValueError: An argument is out of range.
         """
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"layers {layers}: wanted at least 1; raise it.")
+        check_counts(width=width, layers=layers, hidden=hidden)
+        check_dropout(dropout)
         hidden = 2 * width if hidden is None else hidden
         self.input_norm = nn.LayerNorm(width) if input_norm else nn.Identity()
         self.gru = nn.GRU(

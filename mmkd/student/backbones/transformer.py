@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmkd.student.arguments import check_counts, check_dropout
 from mmkd.student.dropout import dropout
 
 Activation = Literal["gelu", "relu"]
@@ -42,13 +43,13 @@ class Transformer(nn.Module):
     ) -> None:
         """Build the blocks; the arguments are described in `SASRec`."""
         super().__init__()
+        check_counts(
+            width=width, max_length=max_length, layers=layers, heads=heads, feedforward=feedforward
+        )
+        check_dropout(dropout)
         if width % heads:
             raise ValueError(
                 f"width {width} does not split into {heads} heads; use a divisor of {width}."
-            )
-        if layers < 1 or max_length < 1:
-            raise ValueError(
-                f"layers {layers}, max_length {max_length}: both must be at least 1; raise them."
             )
         self.causal = causal
         self.max_length = max_length
