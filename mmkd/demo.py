@@ -21,7 +21,7 @@ VARIANTS: dict[str, list[str]] = {
         "objective.correlation=null",
         "asynchronous=none",
     ],
-    "fused, no distillation": [
+    "fused": [
         "name=demo-fused",
         "objective.correlation=null",
         "asynchronous=none",

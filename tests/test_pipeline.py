@@ -361,7 +361,6 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one(overrides: list[str], tmp_path: Path) -> None:
     still = [*overrides, "student.embedding.dropout=0", "student.backbone.dropout=0"]
     train(recipe_of(still), folder=tmp_path / "one")
@@ -382,7 +381,6 @@ def test_two_processes_equal_one(overrides: list[str], tmp_path: Path) -> None:
     assert float((one_ranks.rank == two_ranks.rank).mean()) > 0.9
 
 
-@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_uninterrupted_result(
     overrides: list[str], tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from mmkd.embedding_cache import EmbeddingTable
 from mmkd.recipe import Recipe
 
 METRICS = ("HR@10", "NDCG@10", "MRR@10")
+_FILE_WIDTH = 120  # of tables that go to a file or another program
 SLICES = ("cold", "tail", "mid", "head")
 
 
@@ -210,7 +211,7 @@ def demo(results: Mapping[str, Mapping[str, Any]], folder: Path, *, as_json: boo
     if as_json:
         _json(results)
         return
-    grid = _grid("variant", "HR@10", "NDCG@10 [95%]", "cold", "tail", "mid", "head", "kept", "time")
+    grid = _grid("variant", "HR@10", "NDCG@10 [95%]", *SLICES, "kept", "time")
     for name, found in results.items():
         test = found["test"]
         low, high = test["intervals"]["NDCG@10"]
@@ -252,12 +253,15 @@ def _ranked(found: Sequence[Mapping[str, Any]], title: str) -> Table:
 def _grid(*names: str) -> Table:
     grid = Table(box=None, header_style="bold", pad_edge=False)
     for name in names:
-        grid.add_column(name, no_wrap=name in ("card", "recipe", "run"))
+        grid.add_column(name, no_wrap=name in ("card", "recipe", "run", "variant", "NDCG@10 [95%]"))
     return grid
 
 
 def _print(content: object) -> None:
-    Console(soft_wrap=isinstance(content, str)).print(content, highlight=False, markup=False)
+    console = Console(soft_wrap=isinstance(content, str))
+    if not console.is_terminal:
+        console.width = max(console.width, _FILE_WIDTH)
+    console.print(content, highlight=False, markup=False)
 
 
 _json = as_json

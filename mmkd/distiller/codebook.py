@@ -14,7 +14,6 @@ from torch import Tensor
 
 Assignment = Literal["soft", "hard"]
 
-_START_ROWS = 20_000  # sampled pairs among which k-means starts
 _NEIGHBOURS = 32  # nearest neighbours a sampled item contributes
 
 
@@ -91,8 +90,10 @@ class CorrelationCodebook:
                 seed=self.seed,
                 min_points_per_centroid=1,
                 max_points_per_centroid=len(r),
+                # from random rows k-means often leaves two far clusters on one centroid
+                init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
             )
-            kmeans.train(r, init_centroids=self._start(r))
+            kmeans.train(r)
             centroids[:] = kmeans.centroids
         self.centroids = torch.from_numpy(centroids)
         if self._estimated:
@@ -124,16 +125,6 @@ class CorrelationCodebook:
         """Move the centroids to ``device`` and return self."""
         self.centroids = self.centroids.to(device)
         return self
-
-    def _start(self, r: NDArray[np.float32]) -> NDArray[np.float32]:
-        # a third of this process's memory, for one call: imported only where it is made
-        from sklearn.cluster import kmeans_plusplus
-
-        # from random rows k-means often leaves two far clusters on one centroid
-        rng = np.random.default_rng(self.seed)
-        rows = r[rng.permutation(len(r))[:_START_ROWS]]
-        chosen, _ = kmeans_plusplus(rows, self.codes, random_state=self.seed)
-        return np.ascontiguousarray(chosen, dtype=np.float32)
 
     def _estimate_temperature(self, r: NDArray[np.float32]) -> float:
         used = self.centroids[~self.centroids.isinf().any(dim=1)]
