@@ -247,7 +247,7 @@ def test_training_on_the_losses_recovers_the_teacher() -> None:
     table = (0.1 * student()).requires_grad_()
     optimizer = torch.optim.Adam([table, *loss.parameters()], lr=0.02)
     values = []
-    for _ in range(250):
+    for _ in range(600):
         parts = loss(table, items, targets)
         optimizer.zero_grad()
         torch.autograd.backward(parts.holistic + parts.dissected)
