@@ -243,11 +243,11 @@ def test_training_on_the_losses_recovers_the_teacher() -> None:
     distiller = teacher()
     items = torch.arange(1, 21)[None, :]
     targets = distiller.targets(items)["text"]
-    loss = CorrelationLoss(width=WIDTH, codes=6)
+    loss = CorrelationLoss(width=WIDTH, codes=6, hidden=64)
     table = (0.1 * student()).requires_grad_()
     optimizer = torch.optim.Adam([table, *loss.parameters()], lr=0.02)
     values = []
-    for _ in range(600):
+    for _ in range(300):
         parts = loss(table, items, targets)
         optimizer.zero_grad()
         torch.autograd.backward(parts.holistic + parts.dissected)
