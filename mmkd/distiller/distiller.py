@@ -249,8 +249,8 @@ class CorrelationDistiller:
             r = dissected_matrix(vectors, self.facets, self.similarity)[sequence, first, second]
         else:
             holistic, r = self._correlate(x, rows[sequence, first], rows[sequence, second])
-        codes = self.codebooks[name].assign(r)
-        return CorrelationTargets(sequence, first, second, holistic, codes, kept)
+        assign = self.codebooks[name].assign
+        return CorrelationTargets(sequence, first, second, holistic, r, assign, kept)
 
     def _correlate(self, x: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         """Holistic [P] and dissected [P, facets] correlations of rows i [P] and j [P]."""

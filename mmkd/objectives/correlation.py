@@ -195,9 +195,9 @@ class DissectedLoss(nn.Module):
             rows = F.normalize(rows, dim=-1, eps=1e-6) * rows.shape[-1] ** 0.5
         s_i, s_j = rows.index_select(0, pairs.first), rows.index_select(0, pairs.second)
         logits = self.head((s_i - s_j).abs()).float()  # [P, K]
-        if pairs.codes.dim() == 1:
-            return F.cross_entropy(logits, pairs.codes, reduction="sum")
         q = pairs.codes
+        if q.dim() == 1:
+            return F.cross_entropy(logits, q, reduction="sum")
         # log(q) of a clamped q: torch's kl_div takes xlogy, which is five times slower
         divergence: Tensor = q * (q.clamp(min=1e-30).log() - logits.log_softmax(dim=1))
         return divergence.sum()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmkd.distiller.pairs import CorrelationTargets
+from mmkd.distiller.pairs import CorrelationTargets, exact_codes
 
 _CHUNK_PAIRS = 4096
 
@@ -26,7 +26,8 @@ class PairList:
         first: [P] int64, index of a row.
         second: [P] int64, index of a row.
         holistic: [P] float32.
-        codes: [P] int64 or [P, K] float32.
+        dissected: [P, facets] float32.
+        assign: see ``CorrelationTargets``.
         kept: see ``CorrelationTargets``.
     """
 
@@ -34,8 +35,14 @@ class PairList:
     first: Tensor
     second: Tensor
     holistic: Tensor
-    codes: Tensor
+    dissected: Tensor
+    assign: Callable[[Tensor], Tensor]
     kept: float
+
+    @property
+    def codes(self) -> Tensor:
+        """Correlation types [P] int64 or [P, K] float32, for this chunk only."""
+        return exact_codes(self.dissected, self.assign)
 
 
 def used_positions(targets: CorrelationTargets, shape: torch.Size) -> tuple[Tensor, PairList]:
@@ -60,7 +67,8 @@ def used_positions(targets: CorrelationTargets, shape: torch.Size) -> tuple[Tens
         index[first],
         index[second],
         targets.holistic,
-        targets.codes,
+        targets.dissected,
+        targets.assign,
         targets.kept,
     )
     return used.nonzero().squeeze(1), pairs
@@ -144,7 +152,8 @@ def _chunks(pairs: PairList) -> list[tuple[int, int, PairList]]:
             first - lo,
             second - lo,
             pairs.holistic[cut],
-            pairs.codes[cut],
+            pairs.dissected[cut],
+            pairs.assign,
             pairs.kept,
         )
         chunks.append((lo, hi, chunk))

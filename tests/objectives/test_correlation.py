@@ -210,7 +210,8 @@ def test_a_student_equal_to_its_teacher_starts_at_rest() -> None:
         first=torch.tensor([0]),
         second=torch.tensor([1]),
         holistic=torch.tensor([1.0]),
-        codes=torch.tensor([0]),
+        dissected=torch.zeros(1, 1),
+        assign=lambda r: r[:, 0].long(),
     )
     same = torch.ones(3, 16, requires_grad=True)  # sim is exactly rho: the root's slope is infinite
     loss.holistic.similarity = "euclidean"

@@ -39,7 +39,8 @@ def targets() -> dict[str, CorrelationTargets]:
             first=torch.tensor([1, 0, 1]),
             second=torch.tensor([2, 2, 2]),
             holistic=torch.tensor([0.9, -0.3, 0.1]) * scale,
-            codes=torch.tensor([0, 2, 1]),
+            dissected=torch.tensor([[0.0], [2.0], [1.0]]),
+            assign=lambda r: r[:, 0].long(),
         )
         for name, scale in zip(NAMES, (1.0, 0.5), strict=True)
     }
