@@ -123,6 +123,16 @@ class NeighbourIndex:
             found[cut], cosines[cut] = self._search(rows[cut], k)
         return found, cosines
 
+    @classmethod
+    def exact(
+        cls, table: EmbeddingTable, rows: NDArray[np.int64], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """What `search` would find without an index: all vectors are compared, in chunks."""
+        everything = np.flatnonzero(table.present)
+        index = cls(table, None, everything, kind=EXACT, trained_on=len(everything))
+        index._check(rows, k)
+        return index._compare_all(unit(table.vectors[rows]), rows, k)
+
     def _search(
         self, own: NDArray[np.int64], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -78,6 +78,6 @@ def set_breadth(index: Any, candidates: int) -> None:
     """Sets how far a search goes, for so many candidates."""
     inner: Any = faiss.downcast_index(index.index if hasattr(index, "chain") else index)
     if hasattr(inner, "nlist"):
-        inner.nprobe = min(inner.nlist, max(32, inner.nlist // 32))
+        inner.nprobe = min(inner.nlist, max(128, inner.nlist // 16))
     elif hasattr(inner, "hnsw"):
         inner.hnsw.efSearch = max(_SEARCH_BREADTH, 2 * candidates)

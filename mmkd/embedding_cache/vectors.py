@@ -131,6 +131,8 @@ class StoredVectors:
 
     def _gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         gathered = np.zeros((len(rows), self._dim), np.float32)
+        if not len(rows):
+            return gathered
         shards, shard_rows = self._shards[rows], self._shard_rows[rows]
         order = np.argsort(shards, kind="stable")
         numbers, starts = np.unique(shards[order], return_index=True)
