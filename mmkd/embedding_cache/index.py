@@ -173,7 +173,12 @@ class NeighbourIndex:
         for rows, vectors in self._table.chunks():
             cosine = queries @ unit(vectors).T  # [n, chunk]
             cosine[rows == own[:, None]] = -np.inf
-            best = np.concatenate([best, np.broadcast_to(rows, cosine.shape)], axis=1)
+            if k < len(rows):
+                top = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
+                cosine, part = np.take_along_axis(cosine, top, axis=1), rows[top]
+            else:
+                part = np.broadcast_to(rows, cosine.shape)
+            best = np.concatenate([best, part], axis=1)
             cosines = np.concatenate([cosines, cosine], axis=1)
             order = np.lexsort((best, -cosines))[:, :k]
             best = np.take_along_axis(best, order, axis=1)

@@ -33,6 +33,7 @@ from mmkd.embedding_cache.verified import shard_path, sound_files
 StoredDtype = Literal["float32", "float16"]
 HALF = "-f16"  # ends the name of a folder whose vectors are float16
 _HALF_MAX = 65504.0
+_SUFFIXES = (".npy", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class ShardStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "shards"
         self._store = folder
+        self._last = 0
         self.dtype: StoredDtype = "float16" if folder.name.endswith(HALF) else "float32"
 
     def contents(self) -> StoreContents:
@@ -130,7 +132,7 @@ class ShardStore:
         Raises:
             CacheError: The folder cannot be written.
         """
-        number = max((_number(path) for path in self._files()), default=0) + 1
+        number = self._free_number()
         if self.dtype == "float16":
             outcomes = [_fitting_half(outcome) for outcome in outcomes]
         vectors = [outcome.vector for outcome in outcomes if outcome.vector is not None]
@@ -183,6 +185,15 @@ class ShardStore:
             checksum = file_checksum(temporary)
             size_bytes = temporary.stat().st_size
         return ShardInfo(len(stacked), int(stacked.shape[1]), size_bytes, checksum)
+
+    def _free_number(self) -> int:
+        """A number above all; the folder is listed once, for a commit must not cost its length."""
+        if not self._last:
+            self._last = max((_number(path) for path in self._files()), default=0)
+        self._last += 1
+        while any(self._vectors(self._last).with_suffix(end).exists() for end in _SUFFIXES):
+            self._last += 1  # another process's
+        return self._last
 
     def _vectors(self, number: int) -> Path:
         return shard_path(self._store, number)
