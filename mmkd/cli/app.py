@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mmkd import __version__
+from mmkd.cli import cache_commands
 
 app = typer.Typer(
     name="mmkd",
@@ -16,6 +17,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(cache_commands.app, name="cache")
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe's path or name (mmkd ls recipes).")]
 Overrides = Annotated[

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmkd.cli import show as shown
-from mmkd.embedding_cache import EmbeddingCache
+from mmkd.cli.cache_commands import stores
 from mmkd.encoders import EncoderError, list_cards
 from mmkd.encoders.card_files import card_path
 from mmkd.options import RecipeError, unknown
@@ -27,18 +27,12 @@ def show(what: str, *, runs: Path, cache: Path, as_json: bool) -> None:
         "recipes": _recipes,
         "encoders": _encoders,
         "runs": lambda: _runs(runs),
-        "cache": lambda: _cache(cache),
+        "cache": lambda: stores(cache),
     }
     if what not in makers:
         raise RecipeError([f"ls {what}: {unknown(what, KINDS)}"])
     records = makers[what]()
-    if as_json:
-        shown.as_json(records)
-    elif not records:
-        print(f"no {what}")
-    else:
-        names = list(records[0])
-        shown.rows(names, [[_told(record[name]) for name in names] for record in records])
+    shown.records(records, none=f"no {what}", as_json=as_json)
 
 
 def copy(name: str, destination: Path, *, force: bool) -> str:
@@ -131,24 +125,3 @@ def _state(run: RunFolder) -> dict[str, Any]:
     except (RunError, AttributeError, KeyError, TypeError):
         state["state"] = "damaged"
     return state
-
-
-def _cache(folder: Path) -> list[dict[str, Any]]:
-    return [
-        {
-            "card": entry.card_name,
-            "modality": entry.modality,
-            "items": entry.items,
-            "present": entry.present,
-            "vectors": entry.vectors,
-            "size_mb": round(entry.size_bytes / 1e6, 1),
-            "last_used": entry.last_used.isoformat(timespec="minutes"),
-        }
-        for entry in EmbeddingCache(folder).entries()
-    ]
-
-
-def _told(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

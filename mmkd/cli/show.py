@@ -29,12 +29,13 @@ SLICES = ("cold", "tail", "mid", "head")
 class EmbeddingProgress:
     """A bar for each modality while it is encoded; counts what was."""
 
-    def __init__(self) -> None:
+    def __init__(self, verb: str = "encode ") -> None:
+        self._verb = verb
         self.encoded: dict[str, int] = {}
         self._tasks: dict[str, TaskID] = {}
         console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn("encode {task.description}"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TaskProgressColumn(show_speed=True),
@@ -59,11 +60,29 @@ class EmbeddingProgress:
         """``done`` of ``total`` inputs of modality ``name`` are encoded."""
         if name not in self._tasks:
             self._progress.start()
-            self._tasks[name] = self._progress.add_task(name, total=total)
+            self._tasks[name] = self._progress.add_task(f"{self._verb}{name}", total=total)
         self.encoded[name] = done
         self._progress.update(self._tasks[name], completed=done, total=total)
         if done >= total:
             self._progress.stop()  # the training's own lines follow
+
+
+class Bar:
+    """A bar of one task."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._progress = EmbeddingProgress(verb="")
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.__exit__(None, None, None)
+
+    def advance(self, done: int, total: int) -> None:
+        """``done`` of ``total`` are done."""
+        self._progress.advance(self._name, done, total)
 
 
 def as_json(content: object) -> None:
@@ -265,3 +284,20 @@ def _print(content: object) -> None:
 
 
 _json = as_json
+
+
+def records(records: Sequence[Mapping[str, Any]], *, none: str, as_json: bool) -> None:
+    """Records of the same keys as a table; ``none`` where there is no record."""
+    if as_json:
+        _json(list(records))
+    elif not records:
+        _print(none)
+    else:
+        names = list(records[0])
+        rows(names, [[_told(record[name]) for name in names] for record in records])
+
+
+def _told(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

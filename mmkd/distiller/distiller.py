@@ -25,6 +25,7 @@ from mmkd.distiller.correlation import (
 )
 from mmkd.distiller.pairs import CorrelationTargets, real_pairs
 from mmkd.distiller.reduction import autoencoder, pca, spread_over_facets
+from mmkd.distiller.teacher_rows import StoredTeacher, present_rows
 
 Reduction = Literal["pca", "autoencoder"]
 
@@ -37,8 +38,8 @@ class TeacherTable(Protocol):
     """What the distiller reads of an embedding table."""
 
     @property
-    def vectors(self) -> NDArray[np.float32]:
-        """[I+1, D]."""
+    def vectors(self) -> NDArray[np.float32] | StoredTeacher:
+        """[I+1, D], an array or read from disk a chunk at a time."""
 
     @property
     def present(self) -> NDArray[np.bool_]:
@@ -215,10 +216,11 @@ class CorrelationDistiller:
     def _fit_one(self, name: str, table: TeacherTable) -> None:
         present = np.array(table.present, dtype=np.bool_)
         present[0] = False
-        vectors = np.ascontiguousarray(table.vectors[present], dtype=np.float32)
+        vectors = present_rows(table.vectors, present)
         if self.reduction == "pca":
             x = pca(vectors, self.dim, center=self.center)
-        else:
+        else:  # its steps draw rows at random, so it holds them all
+            vectors = np.asarray(vectors)
             x = autoencoder(vectors, self.dim, center=self.center, seed=self.seed)
         x = spread_over_facets(x, self.dim, self.facets)  # [n, dim]
         first, second = sample_pairs(x, self.sampled_pairs, seed=self.seed)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import polars as pl
@@ -19,20 +20,22 @@ from mmkd.data import ItemTable
 from mmkd.embedding_cache.atomic import writer_lock
 from mmkd.embedding_cache.encoding import encode_to_shards
 from mmkd.embedding_cache.errors import CacheError
-from mmkd.embedding_cache.index import EXACT_BELOW, NeighbourIndex
+from mmkd.embedding_cache.index import NeighbourIndex
+from mmkd.embedding_cache.index_files import index_of
+from mmkd.embedding_cache.index_kind import EXACT_BELOW, check_factory
 from mmkd.embedding_cache.inputs import FileKeys, image_inputs, text_inputs
 from mmkd.embedding_cache.manifest import OK, read_catalogue_manifest
 from mmkd.embedding_cache.planning import close_unread, item_statuses, ready_encoder, work_left
-from mmkd.embedding_cache.shards import ShardStore
+from mmkd.embedding_cache.shards import ShardStore, StoredDtype
 from mmkd.embedding_cache.stores import (
     CacheEntry,
     describe_store,
     list_stores,
-    record_table,
     store_folder,
     table_folder,
 )
 from mmkd.embedding_cache.table import EmbeddingTable
+from mmkd.embedding_cache.tables import new_table, open_table
 from mmkd.encoders import Encoder, EncoderCard, build_encoder
 
 _logger = logging.getLogger(__name__)
@@ -68,6 +71,9 @@ class EmbeddingCache:
         shard_size: Inputs encoded between two commits: what a killed run loses at most.
         retry_failed: Whether inputs that failed in an earlier run are tried again.
         exact_below: Number of vectors from which on neighbours are approximate.
+        dtype: Precision that vectors are stored in; they are float32 when read.
+        index: FAISS factory string of the neighbours' index, such as ``IVF1024,PQ48x8``; by default
+            by the number of vectors (`mmkd.embedding_cache.index_kind`).
     """
 
     def __init__(
@@ -77,10 +83,18 @@ class EmbeddingCache:
         shard_size: int = 1024,
         retry_failed: bool = False,
         exact_below: int = EXACT_BELOW,
+        dtype: StoredDtype = "float32",
+        index: str | None = None,
     ) -> None:
         if shard_size < 1:
             raise CacheError(f"shard_size {shard_size} is not positive; use 1 or more")
+        if dtype not in get_args(StoredDtype):
+            raise CacheError(f"dtype {dtype!r} cannot be stored; use float32 or float16")
+        if index is not None:
+            check_factory(index)
         self.folder = Path(folder)
+        self._dtype = dtype
+        self._kind = index
         self._shard_size = shard_size
         self._retry_failed = retry_failed
         self._exact_below = exact_below
@@ -120,7 +134,7 @@ class EmbeddingCache:
         retry = self._retry_failed
         for rounds_left in reversed(range(_ROUNDS)):
             inputs = text_inputs(items) if card.modality == "text" else image_inputs(items, files)
-            folder = store_folder(self.folder, card, inputs)
+            folder = store_folder(self.folder, card, inputs, dtype=self._dtype)
             store = ShardStore(folder)
             contents = store.contents()
             statuses = item_statuses(inputs, contents, retry_failed=retry)
@@ -144,13 +158,28 @@ class EmbeddingCache:
                 retry = False
                 continue
             places = statuses.filter(pl.col("status") == OK)
-            vectors, damaged = store.gather(contents, places, length=len(items) + 1)
+            opened, damaged = store.open(contents.shards, set(places["shard"].unique()))
             if not damaged:
-                return _table(card, folder, close_unread(statuses), vectors)
+                return new_table(card, folder, close_unread(statuses), opened)
             _logger.warning("%s: %d damaged shards are encoded again", folder, len(damaged))
             with writer_lock(folder):
                 store.discard(damaged)
         raise CacheError(f"{folder}: shards stay damaged; check the disk")
+
+    def open(self, key: str) -> EmbeddingTable:
+        """Opens a table that was complete before, by its key; reads no vector.
+
+        Args:
+            key: `EmbeddingTable.key`.
+
+        Returns:
+            The table.
+
+        Raises:
+            CacheError: This cache has no such table, it is of a newer version, or its shards were
+                removed or damaged since.
+        """
+        return open_table(self.folder, key)
 
     def neighbours(
         self, table: EmbeddingTable, rows: NDArray[np.int64], k: int
@@ -194,36 +223,9 @@ class EmbeddingCache:
 
     def _index(self, table: EmbeddingTable) -> NeighbourIndex:
         folder = table_folder(self.folder, table.key)
-        if folder is not None:
-            index = NeighbourIndex.load(table, folder, exact_below=self._exact_below)
-            if index is not None:
-                return index
-        index = NeighbourIndex.build(table, exact_below=self._exact_below)
-        if folder is not None:
-            try:
-                index.save(folder, exact_below=self._exact_below)
-            except CacheError as error:
-                _logger.info("the index is not kept: %s", error)
-        return index
+        return index_of(table, folder, kind=self._kind, exact_below=self._exact_below)
 
 
 def default_cache_folder() -> Path:
     """``$MMKD_CACHE``, or ``cache`` in the working folder."""
     return Path(os.environ.get("MMKD_CACHE") or "cache")
-
-
-def _table(
-    card: EncoderCard, folder: Path, statuses: pl.DataFrame, vectors: NDArray[np.float32]
-) -> EmbeddingTable:
-    present = np.zeros(len(vectors), np.bool_)
-    present[statuses.filter(pl.col("status") == OK)["row"].to_numpy()] = True
-    if not present.any():
-        counts = statuses["reason"].value_counts(sort=True).rows()[:3]
-        told = "; ".join(f"{count} x {reason}" for reason, count in counts) or "no items"
-        raise CacheError(
-            f"card {card.name}: none of {len(statuses)} items has a vector ({told}); check the "
-            f"catalogue's {card.modality} column, or use a cache with retry_failed=True"
-        )
-    return EmbeddingTable(
-        vectors, present, card.name, card.modality, record_table(folder, statuses)
-    )

@@ -1,30 +1,28 @@
-"""Nearest items by cosine: a FAISS index over the vectors that exist, saved beside them.
+"""Nearest items by cosine: a FAISS index over the vectors that exist.
 
-From an `EmbeddingTable` to an index whose positions are mapped back to item rows. Exact up to
-`exact_below` vectors; above, an HNSW graph (Malkov and Yashunin, arXiv:1603.09320).
+From an `EmbeddingTable` to an index whose positions are mapped back to item rows. Vectors go in a
+chunk at a time. The index proposes candidates; their cosines are then computed from the table's own
+vectors, so what an index rounds away costs recall only, never the figures.
 """
 
-import json
-import zlib
-from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.embedding_cache.atomic import remove_temporaries, replacing, write_text
-from mmkd.embedding_cache.checksum import file_checksum
 from mmkd.embedding_cache.errors import CacheError
+from mmkd.embedding_cache.index_kind import (
+    EXACT,
+    EXACT_BELOW,
+    default_kind,
+    empty_index,
+    set_breadth,
+    training_rows,
+)
 from mmkd.embedding_cache.table import EmbeddingTable
 
-EXACT_BELOW = 50_000
-_LINKS = 32
-_CONSTRUCTION_BREADTH = 128
-_SEARCH_BREADTH = 128
-_SAMPLE = 4096
-# made at import by faiss, which its type stubs do not know
-_HNSW_PARAMETERS: Any = vars(faiss)["SearchParametersHNSW"]
+_QUERIES = 128  # whose candidates' vectors are held at once
+_CANDIDATES = 100
 
 
 class NeighbourIndex:
@@ -32,68 +30,78 @@ class NeighbourIndex:
 
     Args:
         table: The vectors.
-        index: A FAISS index over the present rows' normalised vectors, in their order.
+        index: A FAISS index of normalised vectors.
+        rows: ``[n]`` item row of each of its positions; 0 where the item is gone.
+        kind: Its factory string.
+        trained_on: How many vectors there were when it was built.
     """
 
-    def __init__(self, table: EmbeddingTable, index: Any) -> None:
+    def __init__(
+        self,
+        table: EmbeddingTable,
+        index: Any,
+        rows: NDArray[np.int64],
+        *,
+        kind: str,
+        trained_on: int,
+    ) -> None:
         self._table = table
-        self._index = index
-        self._rows = np.flatnonzero(table.present)
+        self.index = index
+        self.rows = rows
+        self.kind = kind
+        self.trained_on = trained_on
+        self._count = int((rows > 0).sum())
 
     @classmethod
-    def build(cls, table: EmbeddingTable, *, exact_below: int = EXACT_BELOW) -> "NeighbourIndex":
+    def build(
+        cls, table: EmbeddingTable, *, kind: str | None = None, exact_below: int = EXACT_BELOW
+    ) -> "NeighbourIndex":
         """Builds the index of a table.
 
         Args:
             table: The vectors.
-            exact_below: Number of present items from which on search is approximate.
+            kind: FAISS factory string; by default by the number of vectors.
+            exact_below: Number of present items from which on the default is approximate.
 
         Returns:
             The index.
-        """
-        vectors = _unit(table.vectors[table.present])
-        if len(vectors) < exact_below:
-            index: Any = faiss.IndexFlatIP(table.dim)
-        else:
-            index = faiss.IndexHNSWFlat(table.dim, _LINKS, faiss.METRIC_INNER_PRODUCT)
-            index.hnsw.efConstruction = _CONSTRUCTION_BREADTH
-        index.add(vectors)
-        return cls(table, index)
-
-    @classmethod
-    def load(
-        cls, table: EmbeddingTable, folder: Path, *, exact_below: int = EXACT_BELOW
-    ) -> "NeighbourIndex | None":
-        """Reads a saved index; None if it is absent, damaged, or of other vectors."""
-        path = folder / "index.faiss"
-        try:
-            identity = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-            if identity != _identity(table, path, exact_below):
-                return None
-            return cls(table, faiss.read_index(str(path)))
-        except (OSError, ValueError, RuntimeError):
-            return None
-
-    def save(self, folder: Path, *, exact_below: int = EXACT_BELOW) -> None:
-        """Writes the index into a folder.
 
         Raises:
-            CacheError: The folder cannot be written.
+            CacheError: The factory string does not fit the vectors.
         """
-        path = folder / "index.faiss"
-        remove_temporaries(folder)
-        with replacing(path) as temporary:
+        present = np.flatnonzero(table.present)
+        kind = kind or default_kind(len(present), exact_below=exact_below)
+        index = empty_index(kind, table.dim)
+        wanted = training_rows(index, len(present))
+        if wanted:
+            sample = np.random.default_rng(0).choice(present, wanted, replace=False)
             try:
-                faiss.write_index(self._index, str(temporary))
-            except RuntimeError as error:  # how FAISS reports whatever a file system refuses
-                raise OSError(f"FAISS cannot write it: {error}") from error
-        identity = _identity(self._table, path, exact_below)
-        write_text(folder / "index.json", json.dumps(identity, indent=1) + "\n")
+                index.train(unit(table.vectors[np.sort(sample)]))
+            except RuntimeError as error:
+                told = str(error).strip().splitlines()[-1][:120]
+                raise CacheError(
+                    f"cache.index {kind!r} cannot be trained on {len(present)} vectors ({told}); "
+                    "use fewer lists, or leave it out"
+                ) from error
+        built = cls(table, index, np.zeros(0, np.int64), kind=kind, trained_on=len(present))
+        built.add(table.present)
+        return built
+
+    def add(self, wanted: NDArray[np.bool_]) -> None:
+        """Adds the vectors of the rows where ``wanted`` ``[I+1]`` is true."""
+        added = [self.rows]
+        for rows, vectors in self._table.chunks():
+            chosen = wanted[rows]
+            if chosen.any():
+                self.index.add(unit(vectors[chosen]))
+                added.append(rows[chosen])
+        self.rows = np.concatenate(added)
+        self._count = int((self.rows > 0).sum())
 
     def search(
         self, rows: NDArray[np.int64], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Finds the nearest items of items.
+        """Finds the nearest items of items, some queries at a time.
 
         Args:
             rows: ``[n]`` item rows that have a vector.
@@ -108,32 +116,74 @@ class NeighbourIndex:
         """
         rows = np.asarray(rows)
         self._check(rows, k)
-        if not len(rows):
-            return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
-        queries = _unit(self._table.vectors[rows])
-        own = np.searchsorted(self._rows, rows)[:, None]
-        scores, found = self._nearest(queries, k + 1)
-        # the item itself is mostly first, but among duplicates it may be anywhere or cut off
-        keep = found != own
-        keep[keep.all(axis=1), -1] = False
-        shape = (len(rows), k)
-        return self._rows[found[keep].reshape(shape)], scores[keep].reshape(shape)
+        found = np.zeros((len(rows), k), np.int64)
+        cosines = np.zeros((len(rows), k), np.float32)
+        for start in range(0, len(rows), _QUERIES):
+            cut = slice(start, start + _QUERIES)
+            found[cut], cosines[cut] = self._search(rows[cut], k)
+        return found, cosines
 
-    def _nearest(
-        self, queries: NDArray[np.float32], k: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        if isinstance(self._index, faiss.IndexHNSWFlat):
-            breadth = max(_SEARCH_BREADTH, 2 * k)
-            parameters = _HNSW_PARAMETERS(efSearch=breadth)
-            scores, found = self._index.search(queries, k, params=parameters)
-        else:
-            scores, found = self._index.search(queries, k)
-        # a graph search can end short of k; those queries are answered by comparing with all
-        for query in np.flatnonzero((found < 0).any(axis=1)):
-            cosine = _unit(self._table.vectors[self._rows]) @ queries[query]
-            found[query] = np.argsort(-cosine, kind="stable")[:k]
-            scores[query] = cosine[found[query]]
-        return scores, found
+    @classmethod
+    def exact(
+        cls, table: EmbeddingTable, rows: NDArray[np.int64], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """What `search` would find without an index: all vectors are compared, in chunks."""
+        everything = np.flatnonzero(table.present)
+        index = cls(table, None, everything, kind=EXACT, trained_on=len(everything))
+        index._check(rows, k)
+        return index._compare_all(unit(table.vectors[rows]), rows, k)
+
+    def _search(
+        self, own: NDArray[np.int64], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        queries = unit(self._table.vectors[own])
+        candidates = self._candidates(queries, k)
+        candidates[candidates == own[:, None]] = 0
+        distinct, where = np.unique(candidates, return_inverse=True)
+        vectors = unit(self._table.vectors[distinct])
+        found = np.zeros((len(own), k), np.int64)
+        cosines = np.zeros((len(own), k), np.float32)
+        short = []
+        for n, at in enumerate(where.reshape(candidates.shape)):
+            kept = at[candidates[n] > 0]
+            if len(kept) < k:
+                short.append(n)
+                continue
+            cosine = vectors[kept] @ queries[n]
+            best = np.lexsort((distinct[kept], -cosine))[:k]
+            found[n], cosines[n] = distinct[kept[best]], cosine[best]
+        if short:  # a graph or a few lists may end before k
+            found[short], cosines[short] = self._compare_all(queries[short], own[short], k)
+        return found, cosines
+
+    def _candidates(self, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        """Rows ``[n, c]``, 0 where there is none: more than k, for what gets lost afterwards."""
+        wanted = k + 1 if self.kind == EXACT else max(_CANDIDATES, 4 * (k + 1))
+        gone = len(self.rows) - self._count
+        wanted = min(len(self.rows), -(-wanted * len(self.rows) // self._count) if gone else wanted)
+        set_breadth(self.index, wanted)
+        _, positions = self.index.search(queries, wanted)
+        return np.where(positions < 0, 0, self.rows[positions])
+
+    def _compare_all(
+        self, queries: NDArray[np.float32], own: NDArray[np.int64], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        best = np.zeros((len(own), 0), np.int64)
+        cosines = np.zeros((len(own), 0), np.float32)
+        for rows, vectors in self._table.chunks():
+            cosine = queries @ unit(vectors).T  # [n, chunk]
+            cosine[rows == own[:, None]] = -np.inf
+            if k < len(rows):
+                top = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
+                cosine, part = np.take_along_axis(cosine, top, axis=1), rows[top]
+            else:
+                part = np.broadcast_to(rows, cosine.shape)
+            best = np.concatenate([best, part], axis=1)
+            cosines = np.concatenate([cosines, cosine], axis=1)
+            order = np.lexsort((best, -cosines))[:, :k]
+            best = np.take_along_axis(best, order, axis=1)
+            cosines = np.take_along_axis(cosines, order, axis=1)
+        return best, cosines
 
     def _check(self, rows: NDArray[np.int64], k: int) -> None:
         present = self._table.present
@@ -148,14 +198,14 @@ class NeighbourIndex:
                 f"rows {_shown(absent)} have no {self._table.modality} vector, so no neighbours; "
                 "ask for rows where table.present is True"
             )
-        if not 1 <= k < max(len(self._rows), 1):
+        if not 1 <= k < max(self._count, 1):
             raise CacheError(
-                f"k {k} neighbours: {len(self._rows)} items have a vector; use 1 to "
-                f"{max(len(self._rows) - 1, 0)}"
+                f"k {k} neighbours: {self._count} items have a vector; use 1 to "
+                f"{max(self._count - 1, 0)}"
             )
 
 
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows scaled to length 1; a zero row stays zero, its cosine with anything 0."""
     wide = vectors.astype(np.float32, copy=True)
     # scaled by the largest entry first, so that squares neither overflow nor vanish
@@ -163,20 +213,6 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         norm = np.linalg.norm(wide, axis=1, keepdims=True) if scale is None else scale
         np.divide(wide, norm, out=wide, where=norm > 0)
     return wide
-
-
-def _identity(table: EmbeddingTable, path: Path, exact_below: int) -> dict[str, Any]:
-    """What a saved index must agree with to be used: its own bytes, and the table's vectors."""
-    rows = np.flatnonzero(table.present)
-    sample = rows[np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(np.int64)]
-    return {
-        "key": table.key,
-        "present": zlib.crc32(np.packbits(table.present).tobytes()),
-        "vectors": zlib.crc32(table.vectors[sample].tobytes()),
-        "dim": table.dim,
-        "exact": len(rows) < exact_below,
-        "index": file_checksum(path),
-    }
 
 
 def _shown(rows: NDArray[np.int64]) -> str:

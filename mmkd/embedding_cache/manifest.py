@@ -7,7 +7,8 @@ every item's status.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import polars as pl
@@ -28,6 +29,7 @@ RECORDS = {
     "row": pl.Int32,
 }
 _SHARD_METADATA = b"mmkd.shard"
+_CATALOGUE_METADATA = "mmkd.shards"
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,35 @@ def read_shard_manifest(path: Path) -> tuple[pl.DataFrame, ShardInfo]:
     return frame, shard
 
 
-def write_catalogue_manifest(path: Path, statuses: pl.DataFrame) -> None:
-    """Writes a catalogue's manifest: a row per item, with its id, key, status, reason, place."""
+def write_catalogue_manifest(
+    path: Path, statuses: pl.DataFrame, shards: Mapping[int, ShardInfo]
+) -> None:
+    """Writes a catalogue's manifest: a row per item, with its id, key, status, reason, place.
+
+    Args:
+        path: The file.
+        statuses: The rows.
+        shards: The shards that the places are in, so that a place is known to be of these bytes.
+    """
+    used = {str(number): astuple(info) for number, info in sorted(shards.items())}
     with replacing(path) as temporary:
-        statuses.write_parquet(temporary)
+        statuses.write_parquet(temporary, metadata={_CATALOGUE_METADATA: json.dumps(used)})
 
 
-def read_catalogue_manifest(path: Path) -> pl.DataFrame | None:
+def read_catalogue_manifest(
+    path: Path, columns: Sequence[str] | None = None
+) -> pl.DataFrame | None:
     """Reads a catalogue's manifest; None if it is absent or damaged."""
     try:
-        return pl.read_parquet(path.read_bytes())
+        return pl.read_parquet(path, columns=None if columns is None else list(columns))
     except (OSError, pl.exceptions.PolarsError):
         return None
+
+
+def read_catalogue_shards(path: Path) -> dict[int, ShardInfo]:
+    """The shards that a catalogue's manifest has places in; none if it is damaged or older."""
+    try:
+        used = json.loads(pl.read_parquet_metadata(path)[_CATALOGUE_METADATA])
+        return {int(number): ShardInfo(*info) for number, info in used.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pl.exceptions.PolarsError):
+        return {}

@@ -6,9 +6,10 @@ they see the committed shards, and treat a damaged one as absent. `commit`, `cle
 are for the holder of the writer lock.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -26,6 +27,13 @@ from mmkd.embedding_cache.manifest import (
     read_shard_manifest,
     write_shard_manifest,
 )
+from mmkd.embedding_cache.vectors import ShardFile
+from mmkd.embedding_cache.verified import shard_path, sound_files
+
+StoredDtype = Literal["float32", "float16"]
+HALF = "-f16"  # ends the name of a folder whose vectors are float16
+_HALF_MAX = 65504.0
+_SUFFIXES = (".npy", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -67,12 +75,15 @@ class ShardStore:
     """The shards in one folder.
 
     Args:
-        folder: The store's folder; ``shards/`` inside it holds the files.
+        folder: The store's folder; ``shards/`` inside it holds the files. Its name says the
+            precision (`HALF`).
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "shards"
         self._store = folder
+        self._last = 0
+        self.dtype: StoredDtype = "float16" if folder.name.endswith(HALF) else "float32"
 
     def contents(self) -> StoreContents:
         """Reads the records of all sound shards; a key's latest record counts."""
@@ -89,37 +100,41 @@ class ShardStore:
         records = pl.concat(frames).unique("key", keep="last", maintain_order=True)
         return StoreContents(records=records, shards=shards)
 
-    def gather(
-        self, contents: StoreContents, places: pl.DataFrame, *, length: int
-    ) -> tuple[NDArray[np.float32], list[int]]:
-        """Assembles vectors from their shards, checking each shard's checksum.
+    def contents_of(self, number: int) -> ShardInfo | None:
+        """What one shard's vector file must be; None if its records are gone or damaged."""
+        try:
+            return read_shard_manifest(self._vectors(number).with_suffix(".parquet"))[1]
+        except DamagedManifestError:
+            return None
+
+    def open(
+        self, shards: Mapping[int, ShardInfo], numbers: Collection[int], *, read_all: bool = False
+    ) -> tuple[dict[int, ShardFile], list[int]]:
+        """Finds shards' files, and checks the bytes of those that changed since the last check.
 
         Args:
-            contents: What `contents` returned.
-            places: Columns ``row`` (of the result), ``shard`` and ``shard_row``.
-            length: Number of rows of the result.
+            shards: What each shard must be, by number.
+            numbers: Those wanted.
+            read_all: Check all bytes.
 
         Returns:
-            ``[length, D]`` float32 with zeros where no place was given, and the numbers of
-            damaged shards, whose rows are zero too.
+            The sound ones' files, and the numbers of the damaged.
         """
-        vectors = np.zeros((length, contents.dim or 0), np.float32)
-        damaged: list[int] = []
-        for (number,), part in places.partition_by("shard", as_dict=True).items():
-            loaded = self._load(int(number), contents.shards[int(number)])
-            if loaded is None:
-                damaged.append(int(number))
-                continue
-            vectors[part["row"].to_numpy()] = loaded[part["shard_row"].to_numpy()]
-        return vectors, damaged
+        wanted = {number: shards[number] for number in sorted(numbers) if number in shards}
+        files, damaged = sound_files(self._store, wanted, read_all=read_all)
+        return files, damaged + sorted(set(numbers) - set(wanted))
 
     def commit(self, outcomes: Sequence[Outcome]) -> None:
         """Writes one more shard; afterwards its outcomes survive the process.
 
+        In a float16 store, an outcome whose vector does not fit is recorded as failed.
+
         Raises:
             CacheError: The folder cannot be written.
         """
-        number = max((_number(path) for path in self._files()), default=0) + 1
+        number = self._free_number()
+        if self.dtype == "float16":
+            outcomes = [_fitting_half(outcome) for outcome in outcomes]
         vectors = [outcome.vector for outcome in outcomes if outcome.vector is not None]
         shard = self._write_vectors(self._vectors(number), vectors)
         row = -1
@@ -155,24 +170,14 @@ class ShardStore:
         shards = self.contents().shards
         for number in numbers:
             # another process may have repaired it, and even reused its number, meanwhile
-            if number in shards and self._load(number, shards[number]) is None:
+            if number in shards and self.open(shards, [number], read_all=True)[1]:
                 _unlink(self._vectors(number).with_suffix(".parquet"))
                 _unlink(self._vectors(number))
-
-    def _load(self, number: int, shard: ShardInfo) -> NDArray[np.float32] | None:
-        path = self._vectors(number)
-        try:
-            if file_checksum(path) != shard.checksum:
-                return None
-            vectors: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError):
-            return None
-        return vectors if vectors.shape == (shard.rows, shard.dim) else None
 
     def _write_vectors(self, path: Path, vectors: Sequence[NDArray[np.float32]]) -> ShardInfo:
         if not vectors:
             return ShardInfo(rows=0, dim=0, size_bytes=0, checksum=0)
-        stacked = np.stack(vectors)
+        stacked = np.stack(vectors).astype(self.dtype, copy=False)
         with replacing(path) as temporary:
             with temporary.open("wb") as file:
                 np.save(file, stacked, allow_pickle=False)
@@ -181,8 +186,17 @@ class ShardStore:
             size_bytes = temporary.stat().st_size
         return ShardInfo(len(stacked), int(stacked.shape[1]), size_bytes, checksum)
 
+    def _free_number(self) -> int:
+        """A number above all; the folder is listed once, for a commit must not cost its length."""
+        if not self._last:
+            self._last = max((_number(path) for path in self._files()), default=0)
+        self._last += 1
+        while any(self._vectors(self._last).with_suffix(end).exists() for end in _SUFFIXES):
+            self._last += 1  # another process's
+        return self._last
+
     def _vectors(self, number: int) -> Path:
-        return self._folder / f"{number:06d}.npy"
+        return shard_path(self._store, number)
 
     def _manifests(self) -> list[Path]:
         return [path for path in self._files() if path.suffix == ".parquet"]
@@ -195,6 +209,18 @@ class ShardStore:
         except OSError as error:
             raise CacheError(f"{self._folder}: cannot be read ({error})") from error
         return sorted(found, key=lambda path: (_number(path), path.suffix))
+
+
+def _fitting_half(outcome: Outcome) -> Outcome:
+    """The outcome, or a failed one where float16 cannot hold the vector."""
+    vector = outcome.vector
+    if vector is None or float(np.abs(vector).max(initial=0)) <= _HALF_MAX:
+        return outcome
+    reason = (
+        f"its vector reaches {float(np.abs(vector).max()):.4g}, float16 ends at {_HALF_MAX:.0f}; "
+        "use cache.dtype: float32"
+    )
+    return replace(outcome, vector=None, reason=reason)
 
 
 def _number(path: Path) -> int:

@@ -9,6 +9,7 @@ content keys of picture files for all encoders.
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +22,12 @@ from mmkd.embedding_cache.errors import CacheError
 from mmkd.embedding_cache.inputs import content_key
 from mmkd.embedding_cache.manifest import (
     OK,
+    ShardInfo,
     read_catalogue_manifest,
+    read_catalogue_shards,
     write_catalogue_manifest,
 )
-from mmkd.embedding_cache.shards import ShardStore
+from mmkd.embedding_cache.shards import HALF, ShardStore, StoredDtype
 from mmkd.encoders.card import EncoderCard
 
 FORMAT_VERSION = 1
@@ -38,6 +41,8 @@ class CacheEntry:
     Attributes:
         card_name: Name of the encoder card.
         modality: ``"text"`` or ``"image"``.
+        dtype: Precision that vectors are stored in.
+        tables: Catalogues whose manifest is kept.
         items: Items of the catalogue that was opened last; 0 if none was completed yet.
         present: How many of them have a vector.
         vectors: Vectors held, for all catalogues.
@@ -48,6 +53,8 @@ class CacheEntry:
 
     card_name: str
     modality: str
+    dtype: str
+    tables: int
     items: int
     present: int
     vectors: int
@@ -56,13 +63,16 @@ class CacheEntry:
     folder: Path
 
 
-def store_folder(cache: Path, card: EncoderCard, inputs: pl.DataFrame) -> Path:
+def store_folder(
+    cache: Path, card: EncoderCard, inputs: pl.DataFrame, *, dtype: StoredDtype = "float32"
+) -> Path:
     """The folder of a card's vectors for a catalogue.
 
     Args:
         cache: The cache's folder.
         card: The encoder's card.
         inputs: Keys of the catalogue's inputs; they matter to a fitted encoder only.
+        dtype: Precision that vectors are stored in.
 
     Returns:
         The folder; it need not exist.
@@ -74,7 +84,9 @@ def store_folder(cache: Path, card: EncoderCard, inputs: pl.DataFrame) -> Path:
     if card.fitted:
         keys = inputs["key"].drop_nulls().sort()  # the order of a catalogue changes no vector
         name += "-" + content_key("\n".join(keys).encode())[:16]
-    _read_meta(cache / name)
+    if dtype == "float16":
+        name += HALF
+    read_meta(cache / name)
     return cache / name
 
 
@@ -84,15 +96,20 @@ def describe_store(folder: Path, card: EncoderCard) -> None:
     Raises:
         CacheError: The folder cannot be written.
     """
-    if _read_meta(folder) is not None:
+    if read_meta(folder) is not None:
         return
     dumped = OmegaConf.to_yaml(OmegaConf.create(card.model_dump(mode="json", exclude_none=True)))
     write_text(folder / "card.yaml", dumped)
-    meta = {"format_version": FORMAT_VERSION, "card": card.name, "modality": card.modality}
+    meta = {
+        "format_version": FORMAT_VERSION,
+        "card": card.name,
+        "modality": card.modality,
+        "dtype": ShardStore(folder).dtype,
+    }
     write_text(folder / "meta.json", json.dumps(meta, indent=1) + "\n")
 
 
-def record_table(folder: Path, statuses: pl.DataFrame) -> str:
+def record_table(folder: Path, statuses: pl.DataFrame, shards: Mapping[int, ShardInfo]) -> str:
     """Writes a complete catalogue's manifest, or marks it as used.
 
     A folder that cannot be written is no error: reading needs none of this.
@@ -100,6 +117,7 @@ def record_table(folder: Path, statuses: pl.DataFrame) -> str:
     Args:
         folder: The store's folder.
         statuses: A row per item.
+        shards: The shards that hold its vectors.
 
     Returns:
         The table's key.
@@ -108,8 +126,9 @@ def record_table(folder: Path, statuses: pl.DataFrame) -> str:
     name = content_key(identity.encode("utf-8", "surrogatepass"))[:16]
     manifest = folder / "tables" / name / "manifest.parquet"
     try:
-        if read_catalogue_manifest(manifest) is None:
-            write_catalogue_manifest(manifest, statuses)
+        # a shard encoded again has its vectors at other places
+        if read_catalogue_shards(manifest) != shards or _damaged(manifest):
+            write_catalogue_manifest(manifest, statuses, shards)
             _forget_old_tables(folder / "tables")
         os.utime(manifest)
     except (CacheError, OSError):
@@ -130,7 +149,7 @@ def list_stores(cache: Path) -> list[CacheEntry]:
     entries = []
     for path in cache.glob("*/meta.json"):
         try:
-            meta = _read_meta(path.parent)
+            meta = read_meta(path.parent)
         except CacheError:
             continue
         if meta is not None:
@@ -139,13 +158,15 @@ def list_stores(cache: Path) -> list[CacheEntry]:
 
 
 def _entry(folder: Path, card_name: str, modality: str) -> CacheEntry:
-    manifests = _manifests(folder / "tables")
-    statuses = read_catalogue_manifest(manifests[0]) if manifests else None
+    manifests = table_manifests(folder / "tables")
+    statuses = read_catalogue_manifest(manifests[0], ["status"]) if manifests else None
     last_used = (manifests[0] if manifests else folder / "meta.json").stat().st_mtime
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return CacheEntry(
         card_name=card_name,
         modality=modality,
+        dtype=ShardStore(folder).dtype,
+        tables=len(manifests),
         items=0 if statuses is None else len(statuses),
         present=0 if statuses is None else int((statuses["status"] == OK).sum()),
         vectors=sum(shard.rows for shard in ShardStore(folder).contents().shards.values()),
@@ -155,7 +176,12 @@ def _entry(folder: Path, card_name: str, modality: str) -> CacheEntry:
     )
 
 
-def _read_meta(folder: Path) -> dict[str, object] | None:
+def read_meta(folder: Path) -> dict[str, object] | None:
+    """A store's ``meta.json``; None where there is none.
+
+    Raises:
+        CacheError: It is damaged, or of a newer format.
+    """
     path = folder / "meta.json"
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
@@ -174,13 +200,17 @@ def _read_meta(folder: Path) -> dict[str, object] | None:
     return dict(meta)
 
 
+def _damaged(manifest: Path) -> bool:
+    return read_catalogue_manifest(manifest, ["status"]) is None
+
+
 def _forget_old_tables(tables: Path) -> None:
     """Keeps the manifests and indexes used last; they can be made again from the shards."""
-    for manifest in _manifests(tables)[_TABLES_KEPT:]:
+    for manifest in table_manifests(tables)[_TABLES_KEPT:]:
         shutil.rmtree(manifest.parent, ignore_errors=True)
 
 
-def _manifests(tables: Path) -> list[Path]:
+def table_manifests(tables: Path) -> list[Path]:
     """Catalogue manifests, the last used first."""
     found = [(path.stat().st_mtime_ns, path) for path in tables.glob("*/manifest.parquet")]
     return [path for _, path in sorted(found, reverse=True)]

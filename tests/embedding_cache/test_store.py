@@ -1,5 +1,6 @@
 """Files of the cache: killed writers, two writers, damage, other versions, read-only folders."""
 
+import errno
 import json
 import os
 import subprocess
@@ -127,7 +128,7 @@ def shards(cache: EmbeddingCache) -> list[Path]:
 def test_a_damaged_shard_is_encoded_again_and_the_others_kept(
     cache: EmbeddingCache, suffix: str, damage: str
 ) -> None:
-    whole = cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+    whole = np.asarray(cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText).vectors)
     assert len(shards(cache)) == 4
     victim = shards(cache)[1].with_suffix(suffix)
     data = bytearray(victim.read_bytes())
@@ -144,7 +145,7 @@ def test_a_damaged_shard_is_encoded_again_and_the_others_kept(
     encoder = FakeText()
     table = cache.table(card(), catalogue(TEXTS), encoder_factory=lambda: encoder)
     assert encoder.seen == TEXTS[16:32]
-    np.testing.assert_array_equal(table.vectors, whole.vectors)
+    np.testing.assert_array_equal(table.vectors, whole)
     cache.table(card(), catalogue(TEXTS), encoder_factory=never)
 
 
@@ -203,6 +204,7 @@ def test_a_read_only_cache_serves_what_it_has(readable_folder: Path) -> None:
             np.testing.assert_array_equal(table.vectors, whole.vectors)
             fewer = cache.table(card(), catalogue(TEXTS[:40]), encoder_factory=never)
             np.testing.assert_array_equal(fewer.vectors, whole.vectors[:41])
+            np.testing.assert_array_equal(cache.open(table.key).vectors, whole.vectors)
             neighbours, _ = cache.neighbours(table, rows, 3)
             assert neighbours.shape == (50, 3)
             with pytest.raises(CacheError, match=r"cannot be written.*MMKD_CACHE"):
@@ -235,3 +237,49 @@ def test_a_folder_that_is_a_file_is_an_error(tmp_path: Path) -> None:
 def test_shard_size_must_be_positive(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="shard_size 0"):
         EmbeddingCache(tmp_path, shard_size=0)
+
+
+@pytest.mark.parametrize("at", ["vectors", "records", "manifest"])
+def test_a_full_disk_is_a_clear_error_and_keeps_what_was_written(
+    cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    cache.table(card(), catalogue(TEXTS[:32]), encoder_factory=FakeText)
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        arguments[0].write(b"half") if at == "vectors" else Path(arguments[1]).write_bytes(b"half")
+        raise full
+
+    if at == "vectors":
+        monkeypatch.setattr(np, "save", fail)
+    elif at == "records":
+        monkeypatch.setattr("pyarrow.parquet.write_table", fail)
+    else:
+        monkeypatch.setattr(pl.DataFrame, "write_parquet", fail)
+    if at == "manifest":  # of the catalogue: needed by nobody to read on
+        table = cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+        np.testing.assert_array_equal(table.vectors[50], text_vector("text number 49"))
+    else:
+        with pytest.raises(CacheError, match=r"No space left on device.*free the disk"):
+            cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+    monkeypatch.undo()
+    assert len(committed(cache.folder)) == (50 if at == "manifest" else 32)
+    encoder = FakeText()
+    table = cache.table(card(), catalogue(TEXTS), encoder_factory=lambda: encoder)
+    assert encoder.seen == ([] if at == "manifest" else TEXTS[32:])
+    assert not [path for path in cache.folder.rglob("*") if path.name.endswith(".tmp")]
+    np.testing.assert_array_equal(cache.open(table.key).vectors[1], text_vector("text number 0"))
+
+
+def test_a_store_of_an_earlier_version_is_read(cache: EmbeddingCache) -> None:
+    """Without a precision in its description, shards in its manifests, or remembered checks."""
+    whole = cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+    (meta,) = cache.folder.glob("*/meta.json")
+    meta.write_text('{"format_version": 1, "card": "fake", "modality": "text"}')
+    (manifest,) = cache.folder.glob("*/tables/*/manifest.parquet")
+    pl.read_parquet(manifest).write_parquet(manifest)
+    with pytest.raises(CacheError, match=r"make it with table\(\)"):
+        cache.open(whole.key)
+    again = cache.table(card(), catalogue(TEXTS), encoder_factory=never)
+    assert again.key == whole.key and cache.entries()[0].dtype == "float32"
+    np.testing.assert_array_equal(cache.open(whole.key).vectors, whole.vectors)

@@ -1,0 +1,179 @@
+"""One stage of `million_items.py` in a process of its own: prints seconds and peak memory as JSON.
+
+Started by it, not by hand: `python -m benchmarks.cache_stages STAGE FOLDER ITEMS DIM`. The encoder
+is instant and its vectors are clustered, so what is measured is the cache.
+"""
+
+import argparse
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.child import STATUS, peak_bytes, restart_peak
+from mmkd.data import ItemTable
+from mmkd.distiller.reduction import pca
+from mmkd.distiller.teacher_rows import present_rows
+from mmkd.embedding_cache import EmbeddingCache, EmbeddingTable
+from mmkd.embedding_cache.index import NeighbourIndex
+from mmkd.encoders import EncoderCard
+
+CHANGED = 1000
+BATCH = 1000
+RECALL_QUERIES = 200
+_LATENT = 48
+_CHANGED_FROM = 1 << 40
+
+
+class Clustered:
+    """Vectors [n, dim] around 5,000 centres, from texts that are numbers."""
+
+    version: ClassVar[int] = 1
+    modality = "text"
+
+    def __init__(self, *, dim: int = 384) -> None:
+        self.dim = dim
+        draw = np.random.default_rng(0)
+        self._centres = draw.standard_normal((5000, _LATENT), dtype=np.float32)
+        self._near = 0.5 * draw.standard_normal((4099, _LATENT), dtype=np.float32)
+        self._nearer = 0.4 * draw.standard_normal((6007, _LATENT), dtype=np.float32)
+        self._out = draw.standard_normal((_LATENT, dim), dtype=np.float32)
+
+    def encode(self, inputs: Sequence[Any], *, batch_size: int = 64) -> NDArray[np.float32]:
+        """One vector a text."""
+        number = np.array(inputs, dtype=np.int64)
+        latent = self._centres[number * 7919 % 5000] + self._near[number % 4099]
+        vectors: NDArray[np.float32] = (latent + self._nearer[number % 6007]) @ self._out
+        return vectors
+
+
+def catalogue(items: int, *, changed: int = 0) -> ItemTable:
+    """Items whose texts are numbers; the last ``changed`` have other texts."""
+    texts = [str(n) for n in range(items - changed)]
+    texts += [str(_CHANGED_FROM + n) for n in range(changed)]
+    ids = ("", *(f"i{n}" for n in range(items)))
+    nothing = (None,) * (items + 1)
+    return ItemTable(ids, ids, (None, *texts), nothing, ((),) * (items + 1))
+
+
+class AnonymousPeak:
+    """Peak of this process's anonymous memory: sampled, as the kernel keeps no mark of it."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "AnonymousPeak":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.005):
+            self.bytes = max(self.bytes, anonymous_bytes())
+
+
+def anonymous_bytes() -> int:
+    """Anonymous resident memory now."""
+    lines = STATUS.read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+
+def main() -> None:
+    """Run one stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("items", type=int)
+    parser.add_argument("dim", type=int)
+    parser.add_argument("--dtype", default="float32")
+    options = parser.parse_args()
+
+    cache = EmbeddingCache(options.folder, dtype=options.dtype)
+    kind = "benchmarks.cache_stages:Clustered"
+    card = EncoderCard(name="clustered", modality="text", kind=kind, options={"dim": options.dim})
+    key_file = options.folder / "key.txt"
+    key = key_file.read_text() if key_file.exists() else ""
+    changed = CHANGED if options.stage in ("change", "index again") else 0
+    needs_items = options.stage in ("write", "table", "change", "index again")
+    items = catalogue(options.items, changed=changed) if needs_items else None
+    rows = np.random.default_rng(1).choice(options.items, BATCH, replace=False) + 1
+
+    def table() -> EmbeddingTable:
+        assert items is not None
+        return cache.table(card, items, encoder_factory=lambda: Clustered(dim=options.dim))
+
+    opened = table() if options.stage == "index again" else None
+    if opened is None and options.stage in ("index", "neighbours", "pca"):
+        opened = cache.open(key)
+    if options.stage == "neighbours":
+        assert opened is not None
+        cache.neighbours(opened, rows[:1], 10)  # reads the index
+    notes: dict[str, Any] = {}
+
+    def reduce() -> None:
+        assert opened is not None
+        pca(present_rows(opened.vectors, opened.present), 128)
+
+    def search(count: int) -> Callable[[], object]:
+        return lambda: cache.neighbours(opened or cache.open(key), rows[:count], 10)
+
+    stages: dict[str, Callable[[], object]] = {
+        "write": table,
+        "table": table,
+        "open": lambda: cache.open(key),
+        "index": search(1),
+        "change": table,
+        "index again": search(1),
+        "neighbours": search(BATCH),
+        "pca": reduce,
+    }
+    restart_peak()
+    total, anonymous = peak_bytes(), anonymous_bytes()
+    with AnonymousPeak() as peak:
+        started = time.perf_counter()
+        result = stages[options.stage]()
+        seconds = time.perf_counter() - started
+    if options.stage == "write":
+        assert isinstance(result, EmbeddingTable)
+        key_file.write_text(result.key)
+    total, anonymous = peak_bytes() - total, max(peak.bytes - anonymous, 0)
+    if options.stage == "neighbours":
+        notes |= against_all(cache, cache.open(key), rows[:RECALL_QUERIES])
+    reply = {"seconds": seconds, "anonymous_bytes": anonymous, "total_bytes": total, "notes": notes}
+    print(json.dumps(reply))
+
+
+def against_all(
+    cache: EmbeddingCache, table: EmbeddingTable, rows: NDArray[np.int64]
+) -> dict[str, float]:
+    """The index beside comparing with everything: recall@10, milliseconds a query."""
+    cache.neighbours(table, rows[:1], 10)  # reads the index
+    started = time.perf_counter()
+    for row in rows[:50]:
+        cache.neighbours(table, np.array([row]), 10)
+    alone = time.perf_counter()
+    found, _ = cache.neighbours(table, rows, 10)
+    together = time.perf_counter()
+    exact, _ = NeighbourIndex.exact(table, rows, 10)
+    compared = time.perf_counter()
+    hits = [len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)]
+    return {
+        "recall@10": round(float(np.mean(hits)), 4),
+        "ms_a_query_alone": round(1e3 * (alone - started) / 50, 2),
+        "ms_a_query_in_a_batch": round(1e3 * (together - alone) / len(rows), 2),
+        "ms_a_query_all_compared": round(1e3 * (compared - together) / len(rows), 2),
+    }
+
+
+if __name__ == "__main__":
+    main()
