@@ -1,7 +1,8 @@
 """Embedding cache: encoders' vectors of a catalogue, kept by content and encoded once."""
 
 from mmkd.embedding_cache.cache import AbsentItem, EmbeddingCache, default_cache_folder
-from mmkd.embedding_cache.errors import CacheError
+from mmkd.embedding_cache.errors import CacheError, EmbeddingInterrupted
+from mmkd.embedding_cache.run import RunReport
 from mmkd.embedding_cache.stores import CacheEntry
 from mmkd.embedding_cache.table import EmbeddingTable
 
@@ -10,6 +11,8 @@ __all__ = [
     "CacheEntry",
     "CacheError",
     "EmbeddingCache",
+    "EmbeddingInterrupted",
     "EmbeddingTable",
+    "RunReport",
     "default_cache_folder",
 ]

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from mmkd.data import ItemTable
 from mmkd.embedding_cache.atomic import writer_lock
-from mmkd.embedding_cache.encoding import encode_to_shards
 from mmkd.embedding_cache.errors import CacheError
 from mmkd.embedding_cache.index import NeighbourIndex
 from mmkd.embedding_cache.index_files import index_of
@@ -26,6 +25,7 @@ from mmkd.embedding_cache.index_kind import EXACT_BELOW, check_factory
 from mmkd.embedding_cache.inputs import FileKeys, image_inputs, text_inputs
 from mmkd.embedding_cache.manifest import OK, read_catalogue_manifest
 from mmkd.embedding_cache.planning import close_unread, item_statuses, ready_encoder, work_left
+from mmkd.embedding_cache.run import EmbeddingRun, RunReport
 from mmkd.embedding_cache.shards import ShardStore, StoredDtype
 from mmkd.embedding_cache.stores import (
     CacheEntry,
@@ -63,8 +63,8 @@ class AbsentItem:
 class EmbeddingCache:
     """Vectors of frozen encoders, kept on disk by the content they were made from.
 
-    Any number of processes may share a folder: one at a time encodes for a store, the others wait
-    for it or read what is complete.
+    Any number of processes may share a folder: those that encode for one store share its work
+    (`mmkd.embedding_cache.chunks`), others read what is complete.
 
     Args:
         folder: Where the cache lives; made when the first vector is written.
@@ -107,9 +107,14 @@ class EmbeddingCache:
         *,
         encoder_factory: Callable[[], Encoder] | None = None,
         batch_size: int = 64,
+        workers: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        report: Callable[[RunReport], None] | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> EmbeddingTable:
         """The catalogue's vectors; encodes what the cache lacks.
+
+        Any number of processes may do so for the same catalogue at once, and share the work.
 
         An encoder that is fitted on the catalogue (``card.fitted``) is fitted and run again over
         everything whenever any input changes.
@@ -120,12 +125,18 @@ class EmbeddingCache:
             encoder_factory: Makes the encoder; called only if something has to be encoded. By
                 default `mmkd.encoders.build_encoder` on the CPU.
             batch_size: Inputs through the model at once.
-            progress: Called with (done, total) inputs while encoding.
+            workers: Processes that decode pictures ahead of the encoder; None starts some where
+                there is much to do, 0 decodes in this process.
+            progress: Called with (done, total) inputs while encoding, those of other processes
+                included.
+            report: Called with what this process did, if it encoded anything.
+            stop: Asked after each batch; if true, what is encoded is committed and the run ends.
 
         Returns:
             The table; `absent` names the items it has no vector for.
 
         Raises:
+            EmbeddingInterrupted: ``stop`` said so.
             CacheError: No item has a vector, the encoder fails on everything, or the folder
                 cannot be read or written or is of a newer format.
         """
@@ -141,20 +152,25 @@ class EmbeddingCache:
             if statuses["status"].null_count() and rounds_left:
                 with writer_lock(folder):
                     store.clean()
-                    contents = store.contents()  # others may have encoded while this one waited
-                    statuses = item_statuses(inputs, contents, retry_failed=retry)
-                    work = work_left(card, items, statuses)
-                    if work:
-                        encoder = ready_encoder(factory(), card, items, inputs, dim=contents.dim)
+                contents = store.contents()
+                statuses = item_statuses(inputs, contents, retry_failed=retry)
+                work = work_left(card, items, statuses)
+                if work:
+                    encoder = ready_encoder(factory(), card, items, inputs, dim=contents.dim)
+                    with writer_lock(folder):
                         describe_store(folder, card)
-                        encode_to_shards(
-                            encoder,
-                            work,
-                            store,
-                            shard_size=self._shard_size,
-                            batch_size=batch_size,
-                            progress=progress,
-                        )
+                    run = EmbeddingRun(
+                        store,
+                        folder,
+                        shard_size=self._shard_size,
+                        batch_size=batch_size,
+                        workers=workers,
+                        progress=progress,
+                        stop=stop,
+                    )
+                    done = run.encode(encoder, work, nothing_stored=contents.dim is None)
+                    if report is not None:
+                        report(done)
                 retry = False
                 continue
             places = statuses.filter(pl.col("status") == OK)

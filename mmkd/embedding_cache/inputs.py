@@ -9,9 +9,10 @@ catalogue needs no encoding, and items with the same content share a vector.
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
@@ -84,6 +85,25 @@ def image_inputs(items: ItemTable, files: "FileKeys") -> pl.DataFrame:
         keys.append(entry if isinstance(entry, str) else None)
         absent.append(None if isinstance(entry, str) else entry)
     return _frame(items, keys, absent)
+
+
+def name_inputs(items: ItemTable, *, reads: Literal["id", "row"]) -> pl.DataFrame:
+    """Keys of items that an encoder knows by name: vectors that were computed elsewhere.
+
+    Args:
+        items: The catalogue.
+        reads: Whether the name is the item's id or its row, 1..I.
+
+    Returns:
+        A frame as in the module's docstring.
+    """
+    keys: list[str | None] = [text_key(name) for name in item_names(items, reads=reads)[1:]]
+    return _frame(items, keys, [None] * len(keys))
+
+
+def item_names(items: ItemTable, *, reads: Literal["id", "row"]) -> Sequence[str]:
+    """What such an encoder is given for each row 0..I."""
+    return items.ids if reads == "id" else [str(row) for row in range(len(items) + 1)]
 
 
 class FileKeys:

@@ -3,9 +3,9 @@
 import polars as pl
 
 from mmkd.data import ItemTable
-from mmkd.embedding_cache.encoding import Work
 from mmkd.embedding_cache.errors import CacheError
 from mmkd.embedding_cache.manifest import FAILED, OK
+from mmkd.embedding_cache.pictures import Work
 from mmkd.embedding_cache.shards import StoreContents
 from mmkd.encoders import Encoder, EncoderCard
 

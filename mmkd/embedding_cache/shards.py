@@ -100,6 +100,18 @@ class ShardStore:
         records = pl.concat(frames).unique("key", keep="last", maintain_order=True)
         return StoreContents(records=records, shards=shards)
 
+    def numbers(self) -> list[int]:
+        """Numbers of the shards whose records are there."""
+        return [_number(path) for path in self._manifests()]
+
+    def keys_of(self, number: int) -> list[str] | None:
+        """Keys of the inputs whose outcome a shard holds; None if its records cannot be read."""
+        try:
+            records, _ = read_shard_manifest(self._vectors(number).with_suffix(".parquet"))
+        except DamagedManifestError:
+            return None
+        return records["key"].to_list()
+
     def contents_of(self, number: int) -> ShardInfo | None:
         """What one shard's vector file must be; None if its records are gone or damaged."""
         try:

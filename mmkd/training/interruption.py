@@ -1,10 +1,6 @@
-"""SIGINT and SIGTERM to a flag that the training loop reads between steps."""
+"""The order to stop a training run."""
 
-import signal
-import threading
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
 
 
 class TrainingInterrupted(Exception):  # noqa: N818 - an order obeyed, not an error
@@ -12,34 +8,3 @@ class TrainingInterrupted(Exception):  # noqa: N818 - an order obeyed, not an er
 
     def __init__(self, epoch: int, folder: Path) -> None:
         super().__init__(f"stopped in epoch {epoch + 1}; continue with --resume (run: {folder})")
-
-
-class Interruption:
-    """Context manager: ``requested`` turns true on SIGINT or SIGTERM; a second one kills."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "Interruption":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._restore()
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()

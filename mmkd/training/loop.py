@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmkd.data.batches import Batch, BatchStream, seeded_generator
+from mmkd.interruption import Interruption
 from mmkd.objectives.objective import LossBreakdown
 from mmkd.training.checkpoint import CheckpointFolder, write_tensors
-from mmkd.training.interruption import Interruption, TrainingInterrupted
+from mmkd.training.interruption import TrainingInterrupted
 from mmkd.training.optimizer import (
     MODALITY_GROUP,
     AsynchronousUpdate,

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from mmkd.data.batches import BatchStream
-from mmkd.training.interruption import Interruption
+from mmkd.interruption import Interruption
 from mmkd.training.loop import TargetsOf, TrainingLoop, TrainReport, Validate
 from mmkd.training.optimizer import AsynchronousUpdate
 from mmkd.training.step import TrainStep

@@ -1,0 +1,207 @@
+"""Pictures decoded ahead of the encoder: files to RGB images or prepared arrays, in order.
+
+In worker processes where there is enough to do, for Pillow and an encoder's preprocessing would
+otherwise take turns with the model; else in threads of this process.
+"""
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import (
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from numpy.typing import NDArray
+from PIL import Image
+
+from mmkd.embedding_cache.errors import CacheError
+from mmkd.embedding_cache.images import ImageProblem, decode_image
+from mmkd.embedding_cache.inputs import content_key, storable
+
+Prepare = Callable[[Image.Image], NDArray[Any]]
+Content = str | Image.Image | NDArray[Any]
+
+_THREADS = min(8, os.cpu_count() or 1)
+_WORTH_PROCESSES = 512  # below, starting them takes longer than they save
+_AHEAD_WHOLE = 16  # whole pictures waiting for the encoder; one may be 256 MiB
+
+
+@dataclass(frozen=True)
+class Work:
+    """One input to encode.
+
+    Attributes:
+        key: Its content key.
+        item_id: An item that has it.
+        source: The text, or the picture's file.
+    """
+
+    key: str
+    item_id: str
+    source: str | Path
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An input ready for the encoder.
+
+    Attributes:
+        key: Of the bytes that were read, should the file have changed since it was hashed.
+        item_id: An item that has it.
+        content: A text, an RGB image or what the encoder's ``prepare`` made; None if it failed.
+        reason: Why it failed.
+    """
+
+    key: str
+    item_id: str
+    content: Content | None
+    reason: str | None = None
+
+
+class PictureLoader:
+    """Reads, decodes and prepares pictures some way ahead of who takes them; a context manager.
+
+    Args:
+        prepare: The encoder's preprocessing, picklable; None gives whole RGB images.
+        workers: Processes; None takes half the cores (at most 8) where there is much to do, 0
+            stays in this process.
+        ahead: Prepared pictures held ready.
+        count: Pictures in all, to judge whether processes pay.
+    """
+
+    def __init__(
+        self, prepare: Prepare | None, *, workers: int | None, ahead: int, count: int
+    ) -> None:
+        if workers is None:
+            workers = min(8, max(1, (os.cpu_count() or 1) // 2)) if count >= _WORTH_PROCESSES else 0
+        self._prepare = prepare
+        self._workers = workers
+        self._ahead = max(ahead, 2 * workers) if prepare else max(_AHEAD_WHOLE, 2 * workers)
+        self._pool: Executor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def load(self, work: Sequence[Work]) -> Iterator[Loaded]:
+        """Pictures in order; a file that is gone since it was hashed is left out.
+
+        Args:
+            work: Pictures to read.
+
+        Raises:
+            CacheError: Worker processes cannot be started.
+        """
+        waiting: deque[tuple[Work, Future[Loaded | None]]] = deque()
+        left = deque(work)
+        while left or waiting:
+            while left and len(waiting) < self._ahead:
+                waiting.append((left[0], self._submit(left[0])))
+                left.popleft()
+            item, future = waiting.popleft()
+            try:
+                loaded = future.result()
+            except BrokenProcessPool:
+                # whoever was at work when the pool broke is under suspicion: each goes alone
+                suspects = [item, *(other for other, _ in waiting)]
+                waiting.clear()
+                self._close()
+                for suspect in suspects:
+                    alone = self._alone(suspect)
+                    if alone is not None:
+                        yield alone
+                continue
+            if loaded is not None:
+                yield loaded
+
+    def _submit(self, item: Work) -> "Future[Loaded | None]":
+        if self._pool is None:
+            self._pool = self._started()
+        try:
+            return self._pool.submit(_load, item, self._prepare if self._workers == 0 else None)
+        except BrokenProcessPool as error:
+            broken: Future[Loaded | None] = Future()
+            broken.set_exception(error)
+            return broken
+
+    def _alone(self, item: Work) -> Loaded | None:
+        try:
+            return self._submit(item).result()
+        except BrokenProcessPool:
+            self._close()
+            reason = "the process that decoded it died; the picture may need too much memory"
+            return Loaded(item.key, item.item_id, None, reason)
+
+    def _started(self) -> Executor:
+        if self._workers == 0:
+            return ThreadPoolExecutor(_THREADS)
+        # not fork: this process may hold a GPU, and threads that hold locks
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(
+            self._workers, mp_context=context, initializer=_set_up, initargs=(self._prepare,)
+        )
+        try:
+            pool.submit(os.getpid).result()
+        except (BrokenProcessPool, OSError) as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise CacheError(
+                f"processes that decode pictures cannot be started ({error}); use workers 0 to "
+                "decode in the main process (a script that is run needs its "
+                "`if __name__ == '__main__':`)"
+            ) from error
+        return pool
+
+    def _close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+_prepare_here: Prepare | None = None  # a worker process's, set once when it starts
+
+
+def _set_up(prepare: Prepare | None) -> None:
+    global _prepare_here
+    _prepare_here = prepare
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with suppress(ImportError):
+        import torch
+
+        torch.set_num_threads(1)  # the cores are the model's
+
+
+def _load(work: Work, prepare: Prepare | None) -> Loaded | None:
+    prepare = prepare or _prepare_here
+    try:
+        data = Path(work.source).read_bytes()
+    except OSError:
+        return None  # gone since it was hashed; its key says nothing about it any more
+    key = content_key(data)
+    try:
+        image = decode_image(data)
+    except ImageProblem as problem:
+        return Loaded(key, work.item_id, None, storable(str(problem)))
+    if prepare is None:
+        return Loaded(key, work.item_id, image)
+    try:
+        return Loaded(key, work.item_id, prepare(image))
+    except Exception as error:
+        reason = f"the encoder cannot prepare it: {type(error).__name__}: {error}"
+        return Loaded(key, work.item_id, None, storable(reason))

@@ -1,0 +1,154 @@
+"""An embedding run: what a catalogue lacks, encoded chunk by chunk by as many processes as join.
+
+From a catalogue's work and a store to committed shards.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmkd.embedding_cache.atomic import writer_lock
+from mmkd.embedding_cache.chunks import Chunk, Committed, claimed, cut
+from mmkd.embedding_cache.encoding import Stopwatch, encode_chunk
+from mmkd.embedding_cache.errors import EmbeddingInterrupted
+from mmkd.embedding_cache.guarded import GuardedEncoder
+from mmkd.embedding_cache.pictures import PictureLoader, Work
+from mmkd.embedding_cache.shards import ShardStore
+from mmkd.encoders.base import Encoder
+
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What one process did.
+
+    Attributes:
+        encoded: Inputs it encoded.
+        by_others: Inputs that other processes encoded meanwhile.
+        seconds: From the first input to the last commit.
+        waited: Share of the encoder's time, 0..1, in which it waited for inputs.
+    """
+
+    encoded: int
+    by_others: int
+    seconds: float
+    waited: float
+
+    @property
+    def per_second(self) -> float:
+        """Inputs a second of this process."""
+        return self.encoded / self.seconds if self.seconds else 0.0
+
+
+class EmbeddingRun:
+    """Encodes work into a store, beside any number of processes that do the same.
+
+    Args:
+        store: Where to.
+        folder: Its folder.
+        shard_size: Inputs a chunk.
+        batch_size: Inputs through the model at once.
+        workers: Processes that decode pictures; see `PictureLoader`.
+        progress: Called with (done, total) inputs, those of other processes included.
+        stop: Asked after each batch. If true, what is encoded is committed and the run ends.
+    """
+
+    def __init__(
+        self,
+        store: ShardStore,
+        folder: Path,
+        *,
+        shard_size: int,
+        batch_size: int,
+        workers: int | None,
+        progress: Callable[[int, int], None] | None,
+        stop: Callable[[], bool] | None,
+    ) -> None:
+        self._store = store
+        self._folder = folder
+        self._shard_size = shard_size
+        self._batch_size = batch_size
+        self._workers = workers
+        self._progress = progress or (lambda done, total: None)
+        self._stop = stop or (lambda: False)
+        self._watch = Stopwatch()
+        self._encoded = self._by_others = 0
+
+    def encode(self, encoder: Encoder, work: Sequence[Work], *, nothing_stored: bool) -> RunReport:
+        """Encodes the work; returns when all of it is committed, by this process or another.
+
+        Args:
+            encoder: The encoder, fitted if it has to be.
+            work: What to encode, each key once.
+            nothing_stored: Whether the store has no vector of this encoder yet.
+
+        Raises:
+            EmbeddingInterrupted: ``stop`` said so; what was encoded is committed.
+            CacheError: The encoder itself is at fault, or the folder cannot be written.
+        """
+        committed = Committed(self._store, size=self._shard_size)
+        chunks = cut(work, size=self._shard_size)
+        guarded = GuardedEncoder(encoder, batch_size=self._batch_size)
+        texts = not work or isinstance(work[0].source, str)
+        began = time.perf_counter()
+        self._total, self._nothing_stored = len(work), nothing_stored
+        with PictureLoader(
+            getattr(encoder, "prepare", None),
+            workers=self._workers,
+            ahead=2 * self._batch_size,
+            count=0 if texts else len(work),
+        ) as loader:
+            while chunks:
+                left = [
+                    chunk
+                    for chunk in chunks
+                    if not self._done(chunk, committed, guarded, None if texts else loader)
+                ]
+                if len(left) == len(chunks):
+                    time.sleep(_POLL_S)  # others have the rest; what a dead one left is taken over
+                chunks = left
+        seconds = time.perf_counter() - began
+        return RunReport(self._encoded, self._by_others, seconds, self._watch.waited)
+
+    def _done(
+        self,
+        chunk: Chunk,
+        committed: Committed,
+        encoder: GuardedEncoder,
+        loader: PictureLoader | None,
+    ) -> bool:
+        """Whether a chunk is committed now; False where another process is at it."""
+        self._obey()
+        if not committed.left(chunk):
+            self._by_others += len(chunk.work)
+            self._progress(self._encoded + self._by_others, self._total)
+            return True
+        with claimed(self._folder, chunk) as mine:
+            if not mine:
+                return False
+            left = committed.left(chunk)  # asked again: now nobody else can commit it
+            self._by_others += len(chunk.work) - len(left)
+            before = self._encoded + self._by_others
+            outcomes = encode_chunk(
+                encoder,
+                left,
+                loader,
+                batch_size=self._batch_size,
+                watch=self._watch,
+                advance=lambda done: self._progress(before + done, self._total),
+                stop=self._stop,
+            )
+            encoder.require_a_vector(nothing_stored=self._nothing_stored)
+            if outcomes:
+                with writer_lock(self._folder):
+                    self._store.commit(outcomes)
+            self._encoded += len(outcomes)
+            self._nothing_stored &= all(outcome.vector is None for outcome in outcomes)
+        self._obey()
+        return True
+
+    def _obey(self) -> None:
+        if self._stop():
+            raise EmbeddingInterrupted(self._encoded + self._by_others, self._total)
