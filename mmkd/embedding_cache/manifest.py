@@ -29,7 +29,7 @@ RECORDS = {
     "row": pl.Int32,
 }
 _SHARD_METADATA = b"mmkd.shard"
-_CATALOGUE_METADATA = "mmkd.shards"
+_CATALOGUE_METADATA = b"mmkd.shards"
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,10 @@ def write_catalogue_manifest(
         shards: The shards that the places are in, so that a place is known to be of these bytes.
     """
     used = {str(number): astuple(info) for number, info in sorted(shards.items())}
+    arrow = statuses.to_arrow(compat_level=pl.CompatLevel.oldest())
+    arrow = arrow.replace_schema_metadata({_CATALOGUE_METADATA: json.dumps(used)})
     with replacing(path) as temporary:
-        statuses.write_parquet(temporary, metadata={_CATALOGUE_METADATA: json.dumps(used)})
+        pq.write_table(arrow, temporary, compression="zstd", write_page_checksum=True)
 
 
 def read_catalogue_manifest(
@@ -101,15 +103,18 @@ def read_catalogue_manifest(
 ) -> pl.DataFrame | None:
     """Reads a catalogue's manifest; None if it is absent or damaged."""
     try:
-        return pl.read_parquet(path, columns=None if columns is None else list(columns))
-    except (OSError, pl.exceptions.PolarsError):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        arrow = file.read(columns=None if columns is None else list(columns))
+        frame = pl.DataFrame(pl.from_arrow(arrow))
+    except (OSError, ValueError, KeyError, pa.ArrowException):
         return None
+    return frame if columns is None or set(columns) == set(frame.columns) else None
 
 
 def read_catalogue_shards(path: Path) -> dict[int, ShardInfo]:
     """The shards that a catalogue's manifest has places in; none if it is damaged or older."""
     try:
-        used = json.loads(pl.read_parquet_metadata(path)[_CATALOGUE_METADATA])
+        used = json.loads(pq.read_schema(path).metadata[_CATALOGUE_METADATA])
         return {int(number): ShardInfo(*info) for number, info in used.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, pl.exceptions.PolarsError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException):
         return {}

@@ -189,7 +189,9 @@ def _shard_damage(store: Path, number: int, sound: Collection[int]) -> Iterator[
         ):
             yield Damage(path, "its checksum differs")
     elif not path.with_suffix(".parquet").exists():
-        yield Damage(path, "has no records: a killed run left it")
+        # of a store that is being written to, this may be the shard just on its way
+        if _free(store) and not path.with_suffix(".parquet").exists():
+            yield Damage(path, "has no records: a killed run left it")
     else:
         yield Damage(path, "its records are unreadable, or its size differs from theirs")
 

@@ -78,7 +78,7 @@ def test_repair_removes_the_damaged_and_embed_mends(cache: EmbeddingCache, what:
         path.unlink()
     else:
         data = bytearray(path.read_bytes())
-        data[60 if what == "parquet" else -5] ^= 0x10
+        data[-5 if what in ("npy", "index") else 60] ^= 0x10  # in the first page
         path.write_bytes(data)
     found = call(cache, "verify", "--repair", status=1)
     assert len(found["damaged"]) == 1 and found["repaired"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from embedding_cache.fakes import TEXTS, FakeText, LoggingText, card, catalogue, never, text_vector
 
@@ -244,18 +245,22 @@ def test_a_full_disk_is_a_clear_error_and_keeps_what_was_written(
     cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     cache.table(card(), catalogue(TEXTS[:32]), encoder_factory=FakeText)
+    write_table = pq.write_table
     full = OSError(errno.ENOSPC, "No space left on device")
 
-    def fail(*arguments: Any, **options: Any) -> None:
-        arguments[0].write(b"half") if at == "vectors" else Path(arguments[1]).write_bytes(b"half")
+    def fail(*arguments: Any, **options: Any) -> Any:
+        if at == "vectors":
+            arguments[0].write(b"half")
+        elif ("manifest" in str(arguments[1])) != (at == "manifest"):
+            return write_table(*arguments, **options)
+        else:
+            Path(arguments[1]).write_bytes(b"half")
         raise full
 
     if at == "vectors":
         monkeypatch.setattr(np, "save", fail)
-    elif at == "records":
-        monkeypatch.setattr("pyarrow.parquet.write_table", fail)
     else:
-        monkeypatch.setattr(pl.DataFrame, "write_parquet", fail)
+        monkeypatch.setattr(pq, "write_table", fail)
     if at == "manifest":  # of the catalogue: needed by nobody to read on
         table = cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
         np.testing.assert_array_equal(table.vectors[50], text_vector("text number 49"))
