@@ -354,7 +354,7 @@ def test_the_demo_works_in_a_folder_of_any_name(
 
 
 def mmkd(*arguments: str | Path, launch: tuple[str, ...] = ()) -> list[str]:
-    return [sys.executable, "-m", *launch, "mmkd.cli", *map(str, arguments)]
+    return [sys.executable, "-m", *launch, "mmkd", *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:

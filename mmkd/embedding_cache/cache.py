@@ -22,7 +22,7 @@ from mmkd.embedding_cache.errors import CacheError
 from mmkd.embedding_cache.index import NeighbourIndex
 from mmkd.embedding_cache.index_files import index_of
 from mmkd.embedding_cache.index_kind import EXACT_BELOW, check_factory
-from mmkd.embedding_cache.inputs import FileKeys, image_inputs, text_inputs
+from mmkd.embedding_cache.inputs import FileKeys, inputs_of
 from mmkd.embedding_cache.manifest import OK, read_catalogue_manifest
 from mmkd.embedding_cache.planning import close_unread, item_statuses, ready_encoder, work_left
 from mmkd.embedding_cache.run import EmbeddingRun, RunReport
@@ -144,33 +144,24 @@ class EmbeddingCache:
         files = FileKeys(self.folder / "files.parquet")
         retry = self._retry_failed
         for rounds_left in reversed(range(_ROUNDS)):
-            inputs = text_inputs(items) if card.modality == "text" else image_inputs(items, files)
+            inputs = inputs_of(card, items, files)
             folder = store_folder(self.folder, card, inputs, dtype=self._dtype)
             store = ShardStore(folder)
             contents = store.contents()
             statuses = item_statuses(inputs, contents, retry_failed=retry)
             if statuses["status"].null_count() and rounds_left:
-                with writer_lock(folder):
-                    store.clean()
-                contents = store.contents()
-                statuses = item_statuses(inputs, contents, retry_failed=retry)
-                work = work_left(card, items, statuses)
-                if work:
-                    encoder = ready_encoder(factory(), card, items, inputs, dim=contents.dim)
-                    with writer_lock(folder):
-                        describe_store(folder, card)
-                    run = EmbeddingRun(
-                        store,
-                        folder,
-                        shard_size=self._shard_size,
-                        batch_size=batch_size,
-                        workers=workers,
-                        progress=progress,
-                        stop=stop,
-                    )
-                    done = run.encode(encoder, work, nothing_stored=contents.dim is None)
-                    if report is not None:
-                        report(done)
+                run = EmbeddingRun(
+                    store,
+                    folder,
+                    shard_size=self._shard_size,
+                    batch_size=batch_size,
+                    workers=workers,
+                    progress=progress,
+                    stop=stop,
+                )
+                done = _encode_missing(run, factory, card, items, inputs, folder, retry=retry)
+                if report is not None and done is not None:
+                    report(done)
                 retry = False
                 continue
             places = statuses.filter(pl.col("status") == OK)
@@ -240,6 +231,34 @@ class EmbeddingCache:
     def _index(self, table: EmbeddingTable) -> NeighbourIndex:
         folder = table_folder(self.folder, table.key)
         return index_of(table, folder, kind=self._kind, exact_below=self._exact_below)
+
+
+def _encode_missing(
+    run: EmbeddingRun,
+    factory: Callable[[], Encoder],
+    card: EncoderCard,
+    items: ItemTable,
+    inputs: pl.DataFrame,
+    folder: Path,
+    *,
+    retry: bool,
+) -> RunReport | None:
+    """Encodes what the store lacks, after tidying it; None if others had encoded it by then."""
+    store = ShardStore(folder)
+    with writer_lock(folder):
+        store.clean()
+    contents = store.contents()
+    work = work_left(card, items, item_statuses(inputs, contents, retry_failed=retry))
+    if not work:
+        return None
+
+    def ready() -> Encoder:
+        encoder = ready_encoder(factory(), card, items, inputs, dim=contents.dim)
+        with writer_lock(folder):
+            describe_store(folder, card)
+        return encoder
+
+    return run.encode(ready, work, contents)
 
 
 def default_cache_folder() -> Path:

@@ -1,13 +1,12 @@
 """The work of a run in chunks that any number of processes can share.
 
-A chunk is claimed by a file lock named by what is in it, so processes need not know of each other,
+A chunk is claimed by a file lock named by its keys, so processes need not know of each other,
 and the operating system frees the claim of a killed one. The order of the work and its cuts depend
 on the work alone: every process sees the same chunks, and since only whole chunks are committed,
 the chunks left after any of them is done or lost stay as they were. So vectors are the same
 whatever the number of processes and whenever one was killed.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mmkd.embedding_cache.atomic import unwritable
+from mmkd.embedding_cache.inputs import content_key
 from mmkd.embedding_cache.pictures import Work
 from mmkd.embedding_cache.shards import ShardStore
 
@@ -37,50 +37,40 @@ def cut(work: Sequence[Work], *, size: int) -> list[Chunk]:
     """Orders the work and cuts it.
 
     Texts go by falling length: batches then hold texts of like lengths, and one that needs too
-    much memory says so at the start. Pictures keep the catalogue's order.
+    much memory says so at the start. Equal lengths, and pictures, go by key.
 
     Args:
-        work: Each key once.
+        work: Each key once, in any order.
         size: Inputs a chunk; the last may hold fewer.
     """
-    ordered = list(work)
-    if ordered and isinstance(ordered[0].source, str):
-        ordered.sort(key=lambda item: (-len(str(item.source)), item.key))
+    ordered = sorted(work, key=lambda item: (-_length(item), item.key))
     parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-    return [Chunk(chunk_name(item.key for item in part), part) for part in parts]
-
-
-def chunk_name(keys: Iterable[str]) -> str:
-    """Identity of a set of keys, 16 hexadecimal digits."""
-    return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
+    return [Chunk(_name(part), part) for part in parts]
 
 
 class Committed:
-    """What was committed since it was made, by whichever process.
+    """What other processes have committed since the work was made out.
 
     Args:
         store: The store.
-        size: Inputs of a whole chunk.
+        known: The shards that the work was made out from.
     """
 
-    def __init__(self, store: ShardStore, *, size: int) -> None:
+    def __init__(self, store: ShardStore, known: Iterable[int]) -> None:
         self._store = store
-        self._size = size
-        self._seen = set(store.numbers())
-        self._names: set[str] = set()
-        self._parts: set[str] = set()  # keys of what is less than a chunk: of a process stopped
+        self._seen = set(known)
+        self._keys: set[str] = set()
 
     def left(self, chunk: Chunk) -> Sequence[Work]:
         """What of a chunk is not committed yet; reads the records of shards that are new."""
         for number in set(self._store.numbers()) - self._seen:
-            keys = self._store.keys_of(number)
-            if keys is not None:  # else it is gone again: damaged, or of a killed writer
-                self._names.add(chunk_name(keys))
-                self._parts.update(keys if len(keys) < self._size else ())
+            self._keys.update(self._store.keys_of(number))
             self._seen.add(number)
-        if chunk.name in self._names:
-            return []
-        return [item for item in chunk.work if item.key not in self._parts]
+        return [item for item in chunk.work if item.key not in self._keys]
+
+    def own(self, number: int) -> None:
+        """Leaves out a shard of this process, whose chunk will not be asked for again."""
+        self._seen.add(number)
 
 
 @contextmanager
@@ -114,3 +104,11 @@ def claimed(folder: Path, chunk: Chunk) -> Iterator[bool]:
         path.unlink(missing_ok=True)
     finally:
         lock.release()
+
+
+def _name(work: Sequence[Work]) -> str:
+    return content_key("\n".join(item.key for item in work).encode())
+
+
+def _length(item: Work) -> int:
+    return len(item.source) if isinstance(item.source, str) else 0

@@ -20,6 +20,7 @@ from mmkd.data import ItemTable
 from mmkd.embedding_cache.atomic import remove_temporaries, replacing
 from mmkd.embedding_cache.errors import CacheError
 from mmkd.embedding_cache.manifest import FAILED, MISSING
+from mmkd.encoders.card import EncoderCard
 
 INPUTS = {
     "row": pl.Int64,
@@ -48,6 +49,22 @@ def text_key(text: str) -> str:
 def storable(text: str) -> str:
     """A text as Parquet can hold it: half a surrogate pair, as in odd file names, is escaped."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def inputs_of(card: EncoderCard, items: ItemTable, files: "FileKeys") -> pl.DataFrame:
+    """Keys of what an encoder reads of each item.
+
+    Args:
+        card: The encoder's card.
+        items: The catalogue.
+        files: Remembers the keys of unchanged files.
+
+    Returns:
+        A frame as in the module's docstring.
+    """
+    if card.reads != "content":
+        return name_inputs(items, reads=card.reads)
+    return text_inputs(items) if card.modality == "text" else image_inputs(items, files)
 
 
 def text_inputs(items: ItemTable) -> pl.DataFrame:

@@ -1,9 +1,13 @@
 """What a catalogue needs from a store: each item's status, and the inputs left to encode."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import polars as pl
 
 from mmkd.data import ItemTable
 from mmkd.embedding_cache.errors import CacheError
+from mmkd.embedding_cache.inputs import item_names
 from mmkd.embedding_cache.manifest import FAILED, OK
 from mmkd.embedding_cache.pictures import Work
 from mmkd.embedding_cache.shards import StoreContents
@@ -44,7 +48,13 @@ def work_left(card: EncoderCard, items: ItemTable, statuses: pl.DataFrame) -> li
     left = statuses.filter(pl.col("status").is_null()).unique(
         "key", keep="first", maintain_order=True
     )
-    sources = items.text if card.modality == "text" else items.image_path
+    sources: Sequence[str | Path | None] = (
+        item_names(items, reads=card.reads)
+        if card.reads != "content"
+        else items.text
+        if card.modality == "text"
+        else items.image_path
+    )
     work = []
     for key, item_id, row in left.select("key", "item_id", "row").iter_rows():
         source = sources[row]

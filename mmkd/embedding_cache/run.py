@@ -3,8 +3,10 @@
 From a catalogue's work and a store to committed shards.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from mmkd.embedding_cache.encoding import Stopwatch, encode_chunk
 from mmkd.embedding_cache.errors import EmbeddingInterrupted
 from mmkd.embedding_cache.guarded import GuardedEncoder
 from mmkd.embedding_cache.pictures import PictureLoader, Work
-from mmkd.embedding_cache.shards import ShardStore
+from mmkd.embedding_cache.shards import ShardStore, StoreContents
 from mmkd.encoders.base import Encoder
 
 _POLL_S = 0.2
@@ -76,78 +78,99 @@ class EmbeddingRun:
         self._watch = Stopwatch()
         self._encoded = self._by_others = 0
 
-    def encode(self, encoder: Encoder, work: Sequence[Work], *, nothing_stored: bool) -> RunReport:
+    def encode(
+        self, ready: Callable[[], Encoder], work: Sequence[Work], contents: StoreContents
+    ) -> RunReport:
         """Encodes the work; returns when all of it is committed, by this process or another.
 
         Args:
-            encoder: The encoder, fitted if it has to be.
+            ready: Makes the encoder, fitted if it has to be; called once, when this process has
+                claimed something to encode.
             work: What to encode, each key once.
-            nothing_stored: Whether the store has no vector of this encoder yet.
+            contents: Of the store, as the work was made out from it.
 
         Raises:
             EmbeddingInterrupted: ``stop`` said so; what was encoded is committed.
             CacheError: The encoder itself is at fault, or the folder cannot be written.
         """
-        committed = Committed(self._store, size=self._shard_size)
+        committed = Committed(self._store, contents.shards)
         chunks = cut(work, size=self._shard_size)
-        guarded = GuardedEncoder(encoder, batch_size=self._batch_size)
-        texts = not work or isinstance(work[0].source, str)
         began = time.perf_counter()
-        self._total, self._nothing_stored = len(work), nothing_stored
-        with PictureLoader(
-            getattr(encoder, "prepare", None),
-            workers=self._workers,
-            ahead=2 * self._batch_size,
-            count=0 if texts else len(work),
-        ) as loader:
+        self._total, self._nothing_stored = len(work), contents.dim is None
+        with ExitStack() as stack:
+            tools = functools.cache(lambda: self._tools(ready(), work, stack))
             while chunks:
-                left = [
-                    chunk
-                    for chunk in chunks
-                    if not self._done(chunk, committed, guarded, None if texts else loader)
-                ]
+                left = [chunk for chunk in chunks if not self._done(chunk, committed, tools)]
                 if len(left) == len(chunks):
                     time.sleep(_POLL_S)  # others have the rest; what a dead one left is taken over
                 chunks = left
         seconds = time.perf_counter() - began
         return RunReport(self._encoded, self._by_others, seconds, self._watch.waited)
 
+    def _tools(
+        self, encoder: Encoder, work: Sequence[Work], stack: ExitStack
+    ) -> tuple[GuardedEncoder, PictureLoader | None]:
+        """The encoder, and for pictures what loads them."""
+        guarded = GuardedEncoder(encoder, batch_size=self._batch_size)
+        if isinstance(work[0].source, str):
+            return guarded, None
+        loader = PictureLoader(
+            getattr(encoder, "prepare", None),
+            workers=self._workers,
+            ahead=2 * self._batch_size,
+            count=len(work),
+        )
+        return guarded, stack.enter_context(loader)
+
     def _done(
         self,
         chunk: Chunk,
         committed: Committed,
-        encoder: GuardedEncoder,
-        loader: PictureLoader | None,
+        tools: Callable[[], tuple[GuardedEncoder, PictureLoader | None]],
     ) -> bool:
         """Whether a chunk is committed now; False where another process is at it."""
         self._obey()
         if not committed.left(chunk):
-            self._by_others += len(chunk.work)
-            self._progress(self._encoded + self._by_others, self._total)
+            self._of_others(len(chunk.work))
             return True
         with claimed(self._folder, chunk) as mine:
             if not mine:
                 return False
             left = committed.left(chunk)  # asked again: now nobody else can commit it
-            self._by_others += len(chunk.work) - len(left)
-            before = self._encoded + self._by_others
-            outcomes = encode_chunk(
-                encoder,
-                left,
-                loader,
-                batch_size=self._batch_size,
-                watch=self._watch,
-                advance=lambda done: self._progress(before + done, self._total),
-                stop=self._stop,
-            )
-            encoder.require_a_vector(nothing_stored=self._nothing_stored)
-            if outcomes:
-                with writer_lock(self._folder):
-                    self._store.commit(outcomes)
-            self._encoded += len(outcomes)
-            self._nothing_stored &= all(outcome.vector is None for outcome in outcomes)
+            self._of_others(len(chunk.work) - len(left))
+            if left:
+                self._encode(left, committed, *tools())
         self._obey()
         return True
+
+    def _encode(
+        self,
+        work: Sequence[Work],
+        committed: Committed,
+        encoder: GuardedEncoder,
+        loader: PictureLoader | None,
+    ) -> None:
+        before = self._encoded + self._by_others
+        outcomes = encode_chunk(
+            encoder,
+            work,
+            loader,
+            batch_size=self._batch_size,
+            watch=self._watch,
+            advance=lambda done: self._progress(before + done, self._total),
+            stop=self._stop,
+        )
+        encoder.require_a_vector(nothing_stored=self._nothing_stored)
+        if outcomes:
+            with writer_lock(self._folder):
+                committed.own(self._store.commit(outcomes))
+        self._encoded += len(outcomes)
+        self._nothing_stored &= all(outcome.vector is None for outcome in outcomes)
+
+    def _of_others(self, count: int) -> None:
+        if count:
+            self._by_others += count
+            self._progress(self._encoded + self._by_others, self._total)
 
     def _obey(self) -> None:
         if self._stop():

@@ -104,12 +104,12 @@ class ShardStore:
         """Numbers of the shards whose records are there."""
         return [_number(path) for path in self._manifests()]
 
-    def keys_of(self, number: int) -> list[str] | None:
-        """Keys of the inputs whose outcome a shard holds; None if its records cannot be read."""
+    def keys_of(self, number: int) -> list[str]:
+        """Keys of the inputs whose outcome a shard holds; none if its records cannot be read."""
         try:
             records, _ = read_shard_manifest(self._vectors(number).with_suffix(".parquet"))
         except DamagedManifestError:
-            return None
+            return []
         return records["key"].to_list()
 
     def contents_of(self, number: int) -> ShardInfo | None:
@@ -136,10 +136,13 @@ class ShardStore:
         files, damaged = sound_files(self._store, wanted, read_all=read_all)
         return files, damaged + sorted(set(numbers) - set(wanted))
 
-    def commit(self, outcomes: Sequence[Outcome]) -> None:
+    def commit(self, outcomes: Sequence[Outcome]) -> int:
         """Writes one more shard; afterwards its outcomes survive the process.
 
         In a float16 store, an outcome whose vector does not fit is recorded as failed.
+
+        Returns:
+            The shard's number.
 
         Raises:
             CacheError: The folder cannot be written.
@@ -159,6 +162,7 @@ class ShardStore:
             rows.append((outcome.key, outcome.item_id, OK, None, number, row))
         records = pl.DataFrame(rows, schema=RECORDS, orient="row")
         write_shard_manifest(self._vectors(number).with_suffix(".parquet"), records, shard)
+        return number
 
     def clean(self) -> None:
         """Removes what a killed writer or a damaged disk left: unreadable or half shards.

@@ -249,7 +249,7 @@ def test_ls_recipes_goes_on_past_an_unreadable_one(tmp_path: Path) -> None:
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     root = str(Path(mmkd.__file__).parents[1])
     return subprocess.run(
-        [sys.executable, "-m", "mmkd.cli", *arguments],
+        [sys.executable, "-m", "mmkd", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},

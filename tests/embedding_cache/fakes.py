@@ -75,6 +75,15 @@ class LoggingText(FakeText):
         return super().encode(inputs)
 
 
+class BatchBoundText(LoggingText):
+    """Adds the sum over all inputs given at once: a vector tells what it was encoded with."""
+
+    def encode(self, inputs: Sequence[Any], *, batch_size: int = 64) -> NDArray[np.float32]:
+        vectors = super().encode(inputs)
+        together: NDArray[np.float32] = vectors + vectors.sum(axis=0)
+        return together
+
+
 class FakeFitted(FakeText):
     """Adds the number of characters of the corpus it was fitted on."""
 

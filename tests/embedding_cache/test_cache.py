@@ -170,10 +170,13 @@ def test_files_are_plain_npy_parquet_and_yaml(cache: EmbeddingCache) -> None:
     folder = cache.entries()[0].folder
     shards = sorted(folder.glob("shards/*.npy"))
     vectors = np.concatenate([np.load(path, mmap_mode="r") for path in shards])
-    np.testing.assert_array_equal(vectors, table.vectors[1:21])
+    records = pl.concat([pl.read_parquet(path) for path in folder.glob("shards/*.parquet")])
     (manifest,) = folder.glob("tables/*/manifest.parquet")
     frame = pl.read_parquet(manifest)
     assert {"item_id", "key", "status", "reason", "shard", "shard_row"} <= set(frame.columns)
+    assert set(records["key"]) == set(frame["key"].drop_nulls())
+    at = [(shard - 1) * 16 + row for shard, row in frame[:20].select("shard", "shard_row").rows()]
+    np.testing.assert_array_equal(vectors[at], table.vectors[1:21])
     assert frame["status"].to_list() == ["ok"] * 20 + ["missing"]
     assert "kind: embedding_cache.fakes:FakeText" in (folder / "card.yaml").read_text()
     assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
