@@ -5,7 +5,7 @@ of the inputs. An encoder is frozen: the same input gives the same vector, whate
 batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -64,6 +64,25 @@ class FittedEncoder(Encoder, Protocol):
 
     def fit(self, inputs: Sequence[str] | Sequence[Image.Image]) -> Self:
         """Fits the encoder on all inputs of the catalogue; deterministic; returns itself."""
+        ...
+
+
+@runtime_checkable
+class PreparingEncoder(Encoder, Protocol):
+    """An image encoder whose work on one picture can be done ahead, in other processes.
+
+    ``encode(images)`` is the two halves together.
+
+    Attributes:
+        prepare: Picklable; from a PIL RGB image to the array that the model reads.
+    """
+
+    prepare: Callable[[Image.Image], NDArray[Any]]
+
+    def encode_prepared(
+        self, prepared: Sequence[NDArray[Any]], *, batch_size: int = 64
+    ) -> NDArray[np.float32]:
+        """Encodes n arrays that ``prepare`` gave into ``[n, dim]`` float32, in order."""
         ...
 
 

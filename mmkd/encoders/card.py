@@ -7,7 +7,7 @@ vectors are made (batch size, device) is no part of a card.
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -111,6 +111,19 @@ class EncoderCard(BaseModel):
         """Whether the card asks for a model of random weights, as some kinds have for tests."""
         asks = getattr(encoder_class(self.kind), "untrained", None)
         return asks is not None and bool(asks(model=self.model, pretrained=self.pretrained))
+
+    @property
+    def reads(self) -> Literal["content", "id", "row"]:
+        """What the encoder's ``encode`` is given for an item.
+
+        Its text or picture; or, where the kind's class has ``reads(settings)`` and says so, its id,
+        or its row number in the catalogue ("1" to "I").
+        """
+        asks = getattr(encoder_class(self.kind), "reads", None)
+        found = "content" if asks is None else asks(self.changed_settings() | self.options)
+        if found not in ("content", "id", "row"):
+            raise EncoderError(f"kind {self.kind} reads {found!r}, wanted content, id or row")
+        return cast(Literal["content", "id", "row"], found)
 
     def settings(self) -> dict[str, Any]:
         """Every field that a kind's constructor may take, by name."""

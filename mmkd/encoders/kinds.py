@@ -2,7 +2,7 @@
 
 A kind is a name in `ENCODERS` or ``package.module:Class`` of an installed package. The class's
 constructor takes keyword-only arguments named like the card's fields; it is given those it names
-(and ``device`` and ``allow_random_weights`` if it names them), plus the card's ``options``.
+(of ``device``, ``batch_tokens`` and ``allow_random_weights`` too), plus the card's ``options``.
 """
 
 import difflib
@@ -23,11 +23,15 @@ ENCODERS: dict[str, str] = {
 }
 
 # what the caller decides at run time, never the card
-RUNTIME_ARGUMENTS = ("device", "allow_random_weights")
+RUNTIME_ARGUMENTS = ("device", "batch_tokens", "allow_random_weights")
 
 
 def build_encoder(
-    card: "EncoderCard", *, device: str = "cpu", allow_random_weights: bool = False
+    card: "EncoderCard",
+    *,
+    device: str = "cpu",
+    batch_tokens: int | None = None,
+    allow_random_weights: bool = False,
 ) -> Encoder:
     """Builds the encoder that a card describes.
 
@@ -35,6 +39,8 @@ def build_encoder(
         card: The card.
         device: Where the model runs, such as ``"cpu"`` or ``"cuda"``; the vectors come back on
             the CPU.
+        batch_tokens: Most tokens, padding counted, that a text model is given at once; a kind that
+            does not take it goes by the batch size alone. Vectors change by rounding only.
         allow_random_weights: Whether a card that asks for an untrained model gets one. For tests
             and dry runs only.
 
@@ -45,6 +51,8 @@ def build_encoder(
         EncoderError: The kind is unknown, the card sets a field that the kind does not use, the
             model cannot be loaded, or its width is not the card's ``dim``.
     """
+    if batch_tokens is not None and batch_tokens < 1:
+        raise EncoderError(f"batch_tokens {batch_tokens} is not positive; use 1 or more, or None")
     cls = encoder_class(card.kind)
     check_settings(card, cls)
     accepted = constructor_arguments(cls)
@@ -53,6 +61,7 @@ def build_encoder(
     runtime = {
         "modality": card.modality,
         "device": device,
+        "batch_tokens": batch_tokens,
         "allow_random_weights": allow_random_weights,
     }
     arguments |= {name: value for name, value in runtime.items() if name in accepted}

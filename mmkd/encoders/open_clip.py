@@ -7,7 +7,7 @@ From: images or texts, by the card's modality. To: ``[n, dim]`` float32. Sources
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -111,7 +111,8 @@ class OpenClipEncoder:
         self.modality = modality
         self.dim = int(open_clip.get_model_config(name)["embed_dim"])
         self._model = loaded.to(device).eval()
-        self._transform = transform
+        if modality == "image":
+            self.prepare = _Prepare(transform)
         self._tokenizer: Any = tokenizer
         self._input_dtype = open_clip.get_input_dtype(_PRECISIONS[dtype])
         self._device = device
@@ -122,22 +123,38 @@ class OpenClipEncoder:
         self, inputs: Sequence[str] | Sequence[Image.Image], *, batch_size: int = 64
     ) -> NDArray[np.float32]:
         """Encodes n images or texts into ``[n, dim]`` float32; see `Encoder`."""
+        if self.modality == "image":
+            images = checked_images(inputs, batch_size=batch_size)
+            return self._encode(
+                images,
+                lambda part: self._pixels([self.prepare(image) for image in part]),
+                batch_size=batch_size,
+            )
+        texts = checked_texts(inputs, batch_size=batch_size)
+        return self._encode(texts, self._texts, batch_size=batch_size)
+
+    def encode_prepared(
+        self, prepared: Sequence[NDArray[np.float32]], *, batch_size: int = 64
+    ) -> NDArray[np.float32]:
+        """Encodes n arrays of ``prepare`` into ``[n, dim]``; see `PreparingEncoder`."""
+        return self._encode(prepared, self._pixels, batch_size=batch_size)
+
+    def _encode(
+        self, items: Sequence[Any], forward: Callable[[Sequence[Any]], Any], *, batch_size: int
+    ) -> NDArray[np.float32]:
         import torch
 
-        check = checked_images if self.modality == "image" else checked_texts
-        items: Sequence[Any] = check(inputs, batch_size=batch_size)
         vectors = np.zeros((len(items), self.dim), np.float32)
         with torch.inference_mode():
             for start in range(0, len(items), batch_size):
-                part = items[start : start + batch_size]
-                found = self._images(part) if self.modality == "image" else self._texts(part)
+                found = forward(items[start : start + batch_size])
                 vectors[start : start + batch_size] = found.float().cpu().numpy()
         return unit_rows(vectors) if self._normalize else vectors
 
-    def _images(self, images: Sequence[Image.Image]) -> Any:
+    def _pixels(self, prepared: Sequence[NDArray[np.float32]]) -> Any:
         import torch
 
-        pixels = torch.stack([self._transform(image) for image in images])  # [n, 3, size, size]
+        pixels = torch.from_numpy(np.stack(prepared))  # [n, 3, size, size]
         return self._model.encode_image(pixels.to(self._device, self._input_dtype))
 
     def _texts(self, texts: Sequence[str]) -> Any:
@@ -145,6 +162,17 @@ class OpenClipEncoder:
         cut = [" ".join(f"{self._prompt}{text}".split())[:longest] for text in texts]
         tokens = self._tokenizer(cut)  # [n, context]
         return self._model.encode_text(tokens.to(self._device))
+
+
+class _Prepare:
+    """open_clip's transform of one image; picklable, for worker processes."""
+
+    def __init__(self, transform: Any) -> None:
+        self._transform = transform
+
+    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
+        pixels: NDArray[np.float32] = self._transform(image).numpy()  # [3, size, size]
+        return pixels
 
 
 def _create(name: str, checkpoint: str | None, arguments: dict[str, Any]) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from mmkd.encoders import EncoderCard, EncoderError, hashed_text
+from mmkd.encoders import EncoderCard, EncoderError, build_encoder, hashed_text
 from mmkd.encoders.card import LABELS
 
 CLIP: Mapping[str, Any] = {
@@ -184,3 +184,30 @@ def test_close_option_is_suggested() -> None:
 def test_a_kind_that_cannot_be_imported_says_so(kind: str) -> None:
     with pytest.raises(EncoderError, match="cannot be imported"):
         fingerprint({**ANY, "kind": kind})
+
+
+def test_batch_tokens_is_a_run_time_argument_and_no_option() -> None:
+    content = {**TEXT, "options": {"batch_tokens": 9}}
+    with pytest.raises(ValidationError, match=r"options\.batch_tokens is unknown"):
+        EncoderCard.model_validate(content)
+    hashed = EncoderCard(name="h", modality="text", kind="hashed_text")
+    with pytest.raises(EncoderError, match="batch_tokens 0 is not positive"):
+        build_encoder(hashed, batch_tokens=0)
+
+
+def test_a_card_reads_content_unless_its_kind_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert EncoderCard.model_validate(TEXT).reads == "content"
+    code = (
+        "class Rows:\n    version = 1\n"
+        "    def __init__(self, *, by=None): pass\n"
+        "    @staticmethod\n    def reads(settings): return settings.get('by', 'row')\n"
+    )
+    (tmp_path / "rows_of_a_test.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    content = {"name": "r", "modality": "text", "kind": "rows_of_a_test:Rows"}
+    assert EncoderCard.model_validate(content).reads == "row"
+    assert EncoderCard.model_validate({**content, "options": {"by": "id"}}).reads == "id"
+    with pytest.raises(EncoderError, match="wanted content, id or row"):
+        _ = EncoderCard.model_validate({**content, "options": {"by": "x"}}).reads

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mmkd.encoders import Encoder, EncoderCard, EncoderError, build_encoder
+from mmkd.encoders import Encoder, EncoderCard, EncoderError, PreparingEncoder, build_encoder
 
 MakeCard = Callable[..., EncoderCard]
 
@@ -176,3 +176,16 @@ def test_broken_config_is_named(clip_card: MakeCard, tmp_path: Path) -> None:
 def test_image_tower_takes_no_prompt(clip_card: MakeCard) -> None:
     with pytest.raises(EncoderError, match="takes no prompt"):
         build_encoder(clip_card("image", prompt="a photo"))
+
+
+def test_pictures_prepared_by_a_pickled_copy_give_the_same_bits(
+    encoders: dict[str, Encoder],
+) -> None:
+    encoder = encoders["open_clip image"]
+    assert isinstance(encoder, PreparingEncoder)
+    assert not isinstance(encoders["open_clip text"], PreparingEncoder)
+    prepare = pickle.loads(pickle.dumps(encoder.prepare))
+    prepared = [prepare(picture) for picture in pictures()]
+    assert all(isinstance(one, np.ndarray) for one in prepared)
+    found = encoder.encode_prepared(prepared, batch_size=2)
+    np.testing.assert_array_equal(found, encoder.encode(pictures(), batch_size=2))
