@@ -71,7 +71,10 @@ def tokenise(
         )["input_ids"]
         found += [np.asarray(one, np.int32) for one in ids]
     if append is not None:
-        found = [one if one[-1:] == append else np.append(one, np.int32(append)) for one in found]
+        end = np.asarray([append], np.int32)
+        found = [
+            one if len(one) and one[-1] == append else np.concatenate([one, end]) for one in found
+        ]
     nothing = np.asarray([_token_for_nothing(tokenizer)], np.int32)
     return [one if len(one) else nothing for one in found]
 
