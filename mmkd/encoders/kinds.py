@@ -2,7 +2,7 @@
 
 A kind is a name in `ENCODERS` or ``package.module:Class`` of an installed package. The class's
 constructor takes keyword-only arguments named like the card's fields; it is given those it names
-(of ``device``, ``batch_tokens`` and ``allow_random_weights`` too), plus the card's ``options``.
+(and those of `RUNTIME_ARGUMENTS` it names), plus the card's ``options``.
 """
 
 import difflib
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ENCODERS: dict[str, str] = {
     "color_image": "mmkd.encoders.color_image:ColorImageEncoder",
     "hashed_text": "mmkd.encoders.hashed_text:HashedTextEncoder",
+    "language_model": "mmkd.encoders.language_model:LanguageModelEncoder",
     "open_clip": "mmkd.encoders.open_clip:OpenClipEncoder",
     "sentence_transformer": "mmkd.encoders.sentence_transformer:SentenceTransformerEncoder",
 }
@@ -39,8 +40,8 @@ def build_encoder(
         card: The card.
         device: Where the model runs, such as ``"cpu"`` or ``"cuda"``; the vectors come back on
             the CPU.
-        batch_tokens: Most tokens, padding counted, that a text model is given at once; a kind that
-            does not take it goes by the batch size alone. Vectors change by rounding only.
+        batch_tokens: Most tokens that a text model takes at once, padding included; `encode`'s
+            ``batch_size`` caps the count of texts beside it. None caps only the count.
         allow_random_weights: Whether a card that asks for an untrained model gets one. For tests
             and dry runs only.
 

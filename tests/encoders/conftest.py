@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from encoders.language_models import FAMILIES, save
 from safetensors.torch import save_file
 
 from mmkd.encoders import Encoder, EncoderCard, FittedEncoder, build_encoder, load_card
@@ -27,6 +28,7 @@ TINY_CLIP = {
 KINDS = (
     "color_image",
     "hashed_text",
+    *(f"language_model {family}" for family in FAMILIES),
     "open_clip image",
     "open_clip text",
     "sentence_transformer",
@@ -81,19 +83,50 @@ def clip_card(tiny_clip: tuple[Path, Path]) -> Callable[..., EncoderCard]:
 
 
 @pytest.fixture(scope="session")
+def language_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of small random language models, by family."""
+    folder = tmp_path_factory.mktemp("language-models")
+    return {family: save(family, folder / family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def language_model_card(language_models: dict[str, Path]) -> Callable[..., EncoderCard]:
+    """Makes a card of one of the small language models."""
+
+    def make(family: str, **fields: object) -> EncoderCard:
+        content = {
+            "name": family,
+            "modality": "text",
+            "kind": "language_model",
+            "model": str(language_models[family]),
+            "pooling": "mean",
+            **fields,
+        }
+        return EncoderCard.model_validate(content)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def catalogue() -> list[str]:
     """Eight different texts, one of them empty."""
     return CATALOGUE
 
 
 @pytest.fixture(scope="session")
-def encoders(clip_card: Callable[..., EncoderCard]) -> dict[str, Encoder]:
+def encoders(
+    clip_card: Callable[..., EncoderCard], language_model_card: Callable[..., EncoderCard]
+) -> dict[str, Encoder]:
     """Every kind, ready to encode."""
     hashed = build_encoder(load_card("hashed-text"))
     assert isinstance(hashed, FittedEncoder)
     return {
         "color_image": build_encoder(load_card("color-image")),
         "hashed_text": hashed.fit(CATALOGUE),
+        **{
+            f"language_model {family}": build_encoder(language_model_card(family))
+            for family in FAMILIES
+        },
         "open_clip image": build_encoder(clip_card("image")),
         "open_clip text": build_encoder(clip_card("text")),
         "sentence_transformer": build_encoder(load_card("minilm-packaged")),
