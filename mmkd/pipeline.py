@@ -35,7 +35,7 @@ from mmkd.serving.build_student import build_student
 from mmkd.serving.data_digest import data_digests
 from mmkd.serving.run_folder import RunError, RunFolder
 from mmkd.serving.scorer import scorer
-from mmkd.student import Recommender
+from mmkd.student import Ensemble
 from mmkd.training.checkpoint import write_json
 from mmkd.training.memory import peak_memory_bytes
 from mmkd.training.step import TrainStep
@@ -114,9 +114,11 @@ def build_step(
         "embedding": planned.embedding,
         "backbone": planned.backbone,
         "score_with": planned.recipe.student.score_with,
+        "ensemble": planned.ensemble,
         "modalities": {name: teacher.shape[1] for name, teacher in teachers.items()},
     }
-    student = build_student(spec, teachers, distiller.present if distiller else {})
+    present = distiller.present if distiller else {}
+    student = build_student(spec, teachers, present, seed=planned.recipe.seed)
     losses = (
         {name: CorrelationLoss(**planned.correlation) for name in teachers}
         if planned.correlation is not None
@@ -202,7 +204,6 @@ def _train(
         run.check_tables(keys)
         run.mark(recipe=recipe.name, data=digests_of(data), tables=keys)
     distiller = distil(planned, tables)
-    torch.manual_seed(recipe.seed)
     step, spec = build_step(planned, data.split, distiller)
     if accelerator.is_main_process:
         data.items.save(folder / "items.parquet")
@@ -279,7 +280,7 @@ def _targets_of(
 
 
 def _retention_of(
-    planned: Plan, student: Recommender, distiller: CorrelationDistiller | None
+    planned: Plan, student: Ensemble, distiller: CorrelationDistiller | None
 ) -> Callable[[], dict[str, float]]:
     """How much of each modality the student's table still holds, by ``retention.NAME.FIGURE``."""
     probes = {}
@@ -292,12 +293,11 @@ def _retention_of(
         }
 
     def measure() -> dict[str, float]:
-        tables = student.embedding.modality_tables()
         return {
             f"retention.{name}.{figure}": value
             for name, probe in probes.items()
             # the mask token's row has no teacher
-            for figure, value in probe.measure(tables[name][:-1]).items()
+            for figure, value in probe.measure(student.vectors(name)[:-1]).items()
         }
 
     return measure
@@ -306,7 +306,7 @@ def _retention_of(
 def rank_cases(
     planned: Plan,
     split: SequenceSplit,
-    student: Recommender,
+    student: Ensemble,
     accelerator: Accelerator,
     cases: Cases,
     list_length: int = LIST_LENGTH,

@@ -24,7 +24,13 @@ from mmkd.objectives.recommendation import RecommendationLoss, SoftmaxLoss
 from mmkd.objectives.supervision import SUPERVISION, Supervision
 from mmkd.options import RecipeError, check_options, unknown
 from mmkd.recipe import Recipe, Spec, read_draft
-from mmkd.student import FusedItemEmbedding, backbone_class, build_backbone
+from mmkd.student import (
+    FusedItemEmbedding,
+    Recommender,
+    backbone_class,
+    build_backbone,
+    build_ensemble,
+)
 from mmkd.student.arguments import check_modality_name
 from mmkd.training.optimizer import ASYNCHRONOUS, AsynchronousUpdate
 from mmkd.training.trainer import Trainer
@@ -49,6 +55,7 @@ class Plan:
         distiller: For ``CorrelationDistiller``; None without encoders.
         embedding: For ``FusedItemEmbedding``.
         backbone: For ``build_backbone``.
+        ensemble: For ``build_ensemble``.
         correlation: For ``CorrelationLoss``; None without distillation.
         weights: For ``Objective``.
         supervision: Next item or masked item.
@@ -67,6 +74,7 @@ class Plan:
     distiller: dict[str, Any] | None
     embedding: dict[str, Any]
     backbone: dict[str, Any]
+    ensemble: dict[str, Any]
     correlation: dict[str, Any] | None
     weights: dict[str, Any]
     supervision: Supervision
@@ -183,6 +191,7 @@ class _Planner:
         result: dict[str, Any] = dict(
             items=self._items(),
             interactions=self._interactions(),
+            ensemble=self._ensemble(),
             cards=self._cards(random_weights=bool(random_weights)),
             cache=self._options(EmbeddingCache, cache, "cache"),
         )
@@ -263,6 +272,21 @@ class _Planner:
                 "student.embedding",
                 lambda: FusedItemEmbedding(item_count=2, modalities=tables, **options),
             )
+
+    def _ensemble(self) -> dict[str, Any]:
+        key = "ensemble"
+        options = self._options(build_ensemble, self.recipe.ensemble, key, given=("build", "seed"))
+
+        def build() -> Recommender:
+            return Recommender(
+                embedding=FusedItemEmbedding(item_count=1, width=1),
+                backbone=build_backbone("gru4rec", width=1, max_length=1),
+            )
+
+        # one member says as much as many: what else is refused doesn't depend on their number
+        members = min(1, options.get("members", 1))
+        self._tried(key, lambda: build_ensemble(build, **(options | {"members": members})))
+        return options
 
     def _items(self) -> dict[str, Any]:
         key = "data.items"

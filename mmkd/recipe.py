@@ -133,6 +133,7 @@ class Recipe(Section):
     cache: Options = Field(default_factory=dict)
     distiller: Options | None = None
     student: StudentSection
+    ensemble: Options = Field(default_factory=dict)
     objective: ObjectiveSection
     asynchronous: Spec = Spec(kind="none")
     training: Options = Field(default_factory=dict)

@@ -82,7 +82,9 @@ class Objective(nn.Module):
         total = torch.stack(rec).mean()
         parts = {"recommendation": total.detach()}
         for name, loss in self.correlation.items():
-            found = [loss(out.modality[name], batch.items, targets[name]) for out in outputs]
+            # a table that the networks share is one table
+            tables = {id(out.modality[name]): out.modality[name] for out in outputs}
+            found = [loss(table, batch.items, targets[name]) for table in tables.values()]
             for part, weight in self.weights.items():
                 value = torch.stack([getattr(each, part) for each in found]).mean()
                 total = total + weight * value

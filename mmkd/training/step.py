@@ -7,24 +7,24 @@ from torch import nn
 from mmkd.data.batches import Batch
 from mmkd.distiller import CorrelationTargets
 from mmkd.objectives.objective import LossBreakdown, Objective
-from mmkd.student import Recommender
+from mmkd.student import Ensemble
 
 
 class TrainStep(nn.Module):
     """Student and objective as one forward pass.
 
     Args:
-        student: The network that is kept.
+        student: The networks that are kept.
         objective: The loss with its own trainable heads, dropped after training.
     """
 
-    def __init__(self, student: Recommender, objective: Objective) -> None:
+    def __init__(self, student: Ensemble, objective: Objective) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
 
     def forward(self, batch: Batch, targets: Mapping[str, CorrelationTargets]) -> LossBreakdown:
-        """Run all views of the batch through the student as one batch and compute the loss."""
-        output = self.student(batch.views.flatten(0, 1))
-        breakdown: LossBreakdown = self.objective([output], batch, targets)
+        """Run all views of the batch through every network as one batch and compute the loss."""
+        outputs = self.student(batch.views.flatten(0, 1))
+        breakdown: LossBreakdown = self.objective(outputs, batch, targets)
         return breakdown
