@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,8 @@ from mmkd.evaluation.retention import RetentionProbe
 from mmkd.objectives.correlation import CorrelationLoss
 from mmkd.objectives.objective import Objective
 from mmkd.plan import Plan, plan
-from mmkd.recipe import Recipe, load_recipe, recipe_digest
+from mmkd.recipe import Recipe, recipe_digest
+from mmkd.run_opening import announcement, check_open, check_same, check_trackers, open_run
 from mmkd.serving.build_student import build_student
 from mmkd.serving.data_digest import data_digests
 from mmkd.serving.run_folder import RunError, RunFolder
@@ -162,22 +162,22 @@ def train(
         TrainingInterrupted: After SIGINT or SIGTERM, once a checkpoint is written.
     """
     planned = plan(recipe)
-    _check_trackers(planned)
+    check_trackers(planned)
     run = RunFolder(folder)
     if resume and run.finished:
-        _check_same(run, recipe)
+        check_same(run, recipe)
         return run.result()
     accelerator = planned.trainer.accelerator(run_folder=folder)
     with run.locked() if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:  # says so before the data is read
-            _check_open(run, recipe, resume=resume, overwrite=overwrite)
+            check_open(run, recipe, resume=resume, overwrite=overwrite)
         began = time.monotonic()
         data = load_data(planned)
         if announce and accelerator.is_main_process:
-            announce(_announcement(recipe, data, accelerator))
+            announce(announcement(recipe, data.split, accelerator))
         with accelerator.main_process_first():
             if accelerator.is_main_process:
-                _open(run, recipe, data, anew=overwrite or not resume)
+                open_run(run, recipe, digests_of(data), anew=overwrite or not resume)
         if planned.trainer.trackers:
             accelerator.init_trackers(recipe.name)
         return _train(
@@ -327,64 +327,6 @@ def rank_cases(
 def digests_of(data: Dataset) -> dict[str, str]:
     """What identifies the data a run trains on."""
     return data_digests(item_ids=data.items.ids, user_ids=data.log.user_ids, split=data.split)
-
-
-def _check_open(run: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Raise RunError unless the folder may be used as asked; changes nothing."""
-    run.check_free()
-    if not run.started:
-        return
-    if overwrite:
-        run.marker()  # readable, so certainly a run's
-    elif resume:
-        _check_same(run, recipe)
-    else:
-        state = "a finished run" if run.finished else "an unfinished run"
-        remedy = "" if run.finished else "--resume to continue it, "
-        raise RunError(
-            f"{run.path}: holds {state} already; give {remedy}--overwrite to start anew, or "
-            "another folder with --out"
-        )
-
-
-def _open(run: RunFolder, recipe: Recipe, data: Dataset, *, anew: bool) -> None:
-    digests = digests_of(data)
-    if run.started and not anew:
-        run.check_data(digests)
-        return
-    run.clear()
-    run.mark(recipe=recipe.name, data=digests)  # first: what follows is then known to be a run's
-    recipe.save(run.recipe)
-
-
-def _check_same(run: RunFolder, recipe: Recipe) -> None:
-    if load_recipe(str(run.recipe)) != recipe:
-        raise RunError(
-            f"{run.path}: holds a run of another recipe than {recipe.name} as given now (compare "
-            f"{run.recipe}); resume with the same options, or give another folder with --out"
-        )
-
-
-def _check_trackers(planned: Plan) -> None:
-    """Raise RunError where a tracker isn't installed; accelerate would just leave it out."""
-    modules = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
-    for tracker in planned.trainer.trackers:
-        if not any(find_spec(module) for module in modules[tracker]):
-            raise RunError(
-                f"{planned.recipe.name}: training.trackers: {tracker} is not installed; run "
-                f"pip install 'mmkd[{tracker}]', or leave it out"
-            )
-
-
-def _announcement(recipe: Recipe, data: Dataset, accelerator: Accelerator) -> str:
-    count, threads, split = accelerator.num_processes, torch.get_num_threads(), data.split
-    return (
-        f"{recipe.name}: {count} process{'es' if count > 1 else ''} on {accelerator.device.type}, "
-        f"{threads} thread{'s' if threads > 1 else ''} each; {split.item_count} items, "
-        f"{split.user_count} users, {len(split.items)} events of which "
-        f"{int(split.is_train().sum())} train; {len(split.valid)} validation and "
-        f"{len(split.test)} test cases"
-    )
 
 
 def _mean(values: list[float]) -> float:

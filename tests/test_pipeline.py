@@ -281,7 +281,7 @@ def test_two_trainings_of_one_folder_refuse_each_other(recipe: Recipe, tmp_path:
 def test_a_tracker_that_is_not_installed_is_refused(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: str
 ) -> None:
-    monkeypatch.setattr("mmkd.pipeline.find_spec", lambda module: None)
+    monkeypatch.setattr("mmkd.run_opening.find_spec", lambda module: None)
     with pytest.raises(RunError, match=rf"{tracker} is not installed; .*mmkd\[{tracker}\]"):
         train(recipe_of(overrides, f"training.trackers=[{tracker}]"), folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
