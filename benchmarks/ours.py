@@ -22,7 +22,8 @@ from benchmarks.training_log import read_split
 from benchmarks.workload import ITEM_COUNT, MAX_LENGTH, USER_COUNT, sequences, teacher
 from mmkd import __version__
 from mmkd.data import Cases, SequenceSplit
-from mmkd.data.batches import Batch, BatchStream, TrainingWindows
+from mmkd.data.batches import Batch, BatchStream
+from mmkd.data.windows import TrainingWindows
 from mmkd.distiller import CorrelationDistiller
 from mmkd.objectives.correlation import CorrelationLoss
 from mmkd.objectives.objective import Objective

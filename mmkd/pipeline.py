@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmkd import __version__
 from mmkd.data import SPLITS, Cases, InteractionLog, ItemTable, SequenceSplit
+from mmkd.data.attributes import AttributeVocabulary
 from mmkd.data.readers import load_interactions, load_items
 from mmkd.distiller import CorrelationDistiller, CorrelationTargets
 from mmkd.embedding_cache import EmbeddingCache, EmbeddingTable
@@ -26,11 +27,16 @@ from mmkd.encoders import build_encoder
 from mmkd.evaluation.case_ranks import CaseRanks
 from mmkd.evaluation.evaluator import LIST_LENGTH
 from mmkd.evaluation.retention import RetentionProbe
-from mmkd.objectives.correlation import CorrelationLoss
-from mmkd.objectives.objective import Objective
 from mmkd.plan import Plan, plan
 from mmkd.recipe import Recipe, recipe_digest
-from mmkd.run_opening import announcement, check_open, check_same, check_trackers, open_run
+from mmkd.run_opening import (
+    announcement,
+    check_open,
+    check_same,
+    check_trackers,
+    load_teacher,
+    open_run,
+)
 from mmkd.serving.build_student import build_student
 from mmkd.serving.data_digest import data_digests
 from mmkd.serving.run_folder import RunError, RunFolder
@@ -103,13 +109,13 @@ def distil(planned: Plan, tables: Mapping[str, EmbeddingTable]) -> CorrelationDi
 
 
 def build_step(
-    planned: Plan, split: SequenceSplit, distiller: CorrelationDistiller | None
+    planned: Plan, data: Dataset, distiller: CorrelationDistiller | None, accelerator: Accelerator
 ) -> tuple[TrainStep, dict[str, Any]]:
     """Student and objective, and the spec from which the student can be built again."""
     teachers = distiller.reduced if distiller else {}
     spec = {
         "mmkd": __version__,
-        "item_count": split.item_count,
+        "item_count": data.split.item_count,
         "max_length": planned.trainer.max_length,
         "embedding": planned.embedding,
         "backbone": planned.backbone,
@@ -117,18 +123,17 @@ def build_step(
         "ensemble": planned.ensemble,
         "modalities": {name: teacher.shape[1] for name, teacher in teachers.items()},
     }
+    compressed = load_teacher(planned, data.items.ids, device=accelerator.device)
     present = distiller.present if distiller else {}
     student = build_student(spec, teachers, present, seed=planned.recipe.seed)
-    losses = (
-        {name: CorrelationLoss(**planned.correlation) for name in teachers}
-        if planned.correlation is not None
-        else {}
+    objective = planned.objective.build(
+        train_counts=torch.from_numpy(data.split.train_counts()),
+        modalities=tuple(teachers),
+        members=len(student.members),
+        width=planned.width,
+        vocabulary=vocabulary_of(planned, data.items),
     )
-    counts = torch.from_numpy(split.train_counts())
-    objective = Objective(
-        planned.supervision.build_loss(counts), correlation=losses, **planned.weights
-    )
-    return TrainStep(student, objective), spec
+    return TrainStep(student, objective, compressed), spec
 
 
 def train(
@@ -204,11 +209,13 @@ def _train(
         run.check_tables(keys)
         run.mark(recipe=recipe.name, data=digests_of(data), tables=keys)
     distiller = distil(planned, tables)
-    step, spec = build_step(planned, data.split, distiller)
+    step, spec = build_step(planned, data, distiller, accelerator)
     if accelerator.is_main_process:
         data.items.save(folder / "items.parquet")
         run.write_users(data.log.user_ids)
         run.write_student_spec(spec)
+        if vocabulary := vocabulary_of(planned, data.items):
+            run.write_attributes(vocabulary.names)
     step.to(accelerator.device)
     retention = _retention_of(planned, step.student, distiller)
     retention_at_start = retention()
@@ -218,7 +225,7 @@ def _train(
     torch.manual_seed(recipe.seed + accelerator.process_index)
     report = planned.trainer.fit(
         step,
-        planned.supervision.stream(
+        planned.objective.supervision.stream(
             data.split,
             max_length=planned.trainer.max_length,
             batch_size=planned.trainer.batch_size,
@@ -227,6 +234,7 @@ def _train(
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             accumulate=planned.trainer.accumulate,
+            clean=planned.objective.clean,
         ),
         targets=_targets_of(planned, distiller, accelerator),
         validate=lambda: (
@@ -272,7 +280,7 @@ def _train(
 def _targets_of(
     planned: Plan, distiller: CorrelationDistiller | None, accelerator: Accelerator
 ) -> Callable[[Tensor, torch.Generator], Mapping[str, CorrelationTargets]]:
-    if distiller is None or planned.correlation is None:
+    if distiller is None or planned.objective.correlation is None:
         return lambda items, generator: {}
     distiller.to(accelerator.device)
     share = 1 / accelerator.num_processes
@@ -322,6 +330,11 @@ def rank_cases(
         world_size=accelerator.num_processes,
         list_length=list_length,
     )
+
+
+def vocabulary_of(planned: Plan, items: ItemTable) -> AttributeVocabulary | None:
+    """The attributes to predict, where the recipe has them predicted."""
+    return None if planned.objective.attributes is None else AttributeVocabulary.of(items)
 
 
 def digests_of(data: Dataset) -> dict[str, str]:

@@ -18,12 +18,9 @@ from mmkd.embedding_cache import EmbeddingCache, default_cache_folder
 from mmkd.encoders import EncoderCard, EncoderError, load_card
 from mmkd.evaluation.metrics import metrics_from_ranks
 from mmkd.evaluation.settings import Evaluator
-from mmkd.objectives.correlation import CorrelationLoss
-from mmkd.objectives.objective import Objective
-from mmkd.objectives.recommendation import RecommendationLoss, SoftmaxLoss
-from mmkd.objectives.supervision import SUPERVISION, Supervision
 from mmkd.options import RecipeError, unknown
 from mmkd.plan_checks import Checks
+from mmkd.plan_objective import ObjectivePlan, plan_objective
 from mmkd.recipe import Recipe, Spec, read_draft
 from mmkd.student import (
     FusedItemEmbedding,
@@ -57,9 +54,7 @@ class Plan:
         embedding: For ``FusedItemEmbedding``.
         backbone: For ``build_backbone``.
         ensemble: For ``build_ensemble``.
-        correlation: For ``CorrelationLoss``; None without distillation.
-        weights: For ``Objective``.
-        supervision: Next item or masked item.
+        objective: The terms of the loss.
         asynchronous: How the modality tables lag behind.
         trainer: The training loop.
         evaluator: How the run is evaluated.
@@ -76,9 +71,7 @@ class Plan:
     embedding: dict[str, Any]
     backbone: dict[str, Any]
     ensemble: dict[str, Any]
-    correlation: dict[str, Any] | None
-    weights: dict[str, Any]
-    supervision: Supervision
+    objective: ObjectivePlan
     asynchronous: AsynchronousUpdate
     trainer: Trainer
     evaluator: Evaluator
@@ -157,10 +150,15 @@ class _Planner:
         if not isinstance(random_weights, bool):
             self.checks.problem("cache.allow_random_weights", "wanted true or false")
         distiller, teacher = self._distiller(seed)
-        correlation, weights = self._correlation(distiller, teacher, width)
-        supervision = self.checks.chosen(
-            recipe.objective.recommendation, SUPERVISION, "objective.recommendation"
+        ensemble = self._ensemble()
+        objective = plan_objective(
+            self.checks,
+            teacher=teacher,
+            width=width,
+            members=ensemble.get("members", 1),
+            needs_data=needs_data,
         )
+        supervision = objective.supervision if objective else None
         if supervision and causal is not None and supervision.causal != causal:
             wanted = "masked_item" if not causal else "next_item"
             self.checks.problem(
@@ -191,7 +189,7 @@ class _Planner:
         result: dict[str, Any] = dict(
             items=self._items(),
             interactions=self._interactions(),
-            ensemble=self._ensemble(),
+            ensemble=ensemble,
             cards=self._cards(random_weights=bool(random_weights)),
             cache=self.checks.options(EmbeddingCache, cache, "cache"),
         )
@@ -206,9 +204,7 @@ class _Planner:
             distiller=distiller,
             embedding=embedding,
             backbone=backbone,
-            correlation=correlation,
-            weights=weights,
-            supervision=_sure(supervision),
+            objective=_sure(objective),
             asynchronous=_sure(asynchronous),
             trainer=_sure(trainer),
             evaluator=_sure(evaluator),
@@ -305,37 +301,6 @@ class _Planner:
         if len(self.checks.problems) > before:
             return options, None
         return options, self.checks.tried("distiller", lambda: CorrelationDistiller(**options))
-
-    def _correlation(
-        self, distiller: dict[str, Any] | None, teacher: CorrelationDistiller | None, width: int
-    ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        options = self.recipe.objective.correlation
-        if options is None or distiller is None:
-            return None, {}
-        of_objective = ("holistic_weight", "dissected_weight")
-        weights = self.checks.options(
-            Objective,
-            {k: v for k, v in options.items() if k in of_objective},
-            "objective.correlation",
-            given=("recommendation", "correlation"),
-        )
-        self.checks.tried(
-            "objective.correlation",
-            lambda: Objective(RecommendationLoss(SoftmaxLoss()), **weights),
-        )
-        rest = {k: v for k, v in options.items() if k not in of_objective}
-        given: dict[str, Any] = {
-            "width": width,
-            "codes": teacher.codes if teacher else 2,
-            "similarity": teacher.similarity if teacher else "cosine",
-        }
-        before = len(self.checks.problems)
-        checked = self.checks.options(
-            CorrelationLoss, rest, "objective.correlation", given=tuple(given)
-        )
-        if len(self.checks.problems) == before and width >= 1:
-            self.checks.tried("objective.correlation", lambda: CorrelationLoss(**(checked | given)))
-        return checked | given, weights
 
     def _metrics(self, evaluator: Evaluator | None, trainer: Trainer | None) -> None:
         if evaluator is None:

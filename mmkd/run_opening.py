@@ -3,7 +3,7 @@
 From a plan and a folder to a marked run folder, or to a RunError that says what to do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 import torch
@@ -13,6 +13,7 @@ from mmkd.data import SequenceSplit
 from mmkd.plan import Plan
 from mmkd.recipe import Recipe, load_recipe
 from mmkd.serving.run_folder import RunError, RunFolder
+from mmkd.student import Ensemble
 
 
 def check_open(run: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
@@ -83,3 +84,37 @@ def announcement(recipe: Recipe, split: SequenceSplit, accelerator: Accelerator)
         f"{int(split.is_train().sum())} train; {len(split.valid)} validation and "
         f"{len(split.test)} test cases"
     )
+
+
+def load_teacher(
+    planned: Plan, item_ids: Sequence[str], *, device: torch.device
+) -> Ensemble | None:
+    """The trained ensemble that the recipe compresses, on the device; None where there is none.
+
+    Args:
+        planned: The recipe.
+        item_ids: Of the catalogue, in row order.
+        device: Where to put it.
+
+    Raises:
+        RunError: Its run is of another catalogue, or its networks read other sequences.
+    """
+    run = planned.objective.teacher
+    if run is None:
+        return None
+    teacher, length = run.student(device=device), run.student_spec()["max_length"]
+    if run.items().ids != tuple(item_ids):
+        raise RunError(
+            f"{run.path}: was trained on another catalogue, so its predictions are about other "
+            "items; train the teacher on this data"
+        )
+    if teacher.causal != planned.objective.supervision.causal:
+        raise RunError(
+            f"{run.path}: its networks are {'causal' if teacher.causal else 'bidirectional'} and "
+            "the student's are not, so they see other sequences; use the teacher's backbone kind"
+        )
+    if length < planned.trainer.max_length:
+        raise RunError(
+            f"{run.path}: reads at most {length} items; set training.max_length to {length} or less"
+        )
+    return teacher.requires_grad_(False)

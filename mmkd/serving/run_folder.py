@@ -34,6 +34,7 @@ _MARKER = "run.json"
 _LOCK = ".lock"
 _FILES = (  # result.json first: a run whose deletion is cut short must not look finished
     "result.json",
+    "attributes.json",
     "history.json",
     "items.parquet",
     "recipe.yaml",
@@ -190,6 +191,10 @@ class RunFolder:
         """External user ids; the ``user`` of a case is an index into them."""
         with self._reading("users.parquet") as path:
             return tuple(pl.read_parquet(path.read_bytes())["user"].to_list())
+
+    def write_attributes(self, names: Sequence[str]) -> None:
+        """Keep what the attribute heads predicted: label number c is ``names[c - 1]``."""
+        write_json(self.path / "attributes.json", {"names": list(names)})
 
     def write_student_spec(self, spec: dict[str, Any]) -> None:
         """What ``student`` needs to rebuild the network."""

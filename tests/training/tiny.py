@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmkd.data import SequenceSplit
-from mmkd.data.batches import BatchStream, TrainingWindows
+from mmkd.data.batches import BatchStream
 from mmkd.data.sequences import Cases
+from mmkd.data.windows import TrainingWindows
 from mmkd.distiller import CorrelationDistiller
 from mmkd.objectives.correlation import CorrelationLoss
 from mmkd.objectives.objective import Objective
