@@ -92,6 +92,7 @@ class _JointSoftmax(torch.autograd.Function):
                 _add_product(gradients[networks + n], slopes.mT, states[n][at])
         kept = [g.to(t.dtype) for g, t in zip(gradients, tensors, strict=True)] if wants else []
         ctx.save_for_backward(*kept)
+        ctx.mark_non_differentiable(cross_entropy, mutual)
         return cross_entropy + weight * mutual / networks, cross_entropy, mutual
 
     @staticmethod
