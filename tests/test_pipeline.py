@@ -344,7 +344,10 @@ def test_the_demo_works_in_a_folder_of_any_name(
     monkeypatch.setattr("mmkd.demo.make_synthetic", lambda *places, **options: None)
     folder = tmp_path / "my #1 {demo}: ${x} \U0001f642"
     run_demo(folder)
-    assert [recipe.name for recipe in seen] == ["demo-id", "demo-fused", "demo-kdsr"]
+    names = ("id", "fused", "kdsr", "emkd", "full", "compressed")
+    assert [recipe.name for recipe in seen] == [f"demo-{name}" for name in names]
+    compression = seen[-1].objective.compression
+    assert compression == {"teacher": str(folder / "runs" / "demo-full")}
     for recipe in seen:
         assert recipe.data.folder == folder / "data"
         assert recipe.cache["folder"] == str(folder / "cache")

@@ -250,7 +250,7 @@ def demo(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """The main job on a made-up catalogue, offline: three variants and a table, in minutes."""
+    """The main job on a made-up catalogue, offline: six variants and a table, in minutes."""
     from mmkd.cli import show
     from mmkd.demo import run_demo
 
