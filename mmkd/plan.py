@@ -82,12 +82,13 @@ class Plan:
         return int(self.embedding["width"])
 
 
-def plan(recipe: Recipe, *, needs_data: bool = True) -> Plan:
+def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True) -> Plan:
     """Check a whole recipe.
 
     Args:
         recipe: The recipe.
         needs_data: Whether a missing data folder is a mistake too.
+        needs_teacher: Whether a missing run to compress is one; a trained student needs it no more.
 
     Returns:
         The plan.
@@ -95,7 +96,7 @@ def plan(recipe: Recipe, *, needs_data: bool = True) -> Plan:
     Raises:
         RecipeError: With every mistake found.
     """
-    return _Planner(recipe).plan(needs_data=needs_data)
+    return _Planner(recipe).plan(needs_data=needs_data, needs_teacher=needs_teacher)
 
 
 def check(name_or_path: str, overrides: Sequence[str] = (), *, needs_data: bool = True) -> Plan:
@@ -114,7 +115,9 @@ def check(name_or_path: str, overrides: Sequence[str] = (), *, needs_data: bool 
     """
     draft = read_draft(name_or_path, overrides)
     try:
-        planned = _Planner(draft.recipe, draft.broken).plan(needs_data=needs_data)
+        planned = _Planner(draft.recipe, draft.broken).plan(
+            needs_data=needs_data, needs_teacher=needs_data
+        )
     except RecipeError as error:
         raise RecipeError([*draft.problems, *error.problems]) from None
     if draft.problems:
@@ -129,7 +132,7 @@ class _Planner:
         self.recipe = recipe
         self.checks = Checks(recipe, broken)
 
-    def plan(self, *, needs_data: bool) -> Plan:
+    def plan(self, *, needs_data: bool, needs_teacher: bool) -> Plan:
         recipe = self.recipe
         if needs_data and not recipe.data.folder.is_dir():
             self.checks.problem("data.root", f"no such folder: {recipe.data.root}")
@@ -156,7 +159,7 @@ class _Planner:
             teacher=teacher,
             width=width,
             members=ensemble.get("members", 1),
-            needs_data=needs_data,
+            needs_teacher=needs_teacher,
         )
         supervision = objective.supervision if objective else None
         if supervision and causal is not None and supervision.causal != causal:

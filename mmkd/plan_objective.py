@@ -109,7 +109,7 @@ def plan_objective(
     teacher: CorrelationDistiller | None,
     width: int,
     members: int,
-    needs_data: bool,
+    needs_teacher: bool,
 ) -> ObjectivePlan | None:
     """Check the objective's section.
 
@@ -118,7 +118,7 @@ def plan_objective(
         teacher: The distiller; None without encoders, or where it is wrong itself.
         width: D; 0 where it is wrong.
         members: N.
-        needs_data: Whether a missing run to compress is a mistake too.
+        needs_teacher: Whether a missing run to compress is a mistake too.
 
     Returns:
         The plan, or None where it can't be made.
@@ -129,7 +129,7 @@ def plan_objective(
     attributes = _term(checks, AttributeLoss, "attributes", ("weight",), _OF_ATTRIBUTES)
     contrastive = _term(checks, ContrastiveLoss, "contrastive", ("intra_weight", "cross_weight"))
     mutual = _term(checks, MutualLoss, "mutual", ("weight",))
-    compression, compressed = _compression(checks, needs_data=needs_data)
+    compression, compressed = _compression(checks, needs_teacher=needs_teacher)
     if attributes is not None and checks.recipe.data.items.get("attributes") is None:
         checks.problem(
             "objective.attributes",
@@ -206,7 +206,7 @@ def _term(
 
 
 def _compression(
-    checks: Checks, *, needs_data: bool
+    checks: Checks, *, needs_teacher: bool
 ) -> tuple[dict[str, Any] | None, RunFolder | None]:
     options = checks.recipe.objective.compression
     if options is None:
@@ -222,7 +222,7 @@ def _compression(
         checks.problem(f"{key}.teacher", f"got {show(path)}, wanted the folder of a trained run")
         return checked, None
     run = RunFolder(Path(path).expanduser())
-    if needs_data and not run.finished:
+    if needs_teacher and not run.finished:
         checks.problem(
             f"{key}.teacher",
             f"{path} holds no finished run; train the ensemble first, and give its folder",

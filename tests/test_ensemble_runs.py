@@ -167,8 +167,19 @@ def test_compression_trains_one_network_towards_the_ensemble(
     assert {"recommendation", "compression", "compression.states"} < set(losses[0])
     assert losses[-1]["compression"] < losses[0]["compression"]
     assert "intra" not in losses[0] and "mutual" not in losses[0]
-    # the teacher is no part of what is kept
+    # the teacher is no part of what is kept, and not needed any more
+    moved = tmp_path / "recipe.yaml"
+    gone = {"teacher": "gone"}
+    small.recipe.rename(moved)
+    load_recipe(str(moved), [f"objective.compression={json.dumps(gone)}"]).save(small.recipe)
+    assert evaluate(small.path)["metrics"] == pytest.approx(small.result()["test"]["metrics"])
     assert small.result()["parameters"] < full.result()["parameters"]
+
+
+def test_an_unfinished_run_is_not_compressed(full: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}", "utf-8")
+    with pytest.raises(RunError, match=r"is not finished; train it to its end first"):
+        compressing(RunFolder(tmp_path))
 
 
 def test_a_teacher_of_other_items_or_another_kind_is_refused(
