@@ -22,12 +22,13 @@ from benchmarks.training_log import read_split
 from benchmarks.workload import ITEM_COUNT, MAX_LENGTH, USER_COUNT, sequences, teacher
 from mmkd import __version__
 from mmkd.data import Cases, SequenceSplit
-from mmkd.data.batches import Batch, BatchStream, TrainingWindows
+from mmkd.data.batches import Batch, BatchStream
+from mmkd.data.windows import TrainingWindows
 from mmkd.distiller import CorrelationDistiller
 from mmkd.objectives.correlation import CorrelationLoss
 from mmkd.objectives.objective import Objective
 from mmkd.objectives.recommendation import RecommendationLoss, SoftmaxLoss
-from mmkd.student import FusedItemEmbedding, Recommender
+from mmkd.student import Ensemble, FusedItemEmbedding, Recommender
 from mmkd.student.backbones.sasrec import SASRec
 from mmkd.training.step import TrainStep
 
@@ -66,7 +67,9 @@ def kdsr(
         embedding=embedding, backbone=SASRec(width=width, max_length=MAX_LENGTH), score_with="fused"
     )
     losses = {name: CorrelationLoss(width=width, codes=distiller.codes) for name in tables}
-    step = TrainStep(student, Objective(RecommendationLoss(SoftmaxLoss()), correlation=losses))
+    step = TrainStep(
+        Ensemble([student]), Objective(RecommendationLoss(SoftmaxLoss()), correlation=losses)
+    )
     optimizer = torch.optim.AdamW(step.parameters(), lr=1e-3, weight_decay=0.0)
     prepared = _cycle(
         [sequences(count=batch_size, seed=n) for n in range(batches)], batch_size, bucketed=bucketed
@@ -116,7 +119,7 @@ def main() -> None:
         width=options.width, max_length=options.length, layers=options.layers, heads=options.heads
     )
     student = Recommender(embedding=embedding, backbone=backbone, score_with="id")
-    step = TrainStep(student, Objective(RecommendationLoss(SoftmaxLoss())))
+    step = TrainStep(Ensemble([student]), Objective(RecommendationLoss(SoftmaxLoss())))
     optimizer = torch.optim.AdamW(step.parameters(), lr=1e-3, weight_decay=0.0)
     windows = TrainingWindows(split, max_length=options.length, overlap=1)
     stream = BatchStream(windows, supervision="next_item", batch_size=options.batch, seed=0)

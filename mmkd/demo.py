@@ -1,7 +1,8 @@
 """The demo: the main job on a made-up catalogue, from drawing its pictures to a table of results.
 
-Three variants of one recipe with one budget: item ids only, ids fused with modalities, and KDSR,
-which also holds the modalities to the encoders' correlations.
+Variants of one recipe with one budget: item ids only; ids fused with modalities; KDSR, which also
+holds the modalities to the encoders' correlations; EMKD, three networks on ids that teach each
+other; both together; and one network that learnt from those.
 """
 
 import json
@@ -12,21 +13,23 @@ from mmkd.data.synthetic import make_synthetic
 from mmkd.pipeline import EmbedProgress, train
 from mmkd.recipe import load_recipe
 
+_IDS = ["encoders=null", "distiller=null", "student.score_with=id", "asynchronous=none"]
+_NO_CORRELATION = ["objective.correlation=null", "asynchronous=none"]
+_EMKD = [
+    "ensemble.members=3",
+    "objective.recommendation.views=1",
+    "objective.attributes={weight: 1.0}",
+    "objective.contrastive={temperature: 0.3}",
+    "objective.mutual={weight: 0.1}",
+]
+
 VARIANTS: dict[str, list[str]] = {
-    "id only": [
-        "name=demo-id",
-        "encoders=null",
-        "distiller=null",
-        "student.score_with=id",
-        "objective.correlation=null",
-        "asynchronous=none",
-    ],
-    "fused": [
-        "name=demo-fused",
-        "objective.correlation=null",
-        "asynchronous=none",
-    ],
+    "id only": ["name=demo-id", *_IDS, *_NO_CORRELATION],
+    "fused": ["name=demo-fused", *_NO_CORRELATION],
     "KDSR": ["name=demo-kdsr"],
+    "EMKD": ["name=demo-emkd", *_IDS, *_NO_CORRELATION, *_EMKD],
+    "full": ["name=demo-full", *_EMKD],
+    "compressed": ["name=demo-compressed", "objective.attributes={weight: 1.0}"],
 }
 
 
@@ -60,10 +63,14 @@ def run_demo(
     ]
     if epochs is not None:
         shared.append(f"training.epochs={epochs}")
+    runs = folder / "runs"
+    taught = f"objective.compression.teacher={_quoted(runs / 'demo-full')}"
     return {
         title: train(
-            load_recipe("quickstart", [*shared, *changes]),
-            folder=folder / "runs" / changes[0].removeprefix("name="),
+            load_recipe(
+                "quickstart", [*shared, *changes, *([taught] if title == "compressed" else [])]
+            ),
+            folder=runs / changes[0].removeprefix("name="),
             overwrite=True,
             progress=progress,
         )

@@ -46,7 +46,7 @@ def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:
     run = RunFolder(folder)
     student = run.student()
     recipe = load_recipe(str(run.recipe))
-    planned = plan(recipe)
+    planned = plan(recipe, needs_teacher=False)
     data = load_data(planned)
     run.check_data(digests_of(data))
     accelerator = planned.trainer.accelerator(run_folder=folder)

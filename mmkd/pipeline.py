@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from mmkd import __version__
 from mmkd.data import SPLITS, Cases, InteractionLog, ItemTable, SequenceSplit
+from mmkd.data.attributes import AttributeVocabulary
 from mmkd.data.readers import load_interactions, load_items
 from mmkd.distiller import CorrelationDistiller, CorrelationTargets
 from mmkd.embedding_cache import EmbeddingCache, EmbeddingTable
@@ -27,15 +27,21 @@ from mmkd.encoders import build_encoder
 from mmkd.evaluation.case_ranks import CaseRanks
 from mmkd.evaluation.evaluator import LIST_LENGTH
 from mmkd.evaluation.retention import RetentionProbe
-from mmkd.objectives.correlation import CorrelationLoss
-from mmkd.objectives.objective import Objective
 from mmkd.plan import Plan, plan
-from mmkd.recipe import Recipe, load_recipe, recipe_digest
+from mmkd.recipe import Recipe, recipe_digest
+from mmkd.run_opening import (
+    announcement,
+    check_open,
+    check_same,
+    check_trackers,
+    load_teacher,
+    open_run,
+)
 from mmkd.serving.build_student import build_student
 from mmkd.serving.data_digest import data_digests
 from mmkd.serving.run_folder import RunError, RunFolder
 from mmkd.serving.scorer import scorer
-from mmkd.student import Recommender
+from mmkd.student import Ensemble
 from mmkd.training.checkpoint import write_json
 from mmkd.training.memory import peak_memory_bytes
 from mmkd.training.step import TrainStep
@@ -103,30 +109,31 @@ def distil(planned: Plan, tables: Mapping[str, EmbeddingTable]) -> CorrelationDi
 
 
 def build_step(
-    planned: Plan, split: SequenceSplit, distiller: CorrelationDistiller | None
+    planned: Plan, data: Dataset, distiller: CorrelationDistiller | None, accelerator: Accelerator
 ) -> tuple[TrainStep, dict[str, Any]]:
     """Student and objective, and the spec from which the student can be built again."""
     teachers = distiller.reduced if distiller else {}
     spec = {
         "mmkd": __version__,
-        "item_count": split.item_count,
+        "item_count": data.split.item_count,
         "max_length": planned.trainer.max_length,
         "embedding": planned.embedding,
         "backbone": planned.backbone,
         "score_with": planned.recipe.student.score_with,
+        "ensemble": planned.ensemble,
         "modalities": {name: teacher.shape[1] for name, teacher in teachers.items()},
     }
-    student = build_student(spec, teachers, distiller.present if distiller else {})
-    losses = (
-        {name: CorrelationLoss(**planned.correlation) for name in teachers}
-        if planned.correlation is not None
-        else {}
+    compressed = load_teacher(planned, data.items.ids, device=accelerator.device)
+    present = distiller.present if distiller else {}
+    student = build_student(spec, teachers, present, seed=planned.recipe.seed)
+    objective = planned.objective.build(
+        train_counts=torch.from_numpy(data.split.train_counts()),
+        modalities=tuple(teachers),
+        members=len(student.members),
+        width=planned.width,
+        vocabulary=vocabulary_of(planned, data.items),
     )
-    counts = torch.from_numpy(split.train_counts())
-    objective = Objective(
-        planned.supervision.build_loss(counts), correlation=losses, **planned.weights
-    )
-    return TrainStep(student, objective), spec
+    return TrainStep(student, objective, compressed), spec
 
 
 def train(
@@ -160,22 +167,22 @@ def train(
         TrainingInterrupted: After SIGINT or SIGTERM, once a checkpoint is written.
     """
     planned = plan(recipe)
-    _check_trackers(planned)
+    check_trackers(planned)
     run = RunFolder(folder)
     if resume and run.finished:
-        _check_same(run, recipe)
+        check_same(run, recipe)
         return run.result()
     accelerator = planned.trainer.accelerator(run_folder=folder)
     with run.locked() if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:  # says so before the data is read
-            _check_open(run, recipe, resume=resume, overwrite=overwrite)
+            check_open(run, recipe, resume=resume, overwrite=overwrite)
         began = time.monotonic()
         data = load_data(planned)
         if announce and accelerator.is_main_process:
-            announce(_announcement(recipe, data, accelerator))
+            announce(announcement(recipe, data.split, accelerator))
         with accelerator.main_process_first():
             if accelerator.is_main_process:
-                _open(run, recipe, data, anew=overwrite or not resume)
+                open_run(run, recipe, digests_of(data), anew=overwrite or not resume)
         if planned.trainer.trackers:
             accelerator.init_trackers(recipe.name)
         return _train(
@@ -202,12 +209,13 @@ def _train(
         run.check_tables(keys)
         run.mark(recipe=recipe.name, data=digests_of(data), tables=keys)
     distiller = distil(planned, tables)
-    torch.manual_seed(recipe.seed)
-    step, spec = build_step(planned, data.split, distiller)
+    step, spec = build_step(planned, data, distiller, accelerator)
     if accelerator.is_main_process:
         data.items.save(folder / "items.parquet")
         run.write_users(data.log.user_ids)
         run.write_student_spec(spec)
+        if vocabulary := vocabulary_of(planned, data.items):
+            run.write_attributes(vocabulary.names)
     step.to(accelerator.device)
     retention = _retention_of(planned, step.student, distiller)
     retention_at_start = retention()
@@ -217,7 +225,7 @@ def _train(
     torch.manual_seed(recipe.seed + accelerator.process_index)
     report = planned.trainer.fit(
         step,
-        planned.supervision.stream(
+        planned.objective.supervision.stream(
             data.split,
             max_length=planned.trainer.max_length,
             batch_size=planned.trainer.batch_size,
@@ -226,6 +234,7 @@ def _train(
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             accumulate=planned.trainer.accumulate,
+            clean=planned.objective.clean,
         ),
         targets=_targets_of(planned, distiller, accelerator),
         validate=lambda: (
@@ -271,7 +280,7 @@ def _train(
 def _targets_of(
     planned: Plan, distiller: CorrelationDistiller | None, accelerator: Accelerator
 ) -> Callable[[Tensor, torch.Generator], Mapping[str, CorrelationTargets]]:
-    if distiller is None or planned.correlation is None:
+    if distiller is None or planned.objective.correlation is None:
         return lambda items, generator: {}
     distiller.to(accelerator.device)
     share = 1 / accelerator.num_processes
@@ -279,7 +288,7 @@ def _targets_of(
 
 
 def _retention_of(
-    planned: Plan, student: Recommender, distiller: CorrelationDistiller | None
+    planned: Plan, student: Ensemble, distiller: CorrelationDistiller | None
 ) -> Callable[[], dict[str, float]]:
     """How much of each modality the student's table still holds, by ``retention.NAME.FIGURE``."""
     probes = {}
@@ -292,12 +301,11 @@ def _retention_of(
         }
 
     def measure() -> dict[str, float]:
-        tables = student.embedding.modality_tables()
         return {
             f"retention.{name}.{figure}": value
             for name, probe in probes.items()
             # the mask token's row has no teacher
-            for figure, value in probe.measure(tables[name][:-1]).items()
+            for figure, value in probe.measure(student.vectors(name)[:-1]).items()
         }
 
     return measure
@@ -306,7 +314,7 @@ def _retention_of(
 def rank_cases(
     planned: Plan,
     split: SequenceSplit,
-    student: Recommender,
+    student: Ensemble,
     accelerator: Accelerator,
     cases: Cases,
     list_length: int = LIST_LENGTH,
@@ -324,67 +332,14 @@ def rank_cases(
     )
 
 
+def vocabulary_of(planned: Plan, items: ItemTable) -> AttributeVocabulary | None:
+    """The attributes to predict, where the recipe has them predicted."""
+    return None if planned.objective.attributes is None else AttributeVocabulary.of(items)
+
+
 def digests_of(data: Dataset) -> dict[str, str]:
     """What identifies the data a run trains on."""
     return data_digests(item_ids=data.items.ids, user_ids=data.log.user_ids, split=data.split)
-
-
-def _check_open(run: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Raise RunError unless the folder may be used as asked; changes nothing."""
-    run.check_free()
-    if not run.started:
-        return
-    if overwrite:
-        run.marker()  # readable, so certainly a run's
-    elif resume:
-        _check_same(run, recipe)
-    else:
-        state = "a finished run" if run.finished else "an unfinished run"
-        remedy = "" if run.finished else "--resume to continue it, "
-        raise RunError(
-            f"{run.path}: holds {state} already; give {remedy}--overwrite to start anew, or "
-            "another folder with --out"
-        )
-
-
-def _open(run: RunFolder, recipe: Recipe, data: Dataset, *, anew: bool) -> None:
-    digests = digests_of(data)
-    if run.started and not anew:
-        run.check_data(digests)
-        return
-    run.clear()
-    run.mark(recipe=recipe.name, data=digests)  # first: what follows is then known to be a run's
-    recipe.save(run.recipe)
-
-
-def _check_same(run: RunFolder, recipe: Recipe) -> None:
-    if load_recipe(str(run.recipe)) != recipe:
-        raise RunError(
-            f"{run.path}: holds a run of another recipe than {recipe.name} as given now (compare "
-            f"{run.recipe}); resume with the same options, or give another folder with --out"
-        )
-
-
-def _check_trackers(planned: Plan) -> None:
-    """Raise RunError where a tracker isn't installed; accelerate would just leave it out."""
-    modules = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
-    for tracker in planned.trainer.trackers:
-        if not any(find_spec(module) for module in modules[tracker]):
-            raise RunError(
-                f"{planned.recipe.name}: training.trackers: {tracker} is not installed; run "
-                f"pip install 'mmkd[{tracker}]', or leave it out"
-            )
-
-
-def _announcement(recipe: Recipe, data: Dataset, accelerator: Accelerator) -> str:
-    count, threads, split = accelerator.num_processes, torch.get_num_threads(), data.split
-    return (
-        f"{recipe.name}: {count} process{'es' if count > 1 else ''} on {accelerator.device.type}, "
-        f"{threads} thread{'s' if threads > 1 else ''} each; {split.item_count} items, "
-        f"{split.user_count} users, {len(split.items)} events of which "
-        f"{int(split.is_train().sum())} train; {len(split.valid)} validation and "
-        f"{len(split.test)} test cases"
-    )
 
 
 def _mean(values: list[float]) -> float:

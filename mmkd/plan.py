@@ -4,7 +4,7 @@ From a ``Recipe`` to constructor arguments. Every mistake of the recipe is repor
 before any data or model is loaded.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,13 +18,17 @@ from mmkd.embedding_cache import EmbeddingCache, default_cache_folder
 from mmkd.encoders import EncoderCard, EncoderError, load_card
 from mmkd.evaluation.metrics import metrics_from_ranks
 from mmkd.evaluation.settings import Evaluator
-from mmkd.objectives.correlation import CorrelationLoss
-from mmkd.objectives.objective import Objective
-from mmkd.objectives.recommendation import RecommendationLoss, SoftmaxLoss
-from mmkd.objectives.supervision import SUPERVISION, Supervision
-from mmkd.options import RecipeError, check_options, unknown
+from mmkd.options import RecipeError, unknown
+from mmkd.plan_checks import Checks
+from mmkd.plan_objective import ObjectivePlan, plan_objective
 from mmkd.recipe import Recipe, Spec, read_draft
-from mmkd.student import FusedItemEmbedding, backbone_class, build_backbone
+from mmkd.student import (
+    FusedItemEmbedding,
+    Recommender,
+    backbone_class,
+    build_backbone,
+    build_ensemble,
+)
 from mmkd.student.arguments import check_modality_name
 from mmkd.training.optimizer import ASYNCHRONOUS, AsynchronousUpdate
 from mmkd.training.trainer import Trainer
@@ -49,9 +53,8 @@ class Plan:
         distiller: For ``CorrelationDistiller``; None without encoders.
         embedding: For ``FusedItemEmbedding``.
         backbone: For ``build_backbone``.
-        correlation: For ``CorrelationLoss``; None without distillation.
-        weights: For ``Objective``.
-        supervision: Next item or masked item.
+        ensemble: For ``build_ensemble``.
+        objective: The terms of the loss.
         asynchronous: How the modality tables lag behind.
         trainer: The training loop.
         evaluator: How the run is evaluated.
@@ -67,9 +70,8 @@ class Plan:
     distiller: dict[str, Any] | None
     embedding: dict[str, Any]
     backbone: dict[str, Any]
-    correlation: dict[str, Any] | None
-    weights: dict[str, Any]
-    supervision: Supervision
+    ensemble: dict[str, Any]
+    objective: ObjectivePlan
     asynchronous: AsynchronousUpdate
     trainer: Trainer
     evaluator: Evaluator
@@ -80,12 +82,13 @@ class Plan:
         return int(self.embedding["width"])
 
 
-def plan(recipe: Recipe, *, needs_data: bool = True) -> Plan:
+def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True) -> Plan:
     """Check a whole recipe.
 
     Args:
         recipe: The recipe.
         needs_data: Whether a missing data folder is a mistake too.
+        needs_teacher: Whether a missing run to compress is one; a trained student needs it no more.
 
     Returns:
         The plan.
@@ -93,7 +96,7 @@ def plan(recipe: Recipe, *, needs_data: bool = True) -> Plan:
     Raises:
         RecipeError: With every mistake found.
     """
-    return _Planner(recipe).plan(needs_data=needs_data)
+    return _Planner(recipe).plan(needs_data=needs_data, needs_teacher=needs_teacher)
 
 
 def check(name_or_path: str, overrides: Sequence[str] = (), *, needs_data: bool = True) -> Plan:
@@ -112,7 +115,9 @@ def check(name_or_path: str, overrides: Sequence[str] = (), *, needs_data: bool 
     """
     draft = read_draft(name_or_path, overrides)
     try:
-        planned = _Planner(draft.recipe, draft.broken).plan(needs_data=needs_data)
+        planned = _Planner(draft.recipe, draft.broken).plan(
+            needs_data=needs_data, needs_teacher=needs_data
+        )
     except RecipeError as error:
         raise RecipeError([*draft.problems, *error.problems]) from None
     if draft.problems:
@@ -125,15 +130,14 @@ class _Planner:
 
     def __init__(self, recipe: Recipe, broken: Collection[str] = ()) -> None:
         self.recipe = recipe
-        self.broken = broken
-        self.problems: list[str] = []
+        self.checks = Checks(recipe, broken)
 
-    def plan(self, *, needs_data: bool) -> Plan:
+    def plan(self, *, needs_data: bool, needs_teacher: bool) -> Plan:
         recipe = self.recipe
         if needs_data and not recipe.data.folder.is_dir():
-            self._problem("data.root", f"no such folder: {recipe.data.root}")
+            self.checks.problem("data.root", f"no such folder: {recipe.data.root}")
         seed = recipe.seed
-        embedding = self._options(
+        embedding = self.checks.options(
             FusedItemEmbedding,
             {"width": DEFAULT_WIDTH, **recipe.student.embedding},
             "student.embedding",
@@ -141,40 +145,45 @@ class _Planner:
         )
         self._embedding(embedding)
         width = embedding.get("width", 0)  # 0 where it is wrong: what depends on it isn't built
-        trainer = self._build(Trainer, recipe.training, "training")
+        trainer = self.checks.build(Trainer, recipe.training, "training")
         length = trainer.max_length if trainer else 50
         backbone, causal = self._backbone(recipe.student.backbone, width, length)
         cache = {"folder": str(default_cache_folder())} | recipe.cache
         random_weights = cache.pop("allow_random_weights", False)
         if not isinstance(random_weights, bool):
-            self._problem("cache.allow_random_weights", "wanted true or false")
+            self.checks.problem("cache.allow_random_weights", "wanted true or false")
         distiller, teacher = self._distiller(seed)
-        correlation, weights = self._correlation(distiller, teacher, width)
-        supervision = self._chosen(
-            recipe.objective.recommendation, SUPERVISION, "objective.recommendation"
+        ensemble = self._ensemble()
+        objective = plan_objective(
+            self.checks,
+            teacher=teacher,
+            width=width,
+            members=ensemble.get("members", 1),
+            needs_teacher=needs_teacher,
         )
+        supervision = objective.supervision if objective else None
         if supervision and causal is not None and supervision.causal != causal:
             wanted = "masked_item" if not causal else "next_item"
-            self._problem(
+            self.checks.problem(
                 "objective.recommendation.kind",
                 f"got {recipe.objective.recommendation.kind}, wanted {wanted}: backbone "
                 f"{recipe.student.backbone.kind} is {'causal' if causal else 'bidirectional'}",
                 depends=("student.backbone",),
             )
         if supervision and trainer and not supervision.causal and trainer.max_length < 2:
-            self._problem(
+            self.checks.problem(
                 "training.max_length",
                 "got 1, wanted at least 2: one place is the mask token's",
                 depends=("objective.recommendation",),
             )
-        asynchronous = self._chosen(recipe.asynchronous, ASYNCHRONOUS, "asynchronous")
-        evaluator = self._build(Evaluator, recipe.evaluation, "evaluation")
+        asynchronous = self.checks.chosen(recipe.asynchronous, ASYNCHRONOUS, "asynchronous")
+        evaluator = self.checks.build(Evaluator, recipe.evaluation, "evaluation")
         self._metrics(evaluator, trainer)
         known = SPLITS.get(recipe.data.split.kind)
         if known is None:
-            self._problem("data.split.kind", unknown(recipe.data.split.kind, SPLITS))
+            self.checks.problem("data.split.kind", unknown(recipe.data.split.kind, SPLITS))
         split = (
-            self._options(
+            self.checks.options(
                 known, recipe.data.split.options, "data.split", given=("log", "item_count")
             )
             if known
@@ -183,14 +192,14 @@ class _Planner:
         result: dict[str, Any] = dict(
             items=self._items(),
             interactions=self._interactions(),
+            ensemble=ensemble,
             cards=self._cards(random_weights=bool(random_weights)),
-            cache=self._options(EmbeddingCache, cache, "cache"),
+            cache=self.checks.options(EmbeddingCache, cache, "cache"),
         )
         if "folder" in result["cache"]:
-            self._tried("cache", lambda: EmbeddingCache(**result["cache"]))
-        if self.problems:
-            silent = tuple(recipe.where(key) + end for key in self.broken for end in ".:")
-            raise RecipeError(line for line in self.problems if not line.startswith(silent))
+            self.checks.tried("cache", lambda: EmbeddingCache(**result["cache"]))
+        if self.checks.problems:
+            raise RecipeError(self.checks.audible())
         return Plan(
             recipe=recipe,
             split=split,
@@ -198,55 +207,12 @@ class _Planner:
             distiller=distiller,
             embedding=embedding,
             backbone=backbone,
-            correlation=correlation,
-            weights=weights,
-            supervision=_sure(supervision),
+            objective=_sure(objective),
             asynchronous=_sure(asynchronous),
             trainer=_sure(trainer),
             evaluator=_sure(evaluator),
             **result,
         )
-
-    def _problem(self, key: str, message: str, *, depends: Sequence[str] = ()) -> None:
-        """Note a problem, unless a part that it ``depends`` on is broken itself."""
-        pairs = ((f"{broken}.", f"{part}.") for broken in self.broken for part in depends)
-        if not any(a.startswith(b) or b.startswith(a) for a, b in pairs):
-            self.problems.append(f"{self.recipe.where(key)}: {message}")
-
-    def _tried(self, key: str, build: Callable[[], T]) -> T | None:
-        """Build a part that costs nothing; its own refusals are problems of the recipe."""
-        try:
-            return build()
-        except ValueError as error:
-            for line in str(error).splitlines():
-                self._problem(key, line)
-            return None
-
-    def _options(
-        self,
-        target: Callable[..., object],
-        options: Mapping[str, object],
-        key: str,
-        given: tuple[str, ...] = (),
-    ) -> dict[str, Any]:
-        checked, problems = check_options(
-            target, options, where=self.recipe.where(key), given=given
-        )
-        self.problems += problems
-        return checked
-
-    def _build(self, target: Callable[..., T], options: Mapping[str, object], key: str) -> T | None:
-        before = len(self.problems)
-        checked = self._options(target, options, key)
-        if len(self.problems) > before:
-            return None
-        return self._tried(key, lambda: target(**checked))
-
-    def _chosen(self, spec: Spec, registry: Mapping[str, Callable[..., T]], key: str) -> T | None:
-        if spec.kind not in registry:
-            self._problem(f"{key}.kind", unknown(spec.kind, registry))
-            return None
-        return self._build(registry[spec.kind], spec.options, key)
 
     def _embedding(self, options: Mapping[str, Any]) -> None:
         names = []
@@ -254,29 +220,46 @@ class _Planner:
             try:
                 check_modality_name(name)
             except ValueError as error:
-                self._problem(f"encoders.{name}", str(error))
+                self.checks.problem(f"encoders.{name}", str(error))
             else:
                 names.append(name)
         if "width" in options:
             tables = {name: torch.zeros(3, 1) for name in names}
-            self._tried(
+            self.checks.tried(
                 "student.embedding",
                 lambda: FusedItemEmbedding(item_count=2, modalities=tables, **options),
             )
 
+    def _ensemble(self) -> dict[str, Any]:
+        key = "ensemble"
+        options = self.checks.options(
+            build_ensemble, self.recipe.ensemble, key, given=("build", "seed")
+        )
+
+        def build() -> Recommender:
+            return Recommender(
+                embedding=FusedItemEmbedding(item_count=1, width=1),
+                backbone=build_backbone("gru4rec", width=1, max_length=1),
+            )
+
+        # one member says as much as many: what else is refused doesn't depend on their number
+        members = min(1, options.get("members", 1))
+        self.checks.tried(key, lambda: build_ensemble(build, **(options | {"members": members})))
+        return options
+
     def _items(self) -> dict[str, Any]:
         key = "data.items"
-        options = self._options(load_items, self.recipe.data.items, key, given=("root",))
+        options = self.checks.options(load_items, self.recipe.data.items, key, given=("root",))
         if options.get("text") is not None:
-            self._tried(f"{key}.text", lambda: TextTemplate.parse(options["text"]))
+            self.checks.tried(f"{key}.text", lambda: TextTemplate.parse(options["text"]))
         return options
 
     def _interactions(self) -> dict[str, Any]:
         key = "data.interactions"
         given = self.recipe.data.interactions
-        options = self._options(load_interactions, given, key, given=("items", "root"))
+        options = self.checks.options(load_interactions, given, key, given=("items", "root"))
         if options.get("min_rating") is not None and given.get("rating") is None:
-            self._problem(f"{key}.min_rating", "needs ratings; name their column with rating")
+            self.checks.problem(f"{key}.min_rating", "needs ratings; name their column with rating")
         return options
 
     def _backbone(
@@ -286,13 +269,13 @@ class _Planner:
         try:
             found = backbone_class(spec.kind)
         except ValueError as error:
-            self._problem(f"{key}.kind", str(error))
+            self.checks.problem(f"{key}.kind", str(error))
             return {}, None
-        before = len(self.problems)
-        options = self._options(found, spec.options, key, given=("width", "max_length"))
+        before = len(self.checks.problems)
+        options = self.checks.options(found, spec.options, key, given=("width", "max_length"))
         causal = bool(getattr(found, "causal", True))
-        if len(self.problems) == before and width >= 1:
-            self._tried(
+        if len(self.checks.problems) == before and width >= 1:
+            self.checks.tried(
                 key,
                 lambda: build_backbone(spec.kind, width=width, max_length=max_length, **options),
             )
@@ -307,49 +290,20 @@ class _Planner:
                 ("objective.correlation", recipe.objective.correlation),
             ):
                 if value is not None:
-                    self._problem(
+                    self.checks.problem(
                         key,
                         "set, but there is no encoder to distil; add one to encoders",
                         depends=("encoders",),
                     )
             return None, None
-        before = len(self.problems)
-        options = self._options(
+        before = len(self.checks.problems)
+        options = self.checks.options(
             CorrelationDistiller, recipe.distiller or {}, "distiller", given=("seed",)
         )
         options["seed"] = seed
-        if len(self.problems) > before:
+        if len(self.checks.problems) > before:
             return options, None
-        return options, self._tried("distiller", lambda: CorrelationDistiller(**options))
-
-    def _correlation(
-        self, distiller: dict[str, Any] | None, teacher: CorrelationDistiller | None, width: int
-    ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        options = self.recipe.objective.correlation
-        if options is None or distiller is None:
-            return None, {}
-        of_objective = ("holistic_weight", "dissected_weight")
-        weights = self._options(
-            Objective,
-            {k: v for k, v in options.items() if k in of_objective},
-            "objective.correlation",
-            given=("recommendation", "correlation"),
-        )
-        self._tried(
-            "objective.correlation",
-            lambda: Objective(RecommendationLoss(SoftmaxLoss()), **weights),
-        )
-        rest = {k: v for k, v in options.items() if k not in of_objective}
-        given: dict[str, Any] = {
-            "width": width,
-            "codes": teacher.codes if teacher else 2,
-            "similarity": teacher.similarity if teacher else "cosine",
-        }
-        before = len(self.problems)
-        checked = self._options(CorrelationLoss, rest, "objective.correlation", given=tuple(given))
-        if len(self.problems) == before and width >= 1:
-            self._tried("objective.correlation", lambda: CorrelationLoss(**(checked | given)))
-        return checked | given, weights
+        return options, self.checks.tried("distiller", lambda: CorrelationDistiller(**options))
 
     def _metrics(self, evaluator: Evaluator | None, trainer: Trainer | None) -> None:
         if evaluator is None:
@@ -357,14 +311,14 @@ class _Planner:
         try:
             names = metrics_from_ranks([1.0], evaluator.ks)  # refuses impossible cut-offs
         except ValueError as error:
-            self._problem("evaluation.ks", str(error))
+            self.checks.problem("evaluation.ks", str(error))
             return
         figures = ("spearman", "recall@10")
         retention = [
             f"retention.{name}.{part}" for name in self.recipe.encoders for part in figures
         ]
         if trainer and trainer.select_metric not in (*names, *retention):
-            self._problem(
+            self.checks.problem(
                 "training.select_metric",
                 f"got {trainer.select_metric}, wanted one of {', '.join([*names, *retention])}",
                 depends=("encoders", "evaluation.ks"),
@@ -377,11 +331,11 @@ class _Planner:
                 cards[name] = load_card(card)
                 untrained = cards[name].untrained
             except EncoderError as error:
-                self._problem(f"encoders.{name}", str(error))
+                self.checks.problem(f"encoders.{name}", str(error))
                 continue
             # here and not only where it is built: the cache may hold an earlier run's vectors
             if untrained and not random_weights:
-                self._problem(
+                self.checks.problem(
                     f"encoders.{name}",
                     f"card {card} asks for an untrained model, whose vectors mean nothing; name "
                     "pretrained weights in the card, or for a test set "

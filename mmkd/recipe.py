@@ -22,6 +22,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    StrictBool,
     StrictInt,
     ValidationError,
     field_validator,
@@ -112,10 +113,19 @@ class StudentSection(Section):
 
 
 class ObjectiveSection(Section):
-    """The recommendation loss and, unless null, the correlation losses of the distillation."""
+    """The recommendation loss and, unless null, what is added to it.
+
+    `correlation` is KDSR's, `attributes`, `contrastive` and `mutual` are EMKD's, `compression`
+    holds the student to a trained run.
+    """
 
     recommendation: Spec
     correlation: Options | None = None
+    attributes: Options | None = None
+    contrastive: Options | None = None
+    mutual: Options | None = None
+    compression: Options | None = None
+    exact_reference: StrictBool = False
 
 
 class Recipe(Section):
@@ -133,6 +143,7 @@ class Recipe(Section):
     cache: Options = Field(default_factory=dict)
     distiller: Options | None = None
     student: StudentSection
+    ensemble: Options = Field(default_factory=dict)
     objective: ObjectiveSection
     asynchronous: Spec = Spec(kind="none")
     training: Options = Field(default_factory=dict)

@@ -281,7 +281,7 @@ def test_two_trainings_of_one_folder_refuse_each_other(recipe: Recipe, tmp_path:
 def test_a_tracker_that_is_not_installed_is_refused(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: str
 ) -> None:
-    monkeypatch.setattr("mmkd.pipeline.find_spec", lambda module: None)
+    monkeypatch.setattr("mmkd.run_opening.find_spec", lambda module: None)
     with pytest.raises(RunError, match=rf"{tracker} is not installed; .*mmkd\[{tracker}\]"):
         train(recipe_of(overrides, f"training.trackers=[{tracker}]"), folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -344,7 +344,10 @@ def test_the_demo_works_in_a_folder_of_any_name(
     monkeypatch.setattr("mmkd.demo.make_synthetic", lambda *places, **options: None)
     folder = tmp_path / "my #1 {demo}: ${x} \U0001f642"
     run_demo(folder)
-    assert [recipe.name for recipe in seen] == ["demo-id", "demo-fused", "demo-kdsr"]
+    names = ("id", "fused", "kdsr", "emkd", "full", "compressed")
+    assert [recipe.name for recipe in seen] == [f"demo-{name}" for name in names]
+    compression = seen[-1].objective.compression
+    assert compression == {"teacher": str(folder / "runs" / "demo-full")}
     for recipe in seen:
         assert recipe.data.folder == folder / "data"
         assert recipe.cache["folder"] == str(folder / "cache")

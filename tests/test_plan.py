@@ -30,7 +30,7 @@ def test_every_shipped_recipe_can_be_planned(name: str) -> None:
     found = planned(name=name)
     assert set(found.cards) == set(found.recipe.encoders)
     assert (found.distiller is None) == (not found.cards)
-    assert (found.correlation is None) == (found.recipe.objective.correlation is None)
+    assert (found.objective.correlation is None) == (found.recipe.objective.correlation is None)
     assert found.width % int(found.backbone.get("heads", 1)) == 0
 
 
@@ -42,9 +42,9 @@ def test_values_of_the_recipe_reach_the_parts() -> None:
     assert found.width == 48
     assert found.distiller is not None
     assert found.distiller["seed"] == 9 and found.distiller["codes"] == 7
-    assert found.correlation is not None
-    assert found.correlation["codes"] == 7 and found.correlation["width"] == 48
-    assert found.weights == {"holistic_weight": 0.4, "dissected_weight": 0.05}
+    assert found.objective.correlation is not None
+    assert found.objective.correlation["codes"] == 7 and found.objective.correlation["width"] == 48
+    assert found.objective.weights == {"holistic_weight": 0.4, "dissected_weight": 0.05}
     assert found.evaluator.batch_size == 512
     assert found.allow_random_weights is False
 
@@ -105,7 +105,7 @@ def test_a_bidirectional_backbone_with_masked_items_is_planned() -> None:
         "student.backbone={kind: bert4rec, layers: 1, heads: 2}",
         "objective.recommendation={kind: masked_item, mask_ratio: 0.3}",
     )
-    assert not found.supervision.causal
+    assert not found.objective.supervision.causal
 
 
 def test_correlation_without_encoders_is_refused() -> None:

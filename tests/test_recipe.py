@@ -85,8 +85,13 @@ def test_the_working_folder_wins_over_the_checkout() -> None:
 def test_every_shipped_recipe_reads_and_carries_its_file_s_name(name: str) -> None:
     recipe = load_recipe(name, ["data.root=somewhere"])
     assert recipe.name == name
-    assert bool(recipe.encoders) == (not name.endswith("-id"))
-    assert (recipe.objective.correlation is None) != (name.endswith(("-kdsr", "quickstart")))
+    kind = name.removesuffix("-small")
+    assert bool(recipe.encoders) == (not kind.endswith(("-id", "-emkd")))
+    distils = kind.endswith(("-kdsr", "-full", "quickstart"))
+    assert (recipe.objective.correlation is not None) == distils
+    several = kind.endswith(("-emkd", "-full"))
+    assert (recipe.ensemble.get("members", 1) == 3) == several
+    assert (recipe.objective.mutual is not None) == several
 
 
 # overrides and inheritance

@@ -101,6 +101,33 @@ def train(
 
 
 @app.command()
+def compress(
+    run: Annotated[str, typer.Argument(help="The ensemble's run, a folder or a name.")],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; default runs/NAME-compressed.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start the run anew.")] = False,
+    runs: Runs = RUNS,
+    json: AsJson = False,
+) -> None:
+    """Train one network on what a trained ensemble predicts, so that serving costs one."""
+    from mmkd.cli import show
+    from mmkd.compress import compressing
+    from mmkd.pipeline import train as run_train
+    from mmkd.serving.run_folder import RunFolder
+
+    recipe = compressing(RunFolder(find_run(run, runs)), overrides or [])
+    folder = out or runs / recipe.name
+    result = run_train(
+        recipe, folder=folder, resume=resume, overwrite=overwrite, announce=show.note
+    )
+    if int(os.environ.get("RANK", "0")) == 0:
+        show.result(result, folder, as_json=json)
+
+
+@app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(help="A run's folder or name.")],
     cases: Annotated[str, typer.Option(help="test or valid.")] = "test",
@@ -226,7 +253,7 @@ def demo(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """The main job on a made-up catalogue, offline: three variants and a table, in minutes."""
+    """The main job on a made-up catalogue, offline: six variants and a table, in minutes."""
     from mmkd.cli import show
     from mmkd.demo import run_demo
 

@@ -158,10 +158,22 @@ class RecommendationLoss(nn.Module):
         Returns:
             A scalar.
         """
+        states, item_matrix, wanted = self.supervised(hidden, item_matrix, targets)
+        total = self.loss(states, item_matrix, wanted)
+        return global_mean(total, torch.tensor(float(len(wanted)), device=hidden.device))
+
+    def supervised(
+        self, hidden: Tensor, item_matrix: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What there is to compare: arguments as for ``forward``.
+
+        Returns:
+            States at supervised positions [M, D], the candidates' vectors [C, D], and which of
+            them is wanted [M], counted from 1.
+        """
         at = targets.flatten().nonzero().squeeze(1)  # [M]
         states = hidden.flatten(0, 1).index_select(0, at)
         wanted = targets.flatten()[at]
         if self.rows is not None and self.number is not None:
             item_matrix, wanted = item_matrix.index_select(0, self.rows), self.number[wanted]
-        total = self.loss(states, item_matrix, wanted)
-        return global_mean(total, torch.tensor(float(len(at)), device=hidden.device))
+        return states, item_matrix, wanted

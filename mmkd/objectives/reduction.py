@@ -1,4 +1,6 @@
-"""Means over all processes: a local (total, count) to one process's share of the global mean."""
+"""Means over all processes, and rows of all processes, with the gradients of a single one."""
+
+from typing import Any
 
 import torch
 import torch.distributed
@@ -28,3 +30,46 @@ def global_mean(total: Tensor, count: Tensor | int) -> Tensor:
         world_size = torch.distributed.get_world_size()
     factor = torch.where(terms > 0, world_size / terms.clamp(min=1e-12), 0.0)
     return total * factor.to(total.dtype)
+
+
+def gather_rows(rows: Tensor, dim: int) -> tuple[Tensor, int]:
+    """Every process's rows side by side, with gradients to where they came from.
+
+    Args:
+        rows: This process's; only the size of ``dim`` may differ between processes.
+        dim: Along which they are joined.
+
+    Returns:
+        All rows, in the processes' order, and the index of this process's first. Without
+        ``torch.distributed``, ``rows`` itself and 0.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows, 0
+    mine = torch.tensor([rows.shape[dim]], device=rows.device)
+    counts = [torch.zeros_like(mine) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(counts, mine)
+    sizes = [int(count) for count in counts]
+    first = sum(sizes[: torch.distributed.get_rank()])
+    gathered: Tensor = _Gather.apply(rows, dim, sizes, first)
+    return gathered, first
+
+
+class _Gather(torch.autograd.Function):
+    """The backward pass adds what every process's loss has to say about this one's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, dim: int, sizes: list[int], first: int) -> Tensor:
+        ctx.dim, ctx.first, ctx.size = dim, first, rows.shape[dim]
+        lead = rows.movedim(dim, 0)
+        padded = lead.new_zeros(max(sizes), *lead.shape[1:])  # all_gather wants equal shapes
+        padded[: len(lead)] = lead
+        parts = [torch.empty_like(padded) for _ in sizes]
+        torch.distributed.all_gather(parts, padded)
+        joined = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        return joined.movedim(0, dim)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        total = gradients[0].contiguous()
+        torch.distributed.all_reduce(total)
+        return total.narrow(ctx.dim, ctx.first, ctx.size), None, None, None

@@ -9,8 +9,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mmkd.data.batches import BatchStream, TrainingWindows
+from mmkd.data.augmentations import Augmentation
+from mmkd.data.batches import BatchStream
 from mmkd.data.sequences import SequenceSplit
+from mmkd.data.windows import TrainingWindows
 from mmkd.objectives.recommendation import (
     GBCELoss,
     RecommendationLoss,
@@ -34,6 +36,7 @@ class Supervision:
         candidates: Which items compete with a target: ``all``, or only the ``trained``, which
             occur in training. An item that never occurs is otherwise always the wrong answer, and
             learns to score low whatever its text and picture say.
+        window_step: See ``TrainingWindows``; None cuts each event once.
 
     Raises:
         ValueError: An option is set that the loss doesn't have, or is out of range.
@@ -50,6 +53,7 @@ class Supervision:
         sampling: Sampling | None = None,
         calibration: float | None = None,
         candidates: Candidates = "all",
+        window_step: int | None = None,
     ) -> None:
         options: dict[str, Any] = {
             "negatives": negatives,
@@ -58,10 +62,15 @@ class Supervision:
         }
         self.loss = loss
         self.candidates = candidates
+        self.window_step = window_step
         self.options = {name: value for name, value in options.items() if value is not None}
         idle = sorted(set(self.options) - _TAKEN[loss])
         if idle:
             raise ValueError(f"loss {loss} has no {', '.join(idle)}; remove it")
+        if window_step is not None and window_step < 1:
+            raise ValueError(
+                f"window_step: got {window_step}, wanted at least 1; null cuts each event once"
+            )
         if negatives is not None and negatives < 1:
             raise ValueError(f"negatives: got {negatives}, wanted at least 1; raise it")
         if calibration is not None and not 0 <= calibration <= 1:
@@ -80,8 +89,13 @@ class Supervision:
         kind = SampledSoftmaxLoss if self.loss == "sampled_softmax" else GBCELoss
         return RecommendationLoss(kind(train_counts=train_counts, **self.options), chosen)
 
-    def masking(self) -> dict[str, Any]:
-        """What ``BatchStream`` is told of the cloze; nothing for the next item."""
+    @property
+    def views(self) -> int:
+        """How many altered views of a sequence a batch holds, beside the sequence itself."""
+        return 0
+
+    def altering(self) -> dict[str, Any]:
+        """What ``BatchStream`` is told of the views."""
         return {}
 
     def stream(
@@ -95,6 +109,7 @@ class Supervision:
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
+        clean: bool = False,
     ) -> BatchStream:
         """The batches of a split's training events; arguments as ``BatchStream``'s."""
         # windows overlap where one's last input is the next one's target; a bidirectional network
@@ -103,6 +118,7 @@ class Supervision:
             split,
             max_length=max_length if self.causal else max_length - 1,
             overlap=1 if self.causal else 0,
+            step=self.window_step,
             device=device,
         )
         return BatchStream(
@@ -113,15 +129,65 @@ class Supervision:
             rank=rank,
             world_size=world_size,
             accumulate=accumulate,
-            **self.masking(),
+            clean=clean,
+            **self.altering(),
         )
 
 
 class NextItem(Supervision):
-    """Predict the next item at every position (SASRec, GRU4Rec); for causal backbones."""
+    """Predict the next item at every position (SASRec, GRU4Rec); for causal backbones.
+
+    Args:
+        views: Augmented views of each sequence, for a contrastive loss; they are not supervised.
+        crop: See ``Augmentation``, and so are the next two.
+        mask: Share of items that a masked view hides.
+        reorder: Share of the sequence that a reordered view shuffles.
+        loss: As for ``Supervision``, and so are the others.
+        negatives: See ``loss``.
+        sampling: See ``loss``.
+        calibration: See ``loss``.
+        candidates: See ``loss``.
+        window_step: See ``loss``.
+
+    Raises:
+        ValueError: A share outside 0..1, or an option that the loss doesn't have.
+    """
 
     name = "next_item"
     causal = True
+
+    def __init__(
+        self,
+        *,
+        views: int = 0,
+        crop: float = 0.6,
+        mask: float = 0.3,
+        reorder: float = 0.6,
+        loss: LossName = "softmax",
+        negatives: int | None = None,
+        sampling: Sampling | None = None,
+        calibration: float | None = None,
+        candidates: Candidates = "all",
+        window_step: int | None = None,
+    ) -> None:
+        super().__init__(
+            loss=loss,
+            negatives=negatives,
+            sampling=sampling,
+            calibration=calibration,
+            candidates=candidates,
+            window_step=window_step,
+        )
+        self.augmentation = Augmentation(views=views, crop=crop, mask=mask, reorder=reorder)
+
+    @property
+    def views(self) -> int:
+        """Augmented views."""
+        return self.augmentation.views
+
+    def altering(self) -> dict[str, Any]:
+        """The augmentations."""
+        return {"augmentation": self.augmentation}
 
 
 class MaskedItem(Supervision):
@@ -130,14 +196,16 @@ class MaskedItem(Supervision):
     Args:
         mask_ratio: Share of positions that are chosen.
         last_only: Share of sequences in which only the last item is masked, as at inference.
+        views: Independently masked views of each sequence.
         loss: As for ``Supervision``, and so are the others.
         negatives: See ``loss``.
         sampling: See ``loss``.
         calibration: See ``loss``.
         candidates: See ``loss``.
+        window_step: See ``loss``.
 
     Raises:
-        ValueError: A share outside 0..1, or an option that the loss doesn't have.
+        ValueError: A share outside 0..1, no view, or an option that the loss doesn't have.
     """
 
     name = "masked_item"
@@ -148,11 +216,13 @@ class MaskedItem(Supervision):
         *,
         mask_ratio: float = 0.15,
         last_only: float = 0.0,
+        views: int = 1,
         loss: LossName = "softmax",
         negatives: int | None = None,
         sampling: Sampling | None = None,
         calibration: float | None = None,
         candidates: Candidates = "all",
+        window_step: int | None = None,
     ) -> None:
         super().__init__(
             loss=loss,
@@ -160,16 +230,29 @@ class MaskedItem(Supervision):
             sampling=sampling,
             calibration=calibration,
             candidates=candidates,
+            window_step=window_step,
         )
         for name, share in (("mask_ratio", mask_ratio), ("last_only", last_only)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}: got {share}, wanted a share from 0 to 1")
+        if views < 1:
+            raise ValueError(f"views: got {views}, wanted at least 1: a sequence to predict in")
         self.mask_ratio = mask_ratio
         self.last_only = last_only
+        self.masked_views = views
 
-    def masking(self) -> dict[str, Any]:
-        """Shares of the cloze."""
-        return {"mask_ratio": self.mask_ratio, "last_only": self.last_only}
+    @property
+    def views(self) -> int:
+        """Masked views."""
+        return self.masked_views
+
+    def altering(self) -> dict[str, Any]:
+        """The cloze's shares and views."""
+        return {
+            "mask_ratio": self.mask_ratio,
+            "last_only": self.last_only,
+            "views": self.masked_views,
+        }
 
 
 SUPERVISION: dict[str, Callable[..., Supervision]] = {

@@ -24,7 +24,8 @@ def recommend(
         exclude_seen: Leave the history's own items out.
 
     Returns:
-        ``{"item", "title", "score"}`` each, best first; scores are logits.
+        ``{"item", "title", "score"}`` each, best first; scores are logits added up over the
+        student's members (the log of added probabilities, where it is asked for those).
 
     Raises:
         DataError: An id is not in the catalogue.
@@ -45,7 +46,7 @@ def recommend(
 def student_neighbours(
     run: RunFolder, item: str, *, modality: str | None = None, k: int = 10
 ) -> list[dict[str, Any]]:
-    """The k nearest items by cosine in a student's own table.
+    """The k nearest items by cosine in a student's own table, the members' mean where each has one.
 
     Args:
         run: A trained run.
@@ -58,7 +59,7 @@ def student_neighbours(
         RunError: The student has no such modality.
     """
     items, student = run.items(), run.student()
-    tables = student.embedding.modality_tables()
+    tables = student.modality_tables()
     if modality is not None and modality not in tables:
         raise RunError(
             f"{run.path}: the student has no modality {modality}; it has "
@@ -66,8 +67,7 @@ def student_neighbours(
         )
     row = items.row(item)
     with torch.no_grad():
-        table = student.embedding.table() if modality is None else tables[modality]
-        unit = F.normalize(table[: len(items) + 1], dim=1)
+        unit = F.normalize(student.vectors(modality)[: len(items) + 1], dim=1)
         cosine = unit @ unit[row]
     lacking = (unit == 0).all(1).nonzero()[:, 0]
     excluded = torch.cat([lacking, torch.tensor([row])])

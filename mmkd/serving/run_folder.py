@@ -3,7 +3,7 @@
 ``run.json`` marks the folder as a run: the recipe's name and digests of the data and of the
 encoders' tables; ``recipe.yaml`` what was run; ``items.parquet`` the id map and titles;
 ``users.parquet`` row number to external user id; ``student.json`` and ``student.safetensors`` the
-trained network; ``history.json`` one record an epoch; ``result.json`` the test metrics;
+trained networks; ``history.json`` one record an epoch; ``result.json`` the test metrics;
 ``test_ranks.parquet`` the rank of every test case, for paired tests (its ``user`` is a row of
 ``users.parquet``); ``checkpoints/`` while it trains. Every file is written whole or not at all;
 none is a pickle.
@@ -27,13 +27,14 @@ from mmkd.data.items import ItemTable
 from mmkd.evaluation.case_ranks import CaseRanks
 from mmkd.serving.build_student import build_student
 from mmkd.serving.run_files import RunError, read_mapping, reading, require
-from mmkd.student import Recommender
+from mmkd.student import Ensemble
 from mmkd.training.checkpoint import replace_file, write_json
 
 _MARKER = "run.json"
 _LOCK = ".lock"
 _FILES = (  # result.json first: a run whose deletion is cut short must not look finished
     "result.json",
+    "attributes.json",
     "history.json",
     "items.parquet",
     "recipe.yaml",
@@ -42,6 +43,7 @@ _FILES = (  # result.json first: a run whose deletion is cut short must not look
     "test_ranks.parquet",
     "users.parquet",
 )
+_SPEC_KEYS = ("item_count", "max_length", "embedding", "backbone", "ensemble")
 _RESULT_KEYS = (
     "best_epoch",
     "epochs",
@@ -190,6 +192,10 @@ class RunFolder:
         with self._reading("users.parquet") as path:
             return tuple(pl.read_parquet(path.read_bytes())["user"].to_list())
 
+    def write_attributes(self, names: Sequence[str]) -> None:
+        """Keep what the attribute heads predicted: label number c is ``names[c - 1]``."""
+        write_json(self.path / "attributes.json", {"names": list(names)})
+
     def write_student_spec(self, spec: dict[str, Any]) -> None:
         """What ``student`` needs to rebuild the network."""
         write_json(self.path / "student.json", spec)
@@ -197,10 +203,12 @@ class RunFolder:
     def student_spec(self) -> dict[str, Any]:
         """Read ``student.json``."""
         with self._reading("student.json") as path:
-            return read_mapping(path, "item_count", "max_length", "embedding", "backbone")
+            return read_mapping(
+                path, "item_count", "max_length", "embedding", "backbone", "ensemble"
+            )
 
-    def student(self, *, device: torch.device | str = "cpu") -> Recommender:
-        """The trained network in evaluation mode."""
+    def student(self, *, device: torch.device | str = "cpu") -> Ensemble:
+        """The trained networks in evaluation mode."""
         require(self.path / "student.safetensors")
         spec = self.student_spec()
         if spec["item_count"] != (count := len(self.items())):

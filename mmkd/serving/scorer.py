@@ -5,14 +5,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mmkd.student import Recommender
+from mmkd.student import Ensemble
 
 
-def scorer(student: Recommender, *, item_count: int, max_length: int) -> Callable[[Tensor], Tensor]:
+def scorer(student: Ensemble, *, item_count: int, max_length: int) -> Callable[[Tensor], Tensor]:
     """How a student answers "what next?".
 
-    A causal student answers with its last state; a bidirectional one reads the mask token after
-    the history and answers with the state there. The item matrix is fused once.
+    Its members' scores are added up. A causal student answers with its last states; a
+    bidirectional one reads the mask token after the history and answers with the states there.
+    The item matrices are fused once.
 
     Args:
         student: In evaluation mode.
@@ -23,14 +24,14 @@ def scorer(student: Recommender, *, item_count: int, max_length: int) -> Callabl
         A function from histories [B, L] (left-padded) to scores [B, I + 1].
     """
     with torch.no_grad():
-        matrix = student.item_matrix()
+        matrices = student.item_matrices()
 
     @torch.no_grad()
     def score(histories: Tensor) -> Tensor:
         if not student.causal:
             mask = histories.new_full((len(histories), 1), item_count + 1)
             histories = torch.cat([histories, mask], dim=1)
-        hidden = student(histories[:, -max_length:]).hidden[:, -1]  # [B, D]
-        return student.score(hidden, matrix)
+        outputs = student(histories[:, -max_length:])
+        return student.score([out.hidden[:, -1] for out in outputs], matrices)  # N x [B, D]
 
     return score

@@ -1,6 +1,7 @@
 """The student: fused item embeddings, a backbone, scores. Imports only torch."""
 
 from mmkd.student.backbones import BACKBONES, Backbone, backbone_class, build_backbone
+from mmkd.student.ensemble import Ensemble, build_ensemble
 from mmkd.student.fusion import ConcatFusion, GateFusion, SumFusion
 from mmkd.student.item_embedding import FusedItemEmbedding
 from mmkd.student.recommender import Recommender, StudentOutput
@@ -9,6 +10,7 @@ __all__ = [
     "BACKBONES",
     "Backbone",
     "ConcatFusion",
+    "Ensemble",
     "FusedItemEmbedding",
     "GateFusion",
     "Recommender",
@@ -16,4 +18,5 @@ __all__ = [
     "SumFusion",
     "backbone_class",
     "build_backbone",
+    "build_ensemble",
 ]

@@ -12,7 +12,8 @@ def gradient_norms(module: nn.Module) -> dict[str, float]:
     squares: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
         if parameter.grad is not None:
-            key = name if "table" in name else ".".join(name.split(".")[:2])
+            depth = 4 if ".members." in name else 2  # a part of each member, or of the objective
+            key = name if "table" in name else ".".join(name.split(".")[:depth])
             square = parameter.grad.detach().float().square().sum()
             squares[key] = squares.get(key, torch.zeros_like(square)) + square
     return {key: float(square.sqrt()) for key, square in squares.items()}

@@ -2,29 +2,41 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from mmkd.data.batches import Batch
 from mmkd.distiller import CorrelationTargets
-from mmkd.objectives.objective import LossBreakdown, Objective
-from mmkd.student import Recommender
+from mmkd.objectives.objective import LossBreakdown, Objective, Taught
+from mmkd.student import Ensemble
 
 
 class TrainStep(nn.Module):
     """Student and objective as one forward pass.
 
     Args:
-        student: The network that is kept.
+        student: The networks that are kept.
         objective: The loss with its own trainable heads, dropped after training.
+        teacher: A trained ensemble that the student is held to, in evaluation mode and on the
+            device; no part of the module, so that no checkpoint holds it.
     """
 
-    def __init__(self, student: Recommender, objective: Objective) -> None:
+    def __init__(
+        self, student: Ensemble, objective: Objective, teacher: Ensemble | None = None
+    ) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
+        self._teacher = (teacher,)  # in a tuple torch does not see it
 
     def forward(self, batch: Batch, targets: Mapping[str, CorrelationTargets]) -> LossBreakdown:
-        """Run all views of the batch through the student as one batch and compute the loss."""
-        output = self.student(batch.views.flatten(0, 1))
-        breakdown: LossBreakdown = self.objective([output], batch, targets)
+        """Run all views of the batch through every network as one batch and compute the loss."""
+        views = batch.views.flatten(0, 1)
+        outputs = self.student(views)
+        (teacher,) = self._teacher
+        taught = None
+        if teacher is not None:
+            with torch.no_grad():
+                taught = Taught(teacher(views), teacher.inference)
+        breakdown: LossBreakdown = self.objective(outputs, batch, targets, taught)
         return breakdown

@@ -1,6 +1,7 @@
 """Training batches against naive loops over each user's own events."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,12 @@ from mmkd.data import DataError, SequenceSplit
 from mmkd.data.batches import (
     Batch,
     BatchStream,
-    TrainingWindows,
     cloze_batch,
     next_item_batch,
     seeded_generator,
 )
 from mmkd.data.sequences import Cases
+from mmkd.data.windows import TrainingWindows
 
 LENGTHS = (2, 3, 4, 7, 8, 9, 12, 20, 1, 0)  # of the users' training events
 L = 4
@@ -77,6 +78,27 @@ def test_windows_are_those_of_a_naive_loop(overlap: int) -> None:
     found = rows_of(windows.sequences(torch.arange(len(windows))))
     wanted = [w for own in training_events(split) for w in naive_windows(own, L, overlap)]
     assert sorted(found) == sorted(wanted)
+
+
+def sliding_windows(events: list[int], span: int, step: int) -> list[list[int]]:
+    """Whole windows, each `step` events before the last, and one from the first event on."""
+    begins = [*range(len(events) - span, 0, -step), 0]
+    return [events[begin : begin + span] for begin in begins]
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize("step", [1, 2, 3, 10])
+def test_sliding_windows_are_those_of_a_naive_loop(overlap: int, step: int) -> None:
+    split = split_of()
+    windows = TrainingWindows(split, max_length=L, overlap=0 if overlap == 0 else 1, step=step)
+    wanted = [
+        window
+        for events in training_events(split)
+        if len(events) > overlap
+        for window in sliding_windows(events, L + overlap, step)
+    ]
+    got = rows_of(windows.sequences(torch.arange(len(windows))))
+    assert sorted(got) == sorted(wanted)
 
 
 def test_every_event_but_a_users_first_is_a_next_item_target_once() -> None:
@@ -163,7 +185,7 @@ def test_next_item_batch_is_that_of_a_naive_loop() -> None:
 # cloze
 
 
-def clozes(sequences: Tensor, **options: float | int) -> Batch:
+def clozes(sequences: Tensor, **options: Any) -> Batch:
     return cloze_batch(
         sequences,
         item_count=1000,
@@ -224,6 +246,19 @@ def test_shares_of_chosen_masked_random_and_kept() -> None:
     assert within(len(random) / n, 0.1 - 0.1 / 1000, n)
     assert int(random.min()) >= 1 and int(random.max()) <= 1000
     assert float(random.double().mean()) == pytest.approx(500.5, abs=5 * 289 / len(random) ** 0.5)
+
+
+def test_a_clean_view_comes_first_and_asks_nothing() -> None:
+    sequences = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])
+    masked, both = (
+        cloze_batch(sequences, item_count=9, generator=seeded_generator(1), views=3, clean=clean)
+        for clean in (False, True)
+    )
+    assert not masked.clean and both.clean
+    assert torch.equal(both.views[0], sequences) and not both.targets[0].any()
+    assert torch.equal(both.views[1:], masked.views)
+    assert torch.equal(both.targets[1:], masked.targets)
+    assert both.rows(1, 2).clean and both.rows(1, 2).views.shape == (4, 1, 4)
 
 
 def test_last_only_masks_the_last_event_as_inference_does() -> None:

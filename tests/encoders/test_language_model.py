@@ -281,7 +281,7 @@ def test_adapter_of_another_architecture_is_an_error(
     language_model_card: Make, adapters: dict[str, Path]
 ) -> None:
     card = language_model_card("bert", options={"adapter": str(adapters["body"])})
-    with pytest.raises(EncoderError, match="adapter .*body"):
+    with pytest.raises(EncoderError, match=r"adapter .*body"):
         build_encoder(card)
 
 

@@ -9,7 +9,7 @@ from mmkd.data.items import ItemTable
 from mmkd.evaluation.case_ranks import CaseRanks
 from mmkd.serving.run_folder import RunError, RunFolder, run_folders
 
-SPEC = {"item_count": 2, "max_length": 4, "embedding": {}, "backbone": {}}
+SPEC = {"item_count": 2, "max_length": 4, "embedding": {}, "backbone": {}, "ensemble": {}}
 
 
 def marked(folder: Path) -> RunFolder:

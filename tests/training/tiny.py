@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmkd.data import SequenceSplit
-from mmkd.data.batches import BatchStream, TrainingWindows
+from mmkd.data.batches import BatchStream
 from mmkd.data.sequences import Cases
+from mmkd.data.windows import TrainingWindows
 from mmkd.distiller import CorrelationDistiller
 from mmkd.objectives.correlation import CorrelationLoss
 from mmkd.objectives.objective import Objective
 from mmkd.objectives.recommendation import RecommendationLoss, SoftmaxLoss
-from mmkd.student import FusedItemEmbedding, Recommender, build_backbone
+from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone
 from mmkd.training.optimizer import AsynchronousUpdate, NoAsynchrony
 from mmkd.training.step import TrainStep
 from mmkd.training.trainer import Trainer, TrainReport
@@ -81,7 +82,8 @@ def tiny_step(
         holistic_weight=0.4,
         dissected_weight=0.1,
     )
-    return TrainStep(Recommender(embedding=embedding, backbone=backbone), objective)
+    network = Recommender(embedding=embedding, backbone=backbone)
+    return TrainStep(Ensemble([network]), objective)
 
 
 def tiny_stream(split: SequenceSplit, batch_size: int) -> BatchStream:
@@ -122,7 +124,7 @@ class TinyRun:
         """How likely the next item of the circle is, after any single item."""
         student = self.step.student
         items = torch.arange(1, ITEMS + 1)
-        scores = student.score(student(items[:, None]).hidden[:, -1])
+        scores = student.score([out.hidden[:, -1] for out in student(items[:, None])])
         chance = scores.softmax(-1)[torch.arange(ITEMS), items % ITEMS + 1]
         return {"NDCG@10": float(chance.mean())}
 

@@ -1,0 +1,183 @@
+"""Ensemble: N recommenders side by side, [B, L] to N states, and one score a catalogue item.
+
+The networks of EMKD (arXiv:2304.14668), section 4.1. One network is an ensemble of one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmkd.student.arguments import check_counts
+from mmkd.student.recommender import Recommender, StudentOutput
+
+Inference = Literal["logits", "probabilities"]
+ModalityTables = Literal["shared", "own"]
+
+
+class Ensemble(nn.Module):
+    """Networks of one shape with their own weights, scored together.
+
+    They run one after the other: at the sizes of training each one fills the machine by itself,
+    and a batched program of all of them was no faster (docs/ensemble.md).
+    """
+
+    def __init__(self, members: Sequence[Recommender], *, inference: Inference = "logits") -> None:
+        """Put the networks together.
+
+        Args:
+            members: At least one, of one causality. Those that hold the same modality tables (see
+                `share_modality_tables`) keep them once in the state dict.
+            inference: `logits` adds the members' scores; `probabilities` adds their softmax
+                probabilities over the catalogue, as the paper writes.
+
+        Raises:
+            ValueError: No member, members that don't fit together, or an unknown `inference`.
+        """
+        super().__init__()
+        if not members:
+            raise ValueError("members: got none, wanted at least 1 network")
+        if len({(m.causal, m.embedding.item_count) for m in members}) > 1:
+            raise ValueError(
+                "members: got causal and bidirectional networks or other catalogues side by side; "
+                "build all of them from one recipe"
+            )
+        if inference not in ("logits", "probabilities"):
+            raise ValueError(f"inference {inference!r}: unknown; use logits or probabilities.")
+        self.members = nn.ModuleList(members)
+        self.inference = inference
+        self.causal = members[0].causal
+        self._shared = tuple(
+            (f"members.{n}.embedding.tables.", "members.0.embedding.tables.")
+            for n, member in enumerate(members[1:], start=1)
+            if member.embedding.tables is members[0].embedding.tables
+        )
+        self.register_state_dict_post_hook(_drop_repeats)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_repeat_shared)  # type: ignore[no-untyped-call]
+
+    @property
+    def networks(self) -> list[Recommender]:
+        """The members."""
+        return cast(list[Recommender], list(self.members))
+
+    def forward(self, items: Tensor) -> list[StudentOutput]:
+        """States of every position, by member.
+
+        Args:
+            items: [B, L] int64, as for `Recommender`.
+        """
+        return [member(items) for member in self.members]
+
+    def item_matrices(self) -> list[Tensor]:
+        """N matrices [I, d] to score with, row r for item r + 1."""
+        return [member.item_matrix() for member in self.networks]
+
+    def score(
+        self, hidden: Sequence[Tensor], item_matrices: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """The members' scores over the catalogue, added up.
+
+        Args:
+            hidden: N states [..., d].
+            item_matrices: Of `item_matrices`; pass them when scoring many batches.
+
+        Returns:
+            [..., I+1], column r for item r, column 0 (padding) -inf. With `probabilities` their
+            logarithm, which ranks the same and does not underflow.
+        """
+        matrices = self.item_matrices() if item_matrices is None else item_matrices
+        logits = [h @ matrix.mT for h, matrix in zip(hidden, matrices, strict=True)]  # N x [..., I]
+        if self.inference == "probabilities":
+            total = torch.stack([z.float().log_softmax(-1) for z in logits]).logsumexp(0)
+        else:
+            total = logits[0]
+            for other in logits[1:]:
+                total = total + other
+        return F.pad(total, (1, 0), value=-float("inf"))
+
+    def modality_tables(self) -> dict[str, list[Tensor]]:
+        """Name to the different tables S_m [I+2, d] there are: one where the members share it."""
+        tables = [member.embedding.modality_tables() for member in self.networks]
+        return {
+            name: list({id(each[name]): each[name] for each in tables}.values())
+            for name in tables[0]
+        }
+
+    def vectors(self, modality: str | None = None) -> Tensor:
+        """Item vectors whose cosines are the mean of the members' cosines.
+
+        Args:
+            modality: Of which table; None for the fused vectors.
+
+        Returns:
+            [I+2, d] where there is one table, otherwise the tables' unit rows side by side.
+        """
+        if modality is None:
+            tables = [member.embedding.table() for member in self.networks]
+        else:
+            tables = self.modality_tables()[modality]
+        if len(tables) == 1:
+            return tables[0]
+        return torch.cat([F.normalize(table, dim=1) for table in tables], dim=1)
+
+    def modality_parameters(self) -> list[nn.Parameter]:
+        """The modality tables, each once, for a parameter group with a schedule of its own."""
+        found = [p for member in self.networks for p in member.modality_parameters()]
+        return list({id(p): p for p in found}.values())
+
+
+def build_ensemble(
+    build: Callable[[], Recommender],
+    *,
+    seed: int | None = None,
+    members: int = 1,
+    modality_tables: ModalityTables = "shared",
+    inference: Inference = "logits",
+) -> Ensemble:
+    """Build N networks that differ from the start.
+
+    Args:
+        build: Gives one untrained network, its weights drawn from torch's generator.
+        seed: Network n is drawn after `torch.manual_seed(seed + n)`; None leaves the generator be.
+        members: N.
+        modality_tables: `shared` by all networks, or each its `own`. Ids are always their own.
+        inference: As for `Ensemble`.
+
+    Raises:
+        ValueError: `members` is below 1, or an unknown choice.
+    """
+    check_counts(members=members)
+    if modality_tables not in ("shared", "own"):
+        raise ValueError(f"modality_tables {modality_tables!r}: unknown; use shared or own.")
+    networks = []
+    for n in range(members):
+        if seed is not None:
+            torch.manual_seed(seed + n)
+        networks.append(build())
+    if modality_tables == "shared":
+        share_modality_tables(networks)
+    return Ensemble(networks, inference=inference)
+
+
+def share_modality_tables(members: Sequence[Recommender]) -> None:
+    """Let all members read and train the first one's modality tables; ids stay their own."""
+    for member in members[1:]:
+        member.embedding.tables = members[0].embedding.tables
+
+
+def _drop_repeats(
+    module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Mapping[str, Any]
+) -> None:
+    """Keep shared tables once: a file holds what there is, not what refers to it."""
+    for repeat, _ in cast(Ensemble, module)._shared:
+        for key in [key for key in state if key.startswith(prefix + repeat)]:
+            del state[key]
+
+
+def _repeat_shared(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """The other way round: every member that shares a table finds it under its own name."""
+    for repeat, first in cast(Ensemble, module)._shared:
+        for key in [key for key in state if key.startswith(prefix + first)]:
+            state[prefix + repeat + key.removeprefix(prefix + first)] = state[key]
