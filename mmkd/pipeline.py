@@ -22,11 +22,12 @@ from mmkd.data import SPLITS, Cases, InteractionLog, ItemTable, SequenceSplit
 from mmkd.data.attributes import AttributeVocabulary
 from mmkd.data.readers import load_interactions, load_items
 from mmkd.distiller import CorrelationDistiller, CorrelationTargets
-from mmkd.embedding_cache import EmbeddingCache, EmbeddingTable
+from mmkd.embedding_cache import EmbeddingCache, EmbeddingTable, RunReport
 from mmkd.encoders import build_encoder
 from mmkd.evaluation.case_ranks import CaseRanks
 from mmkd.evaluation.evaluator import LIST_LENGTH
 from mmkd.evaluation.retention import RetentionProbe
+from mmkd.interruption import Interruption
 from mmkd.plan import Plan, plan
 from mmkd.recipe import Recipe, recipe_digest
 from mmkd.run_opening import (
@@ -71,27 +72,47 @@ def embed(
     planned: Plan,
     items: ItemTable,
     *,
-    device: str = "cpu",
-    batch_size: int = 64,
+    device: str | None = None,
     progress: EmbedProgress | None = None,
+    report: Callable[[str, RunReport], None] | None = None,
 ) -> dict[str, EmbeddingTable]:
-    """Encode each modality of the catalogue once; what the cache holds is not encoded again."""
+    """Encode each modality of the catalogue once; what the cache holds is not encoded again.
+
+    Any number of processes may do this at once: they share the work, and none waits for another
+    while there is something left to encode.
+
+    Args:
+        planned: The recipe.
+        items: The catalogue.
+        device: Where the encoders run; None leaves it to the recipe.
+        progress: Told how far each modality is.
+        report: Told what this process did for a modality.
+
+    Raises:
+        EmbeddingInterrupted: After SIGINT or SIGTERM, once what is encoded is committed.
+    """
     cache = EmbeddingCache(**planned.cache)
-    return {
-        name: cache.table(
-            card,
-            items,
-            encoder_factory=partial(
-                build_encoder,
+    settings = planned.encoding
+    tables = {}
+    with Interruption() as interruption:
+        for name, card in planned.cards.items():
+            tables[name] = cache.table(
                 card,
-                device=device,
-                allow_random_weights=planned.allow_random_weights,
-            ),
-            batch_size=batch_size,
-            progress=partial(progress, name) if progress else None,
-        )
-        for name, card in planned.cards.items()
-    }
+                items,
+                encoder_factory=partial(
+                    build_encoder,
+                    card,
+                    device=device or settings.resolved_device(),
+                    batch_tokens=settings.batch_tokens,
+                    allow_random_weights=planned.allow_random_weights,
+                ),
+                batch_size=settings.batch_size,
+                workers=settings.workers,
+                progress=partial(progress, name) if progress else None,
+                report=partial(report, name) if report else None,
+                stop=lambda: interruption.requested,
+            )
+    return tables
 
 
 def distil(planned: Plan, tables: Mapping[str, EmbeddingTable]) -> CorrelationDistiller | None:
@@ -202,8 +223,13 @@ def _train(
 ) -> dict[str, Any]:
     """The rest of ``train``, in an open run folder."""
     recipe, folder = planned.recipe, run.path
-    with accelerator.main_process_first():  # the others then find everything in the cache
-        tables = embed(planned, data.items, device=str(accelerator.device), progress=progress)
+    # all processes encode together, and none stands in a collective that could time out
+    tables = embed(
+        planned,
+        data.items,
+        device=str(accelerator.device),
+        progress=progress if accelerator.is_main_process else None,
+    )
     if accelerator.is_main_process:
         keys = {name: table.key for name, table in tables.items()}
         run.check_tables(keys)

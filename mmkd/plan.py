@@ -14,7 +14,7 @@ from mmkd.data import SPLITS
 from mmkd.data.readers import load_interactions, load_items
 from mmkd.data.text_template import TextTemplate
 from mmkd.distiller import CorrelationDistiller
-from mmkd.embedding_cache import EmbeddingCache, default_cache_folder
+from mmkd.embedding_cache import EmbeddingCache, EncodingSettings, default_cache_folder
 from mmkd.encoders import EncoderCard, EncoderError, load_card
 from mmkd.evaluation.metrics import metrics_from_ranks
 from mmkd.evaluation.settings import Evaluator
@@ -49,6 +49,7 @@ class Plan:
         split: For the split function of ``recipe.data.split.kind``.
         cards: Encoder card by modality name.
         cache: For ``EmbeddingCache``.
+        encoding: How encoders are run.
         allow_random_weights: Whether a card may ask for an untrained model.
         distiller: For ``CorrelationDistiller``; None without encoders.
         embedding: For ``FusedItemEmbedding``.
@@ -66,6 +67,7 @@ class Plan:
     split: dict[str, Any]
     cards: dict[str, EncoderCard]
     cache: dict[str, Any]
+    encoding: EncodingSettings
     allow_random_weights: bool
     distiller: dict[str, Any] | None
     embedding: dict[str, Any]
@@ -146,6 +148,7 @@ class _Planner:
         self._embedding(embedding)
         width = embedding.get("width", 0)  # 0 where it is wrong: what depends on it isn't built
         trainer = self.checks.build(Trainer, recipe.training, "training")
+        encoding = self.checks.build(EncodingSettings, recipe.embed, "embed")
         length = trainer.max_length if trainer else 50
         backbone, causal = self._backbone(recipe.student.backbone, width, length)
         cache = {"folder": str(default_cache_folder())} | recipe.cache
@@ -211,6 +214,7 @@ class _Planner:
             asynchronous=_sure(asynchronous),
             trainer=_sure(trainer),
             evaluator=_sure(evaluator),
+            encoding=_sure(encoding),
             **result,
         )
 

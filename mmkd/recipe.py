@@ -141,6 +141,7 @@ class Recipe(Section):
     data: DataSection
     encoders: dict[str, str] = Field(default_factory=dict)
     cache: Options = Field(default_factory=dict)
+    embed: Options = Field(default_factory=dict)
     distiller: Options | None = None
     student: StudentSection
     ensemble: Options = Field(default_factory=dict)

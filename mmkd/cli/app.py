@@ -50,24 +50,43 @@ def validate(recipe: RecipeName, overrides: Overrides = None, json: AsJson = Fal
 def embed(
     recipe: RecipeName,
     overrides: Overrides = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Items a forward pass.")] = 64,
-    device: Annotated[str, typer.Option(help="Such as cpu or cuda.")] = "cpu",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Items a forward pass; as embed.batch_size=.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cpu or cuda; as embed.device=.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
-    """Encode the catalogue's modalities into the cache; what it holds is not encoded again."""
+    """Encode the catalogue's modalities into the cache; what it holds is not encoded again.
+
+    Started several times, by hand or by a launcher, the processes share the work.
+    """
     from mmkd.cli import show
     from mmkd.data.readers import load_items
+    from mmkd.embedding_cache import RunReport, share_cores
     from mmkd.inspection import absent_reasons
     from mmkd.pipeline import embed as run_embed
     from mmkd.plan import check
 
-    planned = check(recipe, overrides or [])
+    given = {"batch_size": batch_size, "device": device}
+    changes = [f"embed.{key}={value}" for key, value in given.items() if value is not None]
+    planned = check(recipe, [*(overrides or []), *changes])
+    share_cores()
     items = load_items(root=planned.recipe.data.folder, **planned.items)
+    reports: dict[str, RunReport] = {}
+    if os.environ.get("RANK", "0") != "0":  # the first process speaks for all
+        run_embed(planned, items)
+        return
     with show.EmbeddingProgress() as progress:
-        tables = run_embed(
-            planned, items, device=device, batch_size=batch_size, progress=progress.advance
-        )
-    show.tables(tables, absent_reasons(planned, tables), encoded=progress.encoded, as_json=json)
+        tables = run_embed(planned, items, progress=progress.advance, report=reports.__setitem__)
+    show.tables(
+        tables,
+        absent_reasons(planned, tables),
+        encoded=progress.encoded,
+        reports=reports,
+        as_json=json,
+    )
 
 
 @app.command()

@@ -18,7 +18,7 @@ _FILE_ERRORS = {
 def user_errors() -> tuple[type[Exception], ...]:
     """Exceptions whose message is all a user needs."""
     from mmkd.data.errors import DataError
-    from mmkd.embedding_cache.errors import CacheError
+    from mmkd.embedding_cache.errors import CacheError, EmbeddingInterrupted
     from mmkd.encoders import EncoderError
     from mmkd.evaluation import EvaluationError
     from mmkd.options import RecipeError
@@ -30,6 +30,7 @@ def user_errors() -> tuple[type[Exception], ...]:
     return (
         DataError,
         CacheError,
+        EmbeddingInterrupted,
         EncoderError,
         EvaluationError,
         RecipeError,

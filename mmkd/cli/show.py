@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from mmkd.embedding_cache import EmbeddingTable
+from mmkd.embedding_cache import EmbeddingTable, RunReport
 from mmkd.recipe import Recipe
 
 METRICS = ("HR@10", "NDCG@10", "MRR@10")
@@ -108,11 +108,13 @@ def tables(
     absent: Mapping[str, Mapping[str, int]],
     *,
     encoded: Mapping[str, int],
+    reports: Mapping[str, RunReport],
     as_json: bool,
 ) -> None:
     """What ``mmkd embed`` did."""
     rows: list[dict[str, Any]] = [
         {
+            **_pace(reports.get(name)),
             "modality": name,
             "card": table.card_name,
             "items": len(table),
@@ -126,17 +128,29 @@ def tables(
     if as_json:
         _json(rows)
         return
-    grid = _grid("modality", "card", "items", "present", "encoded now", "dim", "absent because")
+    columns = ("modality", "card", "items", "present", "encoded_now", "dim")
+    grid = _grid(
+        *(column.replace("_", " ") for column in columns),
+        "items/s",
+        "waited",
+        "absent because",
+    )
     for row in rows:
         reasons = "; ".join(f"{count} x {reason}" for reason, count in row["absent"].items())
         grid.add_row(
-            *(
-                str(row[key])
-                for key in ("modality", "card", "items", "present", "encoded_now", "dim")
-            ),
+            *(str(row[key]) for key in columns),
+            f"{row['items_per_s']:.0f}" if row["items_per_s"] is not None else "-",
+            f"{row['waited']:.1%}" if row["waited"] is not None else "-",
             reasons,
         )
     _print(grid)
+
+
+def _pace(report: RunReport | None) -> dict[str, float | None]:
+    """Inputs a second of this process, and the share of the time its encoder had to wait."""
+    if report is None:
+        return {"items_per_s": None, "waited": None}
+    return {"items_per_s": round(report.per_second, 2), "waited": round(report.waited, 4)}
 
 
 def result(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:

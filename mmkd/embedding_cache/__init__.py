@@ -3,6 +3,7 @@
 from mmkd.embedding_cache.cache import AbsentItem, EmbeddingCache, default_cache_folder
 from mmkd.embedding_cache.errors import CacheError, EmbeddingInterrupted
 from mmkd.embedding_cache.run import RunReport
+from mmkd.embedding_cache.settings import EncodingSettings, share_cores
 from mmkd.embedding_cache.stores import CacheEntry
 from mmkd.embedding_cache.table import EmbeddingTable
 
@@ -13,6 +14,8 @@ __all__ = [
     "EmbeddingCache",
     "EmbeddingInterrupted",
     "EmbeddingTable",
+    "EncodingSettings",
     "RunReport",
     "default_cache_folder",
+    "share_cores",
 ]
