@@ -156,6 +156,7 @@ class EmbeddingCache:
                     shard_size=self._shard_size,
                     batch_size=batch_size,
                     workers=workers,
+                    named=card.reads != "content",
                     progress=progress,
                     stop=stop,
                 )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mmkd.embedding_cache.errors import CacheError
 from mmkd.embedding_cache.inputs import storable
+from mmkd.embedding_cache.manifest import NOT_IN_FILE
 from mmkd.encoders.base import Encoder
 
 
@@ -21,9 +22,11 @@ class GuardedEncoder:
     Args:
         encoder: Any encoder.
         batch_size: Passed on to it.
+        named: Whether it knows items by name, and so may lack any number of them.
     """
 
-    def __init__(self, encoder: Encoder, *, batch_size: int) -> None:
+    def __init__(self, encoder: Encoder, *, batch_size: int, named: bool = False) -> None:
+        self._named = named
         self._encoder = encoder
         self._prepare = getattr(encoder, "prepare", None)
         self._batch_size = batch_size
@@ -44,10 +47,10 @@ class GuardedEncoder:
         """
         results = self._halving(inputs)
         for result in results:
-            if isinstance(result, str):
-                self._reasons.append(result)
-            else:
+            if not isinstance(result, str):
                 self._vectors += 1
+            elif result != NOT_IN_FILE:
+                self._reasons.append(result)
         return results
 
     def require_a_vector(self, *, nothing_stored: bool) -> None:
@@ -92,11 +95,9 @@ class GuardedEncoder:
             )
         with np.errstate(over="ignore"):
             rows = np.array(vectors, np.float32)  # a copy: an encoder may reuse its buffer
+        unsound = NOT_IN_FILE if self._named else "the encoder gave a vector that is not finite"
         finite = np.asarray(np.isfinite(rows).all(axis=1))
-        return [
-            row if sound else "the encoder gave a vector that is not finite"
-            for row, sound in zip(rows, finite, strict=True)
-        ]
+        return [row if sound else unsound for row, sound in zip(rows, finite, strict=True)]
 
     def _run(self, inputs: Sequence[Any]) -> Any:
         if inputs and self._prepare is not None and isinstance(inputs[0], np.ndarray):

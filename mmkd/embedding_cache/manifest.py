@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from mmkd.embedding_cache.atomic import replacing
 
 OK, MISSING, FAILED = "ok", "missing", "failed"
+NOT_IN_FILE = "no vector in the file"  # the reason of an item whose vector was to be there already
 
 # one row per input whose encoding was tried; shard and row are -1 without a vector
 RECORDS = {

@@ -53,6 +53,7 @@ class EmbeddingRun:
         shard_size: Inputs a chunk.
         batch_size: Inputs through the model at once.
         workers: Processes that decode pictures; see `PictureLoader`.
+        named: Whether the encoder knows items by name (``EncoderCard.reads``).
         progress: Called with (done, total) inputs, those of other processes included.
         stop: Asked after each batch. If true, what is encoded is committed and the run ends.
     """
@@ -65,6 +66,7 @@ class EmbeddingRun:
         shard_size: int,
         batch_size: int,
         workers: int | None,
+        named: bool,
         progress: Callable[[int, int], None] | None,
         stop: Callable[[], bool] | None,
     ) -> None:
@@ -73,6 +75,7 @@ class EmbeddingRun:
         self._shard_size = shard_size
         self._batch_size = batch_size
         self._workers = workers
+        self._named = named
         self._progress = progress or (lambda done, total: None)
         self._stop = stop or (lambda: False)
         self._watch = Stopwatch()
@@ -111,7 +114,7 @@ class EmbeddingRun:
         self, encoder: Encoder, work: Sequence[Work], stack: ExitStack
     ) -> tuple[GuardedEncoder, PictureLoader | None]:
         """The encoder, and for pictures what loads them."""
-        guarded = GuardedEncoder(encoder, batch_size=self._batch_size)
+        guarded = GuardedEncoder(encoder, batch_size=self._batch_size, named=self._named)
         if isinstance(work[0].source, str):
             return guarded, None
         loader = PictureLoader(

@@ -20,6 +20,8 @@ from mmkd.embedding_cache.checksum import file_checksum
 from mmkd.embedding_cache.errors import CacheError
 from mmkd.embedding_cache.manifest import (
     FAILED,
+    MISSING,
+    NOT_IN_FILE,
     OK,
     RECORDS,
     DamagedManifestError,
@@ -156,7 +158,8 @@ class ShardStore:
         rows: list[tuple[object, ...]] = []
         for outcome in outcomes:
             if outcome.vector is None:
-                rows.append((outcome.key, outcome.item_id, FAILED, outcome.reason, -1, -1))
+                status = MISSING if outcome.reason == NOT_IN_FILE else FAILED
+                rows.append((outcome.key, outcome.item_id, status, outcome.reason, -1, -1))
                 continue
             row += 1
             rows.append((outcome.key, outcome.item_id, OK, None, number, row))
