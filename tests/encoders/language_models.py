@@ -97,7 +97,7 @@ def save(family: str, folder: Path) -> Path:
     return folder
 
 
-def tokenizer(sort: str) -> transformers.PreTrainedTokenizerFast:
+def tokenizer(sort: str) -> Any:
     """A byte-level tokenizer; only ``bert`` and ``eos`` know padding, ``bare`` adds no token."""
     special = ["<pad>", "<s>", "</s>"]
     bare = Tokenizer(models.BPE())
@@ -116,12 +116,11 @@ def tokenizer(sort: str) -> transformers.PreTrainedTokenizerFast:
         bare.post_processor = processors.TemplateProcessing(
             single=template, special_tokens=[(name, special.index(name)) for name in special[1:]]
         )
-    names = {"bos_token": "<s>", "eos_token": "</s>"}
+    names: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>"}
     if sort in ("bert", "eos"):
         names["pad_token"] = "<pad>"
     if sort == "eos":
         # T5 has no positions to run out of, so its tokenizers carry the limit
-        return transformers.PreTrainedTokenizerFast(
-            tokenizer_object=bare, model_max_length=POSITIONS, **names
-        )
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=bare, **names)
+        names["model_max_length"] = POSITIONS
+    cls: Any = transformers.PreTrainedTokenizerFast
+    return cls(tokenizer_object=bare, **names)
