@@ -5,6 +5,7 @@ error instead of random numbers, and so is an adapter that fits nothing.
 """
 
 import importlib.util
+import logging
 import re
 import warnings
 from pathlib import Path
@@ -43,15 +44,15 @@ def load_model(
     """
     import torch
     from transformers import AutoConfig, AutoTokenizer
-    from transformers.utils import logging
+    from transformers.utils import logging as reports
 
     source, revision = resolve_model(model, revision=revision)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     quantization = _quantization(quantize_bits, getattr(torch, dtype))
     placed = device == "auto" or quantization is not None
-    verbosity = logging.get_verbosity()
+    verbosity = reports.get_verbosity()
     # it would report as a warning what is checked below
-    logging.set_verbosity_error()
+    reports.set_verbosity(logging.ERROR)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
         config = AutoConfig.from_pretrained(source, **common)
@@ -69,7 +70,7 @@ def load_model(
     except Exception as error:
         raise loading_error(model, error) from error
     finally:
-        logging.set_verbosity(verbosity)
+        reports.set_verbosity(verbosity)
     # a pooler stands behind the token states and is often left out of a checkpoint
     missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
     if missing:
