@@ -5,6 +5,7 @@ error instead of random numbers, and so is an adapter that fits nothing.
 """
 
 import importlib.util
+import logging
 import re
 import warnings
 from pathlib import Path
@@ -43,11 +44,15 @@ def load_model(
     """
     import torch
     from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import logging as reports
 
     source, revision = resolve_model(model, revision=revision)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     quantization = _quantization(quantize_bits, getattr(torch, dtype))
     placed = device == "auto" or quantization is not None
+    verbosity = reports.get_verbosity()
+    # it would report as a warning what is checked below
+    reports.set_verbosity(logging.ERROR)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
         config = AutoConfig.from_pretrained(source, **common)
@@ -64,6 +69,8 @@ def load_model(
     # transformers, the hub client and its transport each raise their own kind
     except Exception as error:
         raise loading_error(model, error) from error
+    finally:
+        reports.set_verbosity(verbosity)
     # a pooler stands behind the token states and is often left out of a checkpoint
     missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
     if missing:
@@ -153,11 +160,15 @@ def _quantization(bits: int | None, compute: Any) -> Any:
         )
     from transformers import BitsAndBytesConfig
 
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
-    )
+    settings: dict[str, Any] = {"load_in_8bit": True}
+    if bits == 4:
+        settings = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": compute,
+        }
+    config: Any = BitsAndBytesConfig
+    return config(**settings)
 
 
 def _adapter_folder(adapter: str, revision: str | None) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from encoders.language_models import FAMILIES, save
+from encoders.language_models import FAMILIES, save, save_clip_sentence_transformer
 from safetensors.torch import save_file
 
 from mmkd.encoders import Encoder, EncoderCard, FittedEncoder, build_encoder, load_card
@@ -32,6 +32,8 @@ KINDS = (
     "open_clip image",
     "open_clip text",
     "sentence_transformer",
+    "sentence_transformer clip image",
+    "sentence_transformer clip text",
 )
 
 CATALOGUE = [
@@ -108,6 +110,18 @@ def language_model_card(language_models: dict[str, Path]) -> Callable[..., Encod
 
 
 @pytest.fixture(scope="session")
+def sentence_clip_card(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., EncoderCard]:
+    """Makes a card of one modality of a small CLIP that sentence-transformers loads."""
+    model = save_clip_sentence_transformer(tmp_path_factory.mktemp("sentence-clip"))
+
+    def make(modality: str, **fields: object) -> EncoderCard:
+        content = {"name": "clip", "kind": "sentence_transformer", "model": str(model), **fields}
+        return EncoderCard.model_validate({"modality": modality, **content})
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def catalogue() -> list[str]:
     """Eight different texts, one of them empty."""
     return CATALOGUE
@@ -115,7 +129,9 @@ def catalogue() -> list[str]:
 
 @pytest.fixture(scope="session")
 def encoders(
-    clip_card: Callable[..., EncoderCard], language_model_card: Callable[..., EncoderCard]
+    clip_card: Callable[..., EncoderCard],
+    language_model_card: Callable[..., EncoderCard],
+    sentence_clip_card: Callable[..., EncoderCard],
 ) -> dict[str, Encoder]:
     """Every kind, ready to encode."""
     hashed = build_encoder(load_card("hashed-text"))
@@ -130,6 +146,8 @@ def encoders(
         "open_clip image": build_encoder(clip_card("image")),
         "open_clip text": build_encoder(clip_card("text")),
         "sentence_transformer": build_encoder(load_card("minilm-packaged")),
+        "sentence_transformer clip image": build_encoder(sentence_clip_card("image")),
+        "sentence_transformer clip text": build_encoder(sentence_clip_card("text")),
     }
 
 

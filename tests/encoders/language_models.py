@@ -97,7 +97,47 @@ def save(family: str, folder: Path) -> Path:
     return folder
 
 
-def tokenizer(sort: str) -> transformers.PreTrainedTokenizerFast:
+def save_clip_sentence_transformer(folder: Path) -> Path:
+    """Saves a random CLIP as a sentence-transformers model of texts and images."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    text = {"vocab_size": VOCABULARY, "max_position_embeddings": 16, "pad_token_id": 0}
+    config = transformers.CLIPConfig(
+        text_config={
+            **tower,
+            **text,
+            "num_attention_heads": 2,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        vision_config={**tower, "num_attention_heads": 2, "image_size": 32, "patch_size": 8},
+        projection_dim=24,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12)
+        model = transformers.CLIPModel(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0, 0.2)
+    model.save_pretrained(folder / "clip")
+    words = tokenizer("bert")
+    words.model_max_length = 16
+    processor: Any = transformers.CLIPProcessor
+    pictures: Any = transformers.CLIPImageProcessor
+    size = {"height": 32, "width": 32}
+    processor(pictures(size={"shortest_edge": 32}, crop_size=size), words).save_pretrained(
+        folder / "clip"
+    )
+    SentenceTransformer(modules=[Transformer(str(folder / "clip"))], device="cpu").save(
+        str(folder / "sentence-transformer")
+    )
+    return folder / "sentence-transformer"
+
+
+def tokenizer(sort: str) -> Any:
     """A byte-level tokenizer; only ``bert`` and ``eos`` know padding, ``bare`` adds no token."""
     special = ["<pad>", "<s>", "</s>"]
     bare = Tokenizer(models.BPE())
@@ -116,12 +156,11 @@ def tokenizer(sort: str) -> transformers.PreTrainedTokenizerFast:
         bare.post_processor = processors.TemplateProcessing(
             single=template, special_tokens=[(name, special.index(name)) for name in special[1:]]
         )
-    names = {"bos_token": "<s>", "eos_token": "</s>"}
+    names: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>"}
     if sort in ("bert", "eos"):
         names["pad_token"] = "<pad>"
     if sort == "eos":
         # T5 has no positions to run out of, so its tokenizers carry the limit
-        return transformers.PreTrainedTokenizerFast(
-            tokenizer_object=bare, model_max_length=POSITIONS, **names
-        )
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=bare, **names)
+        names["model_max_length"] = POSITIONS
+    cls: Any = transformers.PreTrainedTokenizerFast
+    return cls(tokenizer_object=bare, **names)

@@ -33,24 +33,21 @@ def states(folder: Path, ids: list[int], *, dtype: torch.dtype = torch.float32) 
 
 
 def reference(
-    folder: Path, texts: list[str], pick: Callable[[Any], torch.Tensor], *, end: bool = False
+    folder: Path, texts: list[str], pick: Callable[[Any], torch.Tensor]
 ) -> NDArray[np.float32]:
     """One text at a time and no padding; ``pick`` goes from all layers' states to a vector."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     rows = []
     for text in texts:
-        room = POSITIONS - 1 if end else POSITIONS
-        ids = tokenizer(text, truncation=True, max_length=room)["input_ids"] or [1]
-        if end:
-            ids = ids if ids[-1] == 2 and text else [*tokenizer(text)["input_ids"], 2]
+        ids = tokenizer(text, truncation=True, max_length=POSITIONS)["input_ids"] or [1]
         rows.append(pick(states(folder, ids)))
-    return torch.stack(rows).numpy()
+    return np.asarray(torch.stack(rows).numpy())
 
 
 def weighted(all_states: Any) -> torch.Tensor:
     own = all_states[-1][0]
     weights = torch.arange(1, len(own) + 1)[:, None]
-    return (own * weights).sum(0) / weights.sum()
+    return torch.as_tensor((own * weights).sum(0) / weights.sum())
 
 
 def assert_same(found: NDArray[Any], expected: NDArray[Any], tolerance: float = 2e-6) -> None:
@@ -260,9 +257,8 @@ def test_adapter_counts_by_its_content(
     settings = tmp_path / "same" / "adapter_config.json"
     content = json.loads(settings.read_text())
     settings.write_text(json.dumps(content | {"lora_alpha": 9}))
-    assert (
-        len({fingerprint(tmp_path / "same"), fingerprint(adapters["body"]), fingerprint(None)}) == 3
-    )
+    places = (tmp_path / "same", adapters["body"], None)
+    assert len({fingerprint(place) for place in places}) == 3
 
 
 def test_adapter_path_is_relative_to_its_card(
@@ -281,7 +277,20 @@ def test_adapter_of_another_architecture_is_an_error(
     language_model_card: Make, adapters: dict[str, Path]
 ) -> None:
     card = language_model_card("bert", options={"adapter": str(adapters["body"])})
-    with pytest.raises(EncoderError, match=r"adapter .*body"):
+    with pytest.raises(EncoderError, match=r"body could not be loaded.* not found in the base"):
+        build_encoder(card)
+
+
+def test_adapter_that_lacks_weights_is_an_error(
+    language_model_card: Make, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(adapters["head"], tmp_path / "a")
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    weights = load_file(file)
+    weights.popitem()
+    save_file(weights, file)
+    card = language_model_card("llama", options={"adapter": str(tmp_path / "a")})
+    with pytest.raises(EncoderError, match="lacks weights for parts of this model"):
         build_encoder(card)
 
 
@@ -321,7 +330,7 @@ def test_pickled_weights_are_refused(
 
 
 @pytest.mark.parametrize(
-    "fields", [{"model": "mmkd-tests/none"}, {"options": {"adapter": "m/none"}}]
+    "fields", [{"model": "mmkd-tests/none"}, {"options": {"adapter": "mmkd-tests/none"}}]
 )
 def test_missing_hub_weights_name_cache_and_remedy(
     language_model_card: Make, fields: dict[str, Any]
