@@ -95,7 +95,11 @@ class EncoderCard(BaseModel):
         for field in LOCAL_FIELDS:
             if field in identity:
                 identity[field] = content_identity(identity[field])
-        identity |= {"kind": self.kind, "modality": self.modality, "options": self.options}
+        options = dict(self.options)
+        for name in getattr(encoder_class(self.kind), "local_options", ()):
+            if isinstance(path := options.get(name), str):
+                options[name] = content_identity(path)
+        identity |= {"kind": self.kind, "modality": self.modality, "options": options}
         identity["version"] = encoder_class(self.kind).version
         identity["fingerprint_format"] = FINGERPRINT_FORMAT
         text = json.dumps(identity, sort_keys=True, ensure_ascii=True, allow_nan=False)
@@ -105,6 +109,17 @@ class EncoderCard(BaseModel):
     def fitted(self) -> bool:
         """Whether vectors depend on the whole catalogue (see `FittedEncoder`)."""
         return bool(getattr(encoder_class(self.kind), "fitted", False))
+
+    @property
+    def reads(self) -> Literal["content", "id", "row"]:
+        """What the encoder's inputs are: an item's text or picture, its id, or its row number.
+
+        Row numbers are strings, from ``"1"`` in the catalogue's order. All kinds but those that
+        look vectors up read content.
+        """
+        asks = getattr(encoder_class(self.kind), "reads", None)
+        found: Literal["content", "id", "row"] = "content" if asks is None else asks(self.options)
+        return found
 
     @property
     def untrained(self) -> bool:

@@ -94,14 +94,22 @@ def _read(path: Path) -> EncoderCard:
         raise EncoderError(f"{path}: holds a {type(content).__name__}, wanted `field: value` lines")
     content.setdefault("name", path.stem)
     for field in LOCAL_FIELDS:
-        value = content.get(field)
-        if isinstance(value, str) and value.startswith(("./", "../")):
-            content[field] = str((path.parent / value).resolve())
+        if field in content:
+            content[field] = _from_card(content[field], path)
+    if isinstance(options := content.get("options"), dict):
+        content["options"] = {name: _from_card(value, path) for name, value in options.items()}
     try:
         return EncoderCard(**content)
     except ValidationError as error:
         faults = "; ".join(_fault(detail) for detail in error.errors())
         raise EncoderError(f"{path}: {faults}") from error
+
+
+def _from_card(value: Any, card: Path) -> Any:
+    """A path that starts with a dot, taken from the card's folder; anything else as it is."""
+    if isinstance(value, str) and value.startswith(("./", "../")):
+        return str((card.parent / value).resolve())
+    return value
 
 
 def _fault(detail: Any) -> str:
