@@ -69,21 +69,50 @@ class FittedEncoder(Encoder, Protocol):
 
 @runtime_checkable
 class PreparingEncoder(Encoder, Protocol):
-    """An image encoder whose work on one picture can be done ahead, in other processes.
+    """An image encoder whose preprocessing can run elsewhere, in worker processes ahead of it.
 
-    ``encode(images)`` is the two halves together.
+    ``encode(images)`` gives the same vectors as ``encode_prepared([prepare(i) for i in images])``.
 
     Attributes:
-        prepare: Picklable; from a PIL RGB image to the array that the model reads.
+        prepare: From a PIL RGB image to the array the model takes, ``[3, height, width]``
+            float32; it can be pickled and carries no model.
     """
 
-    prepare: Callable[[Image.Image], NDArray[Any]]
+    prepare: Callable[[Image.Image], NDArray[np.float32]]
 
     def encode_prepared(
-        self, prepared: Sequence[NDArray[Any]], *, batch_size: int = 64
+        self, prepared: Sequence[NDArray[np.float32]], *, batch_size: int = 64
     ) -> NDArray[np.float32]:
-        """Encodes n arrays that ``prepare`` gave into ``[n, dim]`` float32, in order."""
+        """Encodes n prepared images into ``[n, dim]`` float32, in order; see `Encoder.encode`."""
         ...
+
+
+def encode_in_batches(
+    inputs: Sequence[Any],
+    forward: Callable[[Sequence[Any]], NDArray[np.float32]],
+    *,
+    dim: int,
+    batch_size: int,
+) -> NDArray[np.float32]:
+    """The rows that ``forward`` gives for the inputs, ``batch_size`` at a time.
+
+    Args:
+        inputs: n inputs.
+        forward: From b inputs to ``[b, dim]``.
+        dim: Width of a row.
+        batch_size: At most so many inputs a call.
+
+    Returns:
+        ``[n, dim]`` float32, in order.
+
+    Raises:
+        EncoderError: ``batch_size`` is not positive.
+    """
+    _check_call(inputs, batch_size)
+    vectors = np.zeros((len(inputs), dim), np.float32)
+    for start in range(0, len(inputs), batch_size):
+        vectors[start : start + batch_size] = forward(inputs[start : start + batch_size])
+    return vectors
 
 
 def checked_texts(inputs: Sequence[Any], *, batch_size: int) -> list[str]:

@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from mmkd.encoders.card import EncoderCard
 
 ENCODERS: dict[str, str] = {
+    "clip": "mmkd.encoders.clip:ClipEncoder",
     "color_image": "mmkd.encoders.color_image:ColorImageEncoder",
     "hashed_text": "mmkd.encoders.hashed_text:HashedTextEncoder",
     "language_model": "mmkd.encoders.language_model:LanguageModelEncoder",
     "open_clip": "mmkd.encoders.open_clip:OpenClipEncoder",
+    "precomputed": "mmkd.encoders.precomputed:PrecomputedEncoder",
     "sentence_transformer": "mmkd.encoders.sentence_transformer:SentenceTransformerEncoder",
+    "timm": "mmkd.encoders.timm:TimmEncoder",
+    "vision": "mmkd.encoders.vision:VisionEncoder",
 }
 
 # what the caller decides at run time, never the card

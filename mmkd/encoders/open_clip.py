@@ -7,7 +7,7 @@ From: images or texts, by the card's modality. To: ``[n, dim]`` float32. Sources
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmkd.encoders.base import EncoderError, checked_images, checked_texts, unit_rows
+from mmkd.encoders.base import (
+    EncoderError,
+    checked_images,
+    checked_texts,
+    encode_in_batches,
+    unit_rows,
+)
+from mmkd.encoders.image_preparation import ImageTransform
 from mmkd.encoders.model_source import loading_error, local_path
 
 _SEED = 0  # of an untrained model's weights
@@ -112,7 +119,7 @@ class OpenClipEncoder:
         self.dim = int(open_clip.get_model_config(name)["embed_dim"])
         self._model = loaded.to(device).eval()
         if modality == "image":
-            self.prepare = _Prepare(transform)
+            self.prepare = ImageTransform(transform)
         self._tokenizer: Any = tokenizer
         self._input_dtype = open_clip.get_input_dtype(_PRECISIONS[dtype])
         self._device = device
@@ -123,56 +130,44 @@ class OpenClipEncoder:
         self, inputs: Sequence[str] | Sequence[Image.Image], *, batch_size: int = 64
     ) -> NDArray[np.float32]:
         """Encodes n images or texts into ``[n, dim]`` float32; see `Encoder`."""
-        if self.modality == "image":
-            images = checked_images(inputs, batch_size=batch_size)
-            return self._encode(
-                images,
-                lambda part: self._pixels([self.prepare(image) for image in part]),
-                batch_size=batch_size,
-            )
-        texts = checked_texts(inputs, batch_size=batch_size)
-        return self._encode(texts, self._texts, batch_size=batch_size)
+        if self.modality == "text":
+            texts = checked_texts(inputs, batch_size=batch_size)
+            return encode_in_batches(texts, self._texts, dim=self.dim, batch_size=batch_size)
+        images = checked_images(inputs, batch_size=batch_size)
+        return encode_in_batches(
+            images,
+            lambda part: self._images([self.prepare(image) for image in part]),
+            dim=self.dim,
+            batch_size=batch_size,
+        )
 
     def encode_prepared(
         self, prepared: Sequence[NDArray[np.float32]], *, batch_size: int = 64
     ) -> NDArray[np.float32]:
-        """Encodes n arrays of ``prepare`` into ``[n, dim]``; see `PreparingEncoder`."""
-        return self._encode(prepared, self._pixels, batch_size=batch_size)
+        """Encodes n images that went through ``prepare``; see `PreparingEncoder`."""
+        return encode_in_batches(prepared, self._images, dim=self.dim, batch_size=batch_size)
 
-    def _encode(
-        self, items: Sequence[Any], forward: Callable[[Sequence[Any]], Any], *, batch_size: int
-    ) -> NDArray[np.float32]:
+    def _images(self, prepared: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         import torch
 
-        vectors = np.zeros((len(items), self.dim), np.float32)
+        pixels = torch.from_numpy(np.stack(prepared))  # [b, 3, size, size]
         with torch.inference_mode():
-            for start in range(0, len(items), batch_size):
-                found = forward(items[start : start + batch_size])
-                vectors[start : start + batch_size] = found.float().cpu().numpy()
-        return unit_rows(vectors) if self._normalize else vectors
+            found = self._model.encode_image(pixels.to(self._device, self._input_dtype))
+        return self._rows(found)
 
-    def _pixels(self, prepared: Sequence[NDArray[np.float32]]) -> Any:
+    def _texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         import torch
 
-        pixels = torch.from_numpy(np.stack(prepared))  # [n, 3, size, size]
-        return self._model.encode_image(pixels.to(self._device, self._input_dtype))
-
-    def _texts(self, texts: Sequence[str]) -> Any:
         longest = _CHARACTERS_PER_TOKEN * self._tokenizer.context_length
         cut = [" ".join(f"{self._prompt}{text}".split())[:longest] for text in texts]
-        tokens = self._tokenizer(cut)  # [n, context]
-        return self._model.encode_text(tokens.to(self._device))
+        tokens = self._tokenizer(cut)  # [b, context]
+        with torch.inference_mode():
+            found = self._model.encode_text(tokens.to(self._device))
+        return self._rows(found)
 
-
-class _Prepare:
-    """open_clip's transform of one image; picklable, for worker processes."""
-
-    def __init__(self, transform: Any) -> None:
-        self._transform = transform
-
-    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
-        pixels: NDArray[np.float32] = self._transform(image).numpy()  # [3, size, size]
-        return pixels
+    def _rows(self, found: Any) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = found.float().cpu().numpy()  # [b, dim]
+        return unit_rows(vectors) if self._normalize else vectors
 
 
 def _create(name: str, checkpoint: str | None, arguments: dict[str, Any]) -> tuple[Any, Any]:

@@ -5,7 +5,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from encoders.image_models import TIMM_MODEL, save_timm_model, save_vision_models
 from encoders.language_models import FAMILIES, save, save_clip_sentence_transformer
 from safetensors.torch import save_file
 
@@ -25,6 +27,16 @@ TINY_CLIP = {
     },
 }
 
+IMAGE_KINDS = (
+    "clip image clip",
+    "clip image siglip",
+    "clip text clip",
+    "clip text siglip",
+    "precomputed",
+    "timm",
+    *(f"vision {name}" for name in ("dinov2", "vit", "resnet", "swin", "clip", "siglip")),
+)
+
 KINDS = (
     "color_image",
     "hashed_text",
@@ -34,6 +46,7 @@ KINDS = (
     "sentence_transformer",
     "sentence_transformer clip image",
     "sentence_transformer clip text",
+    *IMAGE_KINDS,
 )
 
 CATALOGUE = [
@@ -128,10 +141,52 @@ def catalogue() -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def vision_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny vision models of each family."""
+    return save_vision_models(tmp_path_factory.mktemp("vision"))
+
+
+@pytest.fixture(scope="session")
+def timm_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of timm's own test model."""
+    return save_timm_model(tmp_path_factory.mktemp("timm"))
+
+
+@pytest.fixture(scope="session")
+def stored_vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 8 vectors of width 5."""
+    path = tmp_path_factory.mktemp("vectors") / "image_feat.npy"
+    np.save(path, np.random.default_rng(3).normal(size=(8, 5)).astype(np.float32))
+    return path
+
+
+@pytest.fixture(scope="session")
+def image_encoders(
+    vision_models: dict[str, Path], timm_weights: Path, stored_vectors: Path
+) -> dict[str, Encoder]:
+    """Encoders of images and of stored vectors, but for open_clip's and color_image."""
+    found = {}
+    for kind in IMAGE_KINDS:
+        fields: dict[str, object] = {"name": "tiny", "modality": "image", "kind": kind.split()[0]}
+        if kind.startswith("clip"):
+            _, fields["modality"], name = kind.split()
+            fields["model"] = str(vision_models[name])
+        elif kind == "precomputed":
+            fields["model"] = str(stored_vectors)
+        elif kind == "timm":
+            fields |= {"model": TIMM_MODEL, "pretrained": str(timm_weights)}
+        else:
+            fields["model"] = str(vision_models[kind.split()[1]])
+        found[kind] = build_encoder(EncoderCard.model_validate(fields))
+    return found
+
+
+@pytest.fixture(scope="session")
 def encoders(
     clip_card: Callable[..., EncoderCard],
     language_model_card: Callable[..., EncoderCard],
     sentence_clip_card: Callable[..., EncoderCard],
+    image_encoders: dict[str, Encoder],
 ) -> dict[str, Encoder]:
     """Every kind, ready to encode."""
     hashed = build_encoder(load_card("hashed-text"))
@@ -148,6 +203,7 @@ def encoders(
         "sentence_transformer": build_encoder(load_card("minilm-packaged")),
         "sentence_transformer clip image": build_encoder(sentence_clip_card("image")),
         "sentence_transformer clip text": build_encoder(sentence_clip_card("text")),
+        **image_encoders,
     }
 
 

@@ -156,7 +156,7 @@ def test_only_hashed_text_is_fitted() -> None:
     [
         ({"promt": "x"}, "promt: unknown; did you mean prompt?"),
         ({"kind": "sentence_transformers"}, "did you mean sentence_transformer?"),
-        ({"kind": "nonsense"}, "built in: color_image, hashed_text"),
+        ({"kind": "nonsense"}, "built in: clip, color_image"),
         ({"kind": "encoder.py"}, "a card never runs a file"),
         ({"kind": "/home/me/encoder.py:Mine"}, "a card never runs a file"),
         ({"kind": "./encoder:Mine"}, "a card never runs a file"),

@@ -1,5 +1,6 @@
 """What every encoder promises, whatever its kind."""
 
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmkd.encoders import ENCODERS, Encoder, EncoderError
+from mmkd.encoders import ENCODERS, Encoder, EncoderError, PreparingEncoder
+from mmkd.encoders.precomputed import PrecomputedEncoder
 
 # padding and the blocking of matrix products change the order of float32 sums, nothing else
 TOLERANCE = 2e-6
@@ -28,6 +30,8 @@ def pictures() -> list[Image.Image]:
 
 @pytest.fixture
 def inputs(encoder: Encoder, catalogue: list[str]) -> Sequence[Any]:
+    if isinstance(encoder, PrecomputedEncoder):
+        return [str(row) for row in range(1, 9)]
     return pictures() if encoder.modality == "image" else catalogue
 
 
@@ -102,10 +106,30 @@ def test_any_text_gives_a_finite_vector(
             assert_close(both[1:], encoder.encode(catalogue[:1]))
 
 
+def test_prepared_images_give_the_vectors_of_images(
+    encoder: Encoder, inputs: Sequence[Any]
+) -> None:
+    if not isinstance(encoder, PreparingEncoder):
+        pytest.skip("prepares no images")
+    elsewhere = pickle.loads(pickle.dumps(encoder.prepare))  # as a worker process gets it
+    prepared = [elsewhere(image) for image in inputs]
+    assert all(array.dtype == np.float32 and array.shape[0] == 3 for array in prepared)
+    found = encoder.encode_prepared(prepared, batch_size=3)
+    np.testing.assert_array_equal(found, encoder.encode(inputs, batch_size=3))
+    assert encoder.encode_prepared([]).shape == (0, encoder.dim)
+
+
+def test_image_encoders_of_models_prepare(encoders: dict[str, Encoder]) -> None:
+    without = {"color_image", "precomputed"}  # no model, no images
+    for kind, encoder in encoders.items():
+        wanted = encoder.modality == "image" and kind not in without
+        assert isinstance(encoder, PreparingEncoder) == wanted, kind
+
+
 def test_image_modes_are_brought_to_rgb(encoders: dict[str, Encoder]) -> None:
     rgb = pictures()[0]
     for encoder in encoders.values():
-        if encoder.modality == "image":
+        if encoder.modality == "image" and not isinstance(encoder, PrecomputedEncoder):
             opaque = encoder.encode([rgb.convert("RGBA")])
             assert_close(opaque, encoder.encode([rgb]))
 
