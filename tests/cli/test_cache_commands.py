@@ -85,7 +85,8 @@ def test_repair_removes_the_damaged_and_embed_mends(cache: EmbeddingCache, what:
     assert call(cache, "verify")["damaged"] == []
     encoder = FakeText()
     mended = cache.table(card(), catalogue(TEXTS), encoder_factory=lambda: encoder)
-    assert encoder.seen == ([] if what in ("manifest", "index") else TEXTS[16:32])
+    # a shard of 16, or of those whose records are lost
+    assert len(encoder.seen) == (0 if what in ("manifest", "index") else 16)
     np.testing.assert_array_equal(mended.vectors, wanted)
 
 

@@ -31,7 +31,7 @@ class Prepare:
     """The mean colour; kills its process on a picture of pure blue, raises on pure green."""
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
-        mean = np.asarray(image, np.float32).mean(axis=(0, 1))
+        mean: NDArray[np.float32] = np.asarray(image, np.float32).mean(axis=(0, 1))
         if mean.tolist() == [0, 0, 255]:
             os._exit(9)
         if mean.tolist() == [0, 255, 0]:
