@@ -190,9 +190,9 @@ def compare_pictures(options: argparse.Namespace, folder: Path) -> list[dict[str
 
 def report(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the table, then where `table` spends its time and what precision costs."""
-    header = ["", "way", "items/s", "of the limit", "of the library"]
+    header = ["", "items/s", "of the limit", "of the library"]
     shown = [
-        [row["run"], row["way"], f"{row['items_per_s']:.1f}"]
+        [f"{row['run']}: {row['way']}", f"{row['items_per_s']:.1f}"]
         + [f"{row[key]:.3f}" if row[key] else "" for key in ("of_limit", "of_library")]
         for row in rows
     ]

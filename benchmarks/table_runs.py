@@ -122,8 +122,9 @@ class ProcessesRun:
 class EncoderClock:
     """Seconds that an encoder spends in its own methods, whatever calls them."""
 
-    def __init__(self, encoder: Any) -> None:
+    def __init__(self, encoder: Any, *, now: Callable[[], float] = time.perf_counter) -> None:
         self.seconds = 0.0
+        self._now = now
         self._inside = False
         for name in ("encode", "encode_prepared"):
             if (method := getattr(encoder, name, None)) is not None:
@@ -141,12 +142,12 @@ class EncoderClock:
         if self._inside:  # one method that calls the other counts once
             yield
             return
-        self._inside, started = True, time.perf_counter()
+        self._inside, started = True, self._now()
         try:
             yield
         finally:
             self._inside = False
-            self.seconds += time.perf_counter() - started
+            self.seconds += self._now() - started
 
 
 def _new_folders(parent: Path) -> Iterator[Path]:
