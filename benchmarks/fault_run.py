@@ -92,7 +92,9 @@ class FaultRun:
                 moment = f"{wait_s:.2f} s after its start"
                 time.sleep(wait_s)
             else:
-                count = int(self._draw.integers(1, max(2, int(1.8 * self._items / kills))))
+                left = self._items - len(before)
+                most = min(1.8 * self._items / kills, 0.8 * left)  # so that no run gets to its end
+                count = 1 + int(self._draw.uniform(0, most))
                 # past the batch, so that some kills meet a commit
                 delay_s = float(self._draw.uniform(0, 2 * BATCH * self._pause_s + 0.01))
                 moment = f"{count} items and {1e3 * delay_s:.0f} ms"
