@@ -52,10 +52,10 @@ def report(events: Sequence[Event], *, shard_size: int) -> None:
         outcome = f"{event.outcome}; WRONG: {event.fault}" if event.fault else event.outcome
         rows.append([event.moment, *map(str, counts), outcome])
     print_table(header, rows)
-    killed = [event for event in events if event.moment.startswith("kill ")]
-    again = sum(event.again for event in events[: len(killed) + 1])
+    kills = sum(event.moment.startswith("kill ") for event in events)
+    again = sum(event.again for event in events[: kills + 1])
     print(
-        f"\n{len(killed)} kills: {again} items encoded again, {again / max(1, len(killed)):.0f} a "
+        f"\n{kills} kills: {again} items encoded again, {again / max(1, kills):.0f} a "
         f"kill, at most {shard_size} allowed; {sum(bool(e.fault) for e in events)} faults"
     )
 

@@ -75,6 +75,7 @@ class FaultRun:
         self._log.touch()
         self._read_to = 0
         self._ever: set[str] = set()
+        self._known: set[Path] = set()  # what earlier kills left behind
         self._startup_s: list[float] = []
         self._draw = np.random.default_rng(seed)
         clean = embed(folder / "clean", None, **self._run)
@@ -91,7 +92,9 @@ class FaultRun:
                 moment = f"{wait_s:.2f} s after its start"
                 time.sleep(wait_s)
             else:
-                count = int(self._draw.integers(1, max(2, int(1.5 * self._items / kills))))
+                left = self._items - len(before)
+                most = min(1.8 * self._items / kills, 0.8 * left)  # so that no run gets to its end
+                count = 1 + int(self._draw.uniform(0, most))
                 # past the batch, so that some kills meet a commit
                 delay_s = float(self._draw.uniform(0, 2 * BATCH * self._pause_s + 0.01))
                 moment = f"{count} items and {1e3 * delay_s:.0f} ms"
@@ -237,9 +240,11 @@ class FaultRun:
         return found.union(*(_item_ids(p) for p in paths if p.with_suffix(".npy").exists()))
 
     def _left_behind(self) -> str:
-        if list(self._cache.glob("*/shards/.*.tmp")):
+        files = set(self._cache.glob("*/shards/*")) | set(self._cache.glob("*/shards/.*.tmp"))
+        new, self._known = files - self._known, files
+        if any(path.suffix == ".tmp" for path in new):
             return "killed while it wrote a file"
-        lone = [p for p in self._shards() if not p.with_suffix(".parquet").exists()]
+        lone = [p for p in new if p.suffix == ".npy" and not p.with_suffix(".parquet").exists()]
         return "killed between vectors and records" if lone else "killed"
 
 
