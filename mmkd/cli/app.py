@@ -235,6 +235,23 @@ def neighbours(
     show.neighbours(by_encoder, by_student, folder, as_json=json)
 
 
+@app.command()
+def encode(
+    card: Annotated[str, typer.Argument(help="A card's name or path (mmkd ls encoders).")],
+    inputs: Annotated[list[str], typer.Argument(help="Texts, or paths of pictures.")],
+    device: Annotated[str, typer.Option(help="Such as cpu or cuda.")] = "cpu",
+    json: AsJson = False,
+) -> None:
+    """Try an encoder on texts or pictures: width, norm, first values, cosines."""
+    from mmkd.cli import encode_command, show
+
+    found = encode_command.encode(card, inputs, device=device)
+    if json:
+        show.as_json(found)
+    else:
+        encode_command.show(found)
+
+
 @app.command("ls")
 def list_(
     what: Annotated[str, typer.Argument(help="recipes, encoders, runs or cache.")] = "recipes",
