@@ -81,13 +81,16 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def save(family: str, folder: Path) -> Path:
-    """Saves a model of a family and its tokenizer; the same weights every time."""
+def save(family: str, folder: Path, **changes: Any) -> Path:
+    """Saves a model of a family and its tokenizer; the same weights every time.
+
+    ``changes`` replace settings of the family's config.
+    """
     class_name, sort, config = FAMILIES[family]
     cls = getattr(transformers, class_name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
-        model = cls(cls.config_class(**config))
+        model = cls(cls.config_class(**config | changes))
         with torch.no_grad():
             for parameter in model.parameters():
                 # the usual start is so small that attention would hardly show

