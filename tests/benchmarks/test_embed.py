@@ -32,9 +32,9 @@ def test_a_ratio_pairs_the_turns_so_a_load_on_one_of_them_cancels() -> None:
 
 def test_ways_take_turns_and_the_first_turn_does_not_count() -> None:
     called: list[str] = []
-    seconds = take_turns({name: partial(called.append, name) for name in "ab"}, 2)
+    for measured in take_turns({name: partial(called.append, name) for name in "ab"}, 2):
+        assert {name: len(taken) for name, taken in measured.items()} == {"a": 2, "b": 2}
     assert "".join(called) == "ababab"
-    assert {name: len(taken) for name, taken in seconds.items()} == {"a": 2, "b": 2}
 
 
 def test_the_cost_of_precision_counts_what_a_loop_counts() -> None:
