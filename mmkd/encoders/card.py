@@ -45,7 +45,8 @@ class EncoderCard(BaseModel):
         image_interpolation: How images are resized.
         image_resize_mode: Which side is brought to ``image_size``, or both.
         trust_remote_code: Whether code from the model's repository may run here.
-        options: Settings that only this kind has.
+        options: Settings that only this kind has. Those that the kind's class names in
+            ``local_options`` may be local paths, and count by the files' contents like ``model``.
         dim: Width of the vectors, checked when the encoder is built.
         license: Licence of the weights.
         size_mb: Size of the download in megabytes.
@@ -62,7 +63,7 @@ class EncoderCard(BaseModel):
     model: str | None = Field(default=None, min_length=1)
     revision: str | None = Field(default=None, min_length=1)
     pretrained: str | None = Field(default=None, min_length=1)
-    pooling: Literal["mean", "cls", "max", "last"] | None = None
+    pooling: Literal["mean", "weighted_mean", "cls", "max", "last", "eos"] | None = None
     prompt: str | None = Field(default=None, min_length=1)
     max_length_tokens: int | None = Field(default=None, ge=1)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -95,12 +96,13 @@ class EncoderCard(BaseModel):
         for field in LOCAL_FIELDS:
             if field in identity:
                 identity[field] = content_identity(identity[field])
+        cls = encoder_class(self.kind)
         options = dict(self.options)
-        for name in getattr(encoder_class(self.kind), "local_options", ()):
-            if isinstance(path := options.get(name), str):
-                options[name] = content_identity(path)
+        for name in getattr(cls, "local_options", ()):
+            if isinstance(value := options.get(name), str):
+                options[name] = content_identity(value)
         identity |= {"kind": self.kind, "modality": self.modality, "options": options}
-        identity["version"] = encoder_class(self.kind).version
+        identity["version"] = cls.version
         identity["fingerprint_format"] = FINGERPRINT_FORMAT
         text = json.dumps(identity, sort_keys=True, ensure_ascii=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()

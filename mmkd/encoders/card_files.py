@@ -4,6 +4,7 @@ From: ``NAME.yaml`` files. To: cards. A name is looked up in ``./encoders``, the
 that come with the package, then in the checkout's ``encoders`` folder.
 """
 
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from yaml import YAMLError
 
 from mmkd.encoders.base import EncoderError
 from mmkd.encoders.card import LOCAL_FIELDS, EncoderCard
-from mmkd.encoders.kinds import did_you_mean
+from mmkd.encoders.kinds import did_you_mean, encoder_class
 
 
 def load_card(name_or_path: str, *, folder: Path | None = None) -> EncoderCard:
@@ -93,11 +94,10 @@ def _read(path: Path) -> EncoderCard:
     if not isinstance(content, dict):
         raise EncoderError(f"{path}: holds a {type(content).__name__}, wanted `field: value` lines")
     content.setdefault("name", path.stem)
-    for field in LOCAL_FIELDS:
-        if field in content:
-            content[field] = _from_card(content[field], path)
-    if isinstance(options := content.get("options"), dict):
-        content["options"] = {name: _from_card(value, path) for name, value in options.items()}
+    _make_absolute(content, LOCAL_FIELDS, path.parent)
+    if isinstance(content.get("options"), dict):
+        options = content["options"]
+        _make_absolute(options, _local_options(content.get("kind"), options), path.parent)
     try:
         return EncoderCard(**content)
     except ValidationError as error:
@@ -105,11 +105,21 @@ def _read(path: Path) -> EncoderCard:
         raise EncoderError(f"{path}: {faults}") from error
 
 
-def _from_card(value: Any, card: Path) -> Any:
-    """A path that starts with a dot, taken from the card's folder; anything else as it is."""
-    if isinstance(value, str) and value.startswith(("./", "../")):
-        return str((card.parent / value).resolve())
-    return value
+def _make_absolute(settings: dict[str, Any], names: Iterable[str], folder: Path) -> None:
+    for name in names:
+        value = settings.get(name)
+        if isinstance(value, str) and value.startswith(("./", "../")):
+            settings[name] = str((folder / value).resolve())
+
+
+def _local_options(kind: Any, options: dict[str, Any]) -> tuple[str, ...]:
+    """Options of a kind that may be paths; imports its class only if one could be meant."""
+    if not any(str(value).startswith(("./", "../")) for value in options.values()):
+        return ()
+    try:
+        return tuple(getattr(encoder_class(str(kind)), "local_options", ()))
+    except EncoderError:
+        return ()  # the card's own check says what is wrong with the kind
 
 
 def _fault(detail: Any) -> str:

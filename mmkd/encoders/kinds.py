@@ -2,7 +2,7 @@
 
 A kind is a name in `ENCODERS` or ``package.module:Class`` of an installed package. The class's
 constructor takes keyword-only arguments named like the card's fields; it is given those it names
-(and ``device`` and ``allow_random_weights`` if it names them), plus the card's ``options``.
+(and those of `RUNTIME_ARGUMENTS` it names), plus the card's ``options``.
 """
 
 import difflib
@@ -19,6 +19,7 @@ ENCODERS: dict[str, str] = {
     "clip": "mmkd.encoders.clip:ClipEncoder",
     "color_image": "mmkd.encoders.color_image:ColorImageEncoder",
     "hashed_text": "mmkd.encoders.hashed_text:HashedTextEncoder",
+    "language_model": "mmkd.encoders.language_model:LanguageModelEncoder",
     "open_clip": "mmkd.encoders.open_clip:OpenClipEncoder",
     "precomputed": "mmkd.encoders.precomputed:PrecomputedEncoder",
     "sentence_transformer": "mmkd.encoders.sentence_transformer:SentenceTransformerEncoder",
@@ -27,11 +28,15 @@ ENCODERS: dict[str, str] = {
 }
 
 # what the caller decides at run time, never the card
-RUNTIME_ARGUMENTS = ("device", "allow_random_weights")
+RUNTIME_ARGUMENTS = ("device", "batch_tokens", "allow_random_weights")
 
 
 def build_encoder(
-    card: "EncoderCard", *, device: str = "cpu", allow_random_weights: bool = False
+    card: "EncoderCard",
+    *,
+    device: str = "cpu",
+    batch_tokens: int | None = None,
+    allow_random_weights: bool = False,
 ) -> Encoder:
     """Builds the encoder that a card describes.
 
@@ -39,6 +44,8 @@ def build_encoder(
         card: The card.
         device: Where the model runs, such as ``"cpu"`` or ``"cuda"``; the vectors come back on
             the CPU.
+        batch_tokens: Most tokens that a text model takes at once, padding included; `encode`'s
+            ``batch_size`` caps the count of texts beside it. None caps only the count.
         allow_random_weights: Whether a card that asks for an untrained model gets one. For tests
             and dry runs only.
 
@@ -57,6 +64,7 @@ def build_encoder(
     runtime = {
         "modality": card.modality,
         "device": device,
+        "batch_tokens": batch_tokens,
         "allow_random_weights": allow_random_weights,
     }
     arguments |= {name: value for name, value in runtime.items() if name in accepted}

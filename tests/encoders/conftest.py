@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from encoders.image_models import TIMM_MODEL, save_timm_model, save_vision_models
+from encoders.language_models import FAMILIES, save, save_clip_sentence_transformer
 from safetensors.torch import save_file
 
 from mmkd.encoders import Encoder, EncoderCard, FittedEncoder, build_encoder, load_card
@@ -39,9 +40,12 @@ IMAGE_KINDS = (
 KINDS = (
     "color_image",
     "hashed_text",
+    *(f"language_model {family}" for family in FAMILIES),
     "open_clip image",
     "open_clip text",
     "sentence_transformer",
+    "sentence_transformer clip image",
+    "sentence_transformer clip text",
     *IMAGE_KINDS,
 )
 
@@ -89,6 +93,43 @@ def clip_card(tiny_clip: tuple[Path, Path]) -> Callable[..., EncoderCard]:
             **fields,
         }
         return EncoderCard.model_validate(content)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def language_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of small random language models, by family."""
+    folder = tmp_path_factory.mktemp("language-models")
+    return {family: save(family, folder / family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def language_model_card(language_models: dict[str, Path]) -> Callable[..., EncoderCard]:
+    """Makes a card of one of the small language models."""
+
+    def make(family: str, **fields: object) -> EncoderCard:
+        content = {
+            "name": family,
+            "modality": "text",
+            "kind": "language_model",
+            "model": str(language_models[family]),
+            "pooling": "mean",
+            **fields,
+        }
+        return EncoderCard.model_validate(content)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sentence_clip_card(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., EncoderCard]:
+    """Makes a card of one modality of a small CLIP that sentence-transformers loads."""
+    model = save_clip_sentence_transformer(tmp_path_factory.mktemp("sentence-clip"))
+
+    def make(modality: str, **fields: object) -> EncoderCard:
+        content = {"name": "clip", "kind": "sentence_transformer", "model": str(model), **fields}
+        return EncoderCard.model_validate({"modality": modality, **content})
 
     return make
 
@@ -142,7 +183,10 @@ def image_encoders(
 
 @pytest.fixture(scope="session")
 def encoders(
-    clip_card: Callable[..., EncoderCard], image_encoders: dict[str, Encoder]
+    clip_card: Callable[..., EncoderCard],
+    language_model_card: Callable[..., EncoderCard],
+    sentence_clip_card: Callable[..., EncoderCard],
+    image_encoders: dict[str, Encoder],
 ) -> dict[str, Encoder]:
     """Every kind, ready to encode."""
     hashed = build_encoder(load_card("hashed-text"))
@@ -150,9 +194,15 @@ def encoders(
     return {
         "color_image": build_encoder(load_card("color-image")),
         "hashed_text": hashed.fit(CATALOGUE),
+        **{
+            f"language_model {family}": build_encoder(language_model_card(family))
+            for family in FAMILIES
+        },
         "open_clip image": build_encoder(clip_card("image")),
         "open_clip text": build_encoder(clip_card("text")),
         "sentence_transformer": build_encoder(load_card("minilm-packaged")),
+        "sentence_transformer clip image": build_encoder(sentence_clip_card("image")),
+        "sentence_transformer clip text": build_encoder(sentence_clip_card("text")),
         **image_encoders,
     }
 

