@@ -1,6 +1,7 @@
 """Cards are found by name in a fixed order, and every card of this repository is right."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,17 @@ from mmkd.encoders import EncoderCard, EncoderError, build_encoder, list_cards, 
 CARDS = Path(__file__).parents[2] / "encoders"
 NAMES = sorted(path.stem for path in CARDS.glob("*.yaml"))
 
+OPEN_CLIP_NAMES = [name for name in NAMES if load_card(name, folder=CARDS).kind == "open_clip"]
+
 
 def test_expected_cards_are_there() -> None:
     wanted = {
         *("minilm", "minilm-packaged", "mpnet-base", "e5-base", "bge-small", "gte-small"),
         *("multilingual-e5-small", "hashed-text", "color-image"),
         *("clip-vit-b32", "clip-vit-b32-text", "siglip-b16", "siglip-b16-text"),
+        *("clip-vit-l14", "clip-vit-l14-text", "siglip2-b16", "siglip2-b16-text"),
+        *("dinov2-base", "vit-b16", "resnet50", "swin-tiny", "efficientnet-b0"),
+        *("qwen3-embedding-0.6b", "llama-3.2-1b", "t5-base"),
     }
     assert wanted <= set(NAMES)
 
@@ -31,13 +37,13 @@ def test_card_is_valid_and_complete(name: str) -> None:
     assert card.notes
     assert not card.trust_remote_code
     if card.model is not None:
-        assert card.license in ("Apache-2.0", "MIT")
+        assert card.license in ("Apache-2.0", "MIT", "Llama-3.2")
         assert card.size_mb is not None
         if card.kind == "sentence_transformer":
             assert card.revision is not None  # or a new commit would change the vectors unseen
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if "clip" in n or "siglip" in n])
+@pytest.mark.parametrize("name", OPEN_CLIP_NAMES)
 def test_open_clip_cards_name_weights_that_fit(name: str) -> None:
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
@@ -50,13 +56,22 @@ def test_open_clip_cards_name_weights_that_fit(name: str) -> None:
     assert bool(config.get("quick_gelu")) == bool(weights.get("quick_gelu"))
 
 
+def test_timm_card_names_a_model_of_its_width() -> None:
+    import timm
+
+    card = load_card("efficientnet-b0", folder=CARDS)
+    assert timm.is_model_pretrained(card.model or "")
+    model: Any = timm.create_model(card.model or "", pretrained=False, num_classes=0)
+    assert model.num_features == card.dim
+
+
 def test_e5_cards_have_the_prompt_for_symmetric_tasks() -> None:
     assert load_card("e5-base").prompt == "query: "
     assert load_card("multilingual-e5-small").prompt == "query: "
 
 
 def test_two_towers_differ_only_in_modality() -> None:
-    for name in ("clip-vit-b32", "siglip-b16"):
+    for name in ("clip-vit-b32", "siglip-b16", "clip-vit-l14", "siglip2-b16"):
         image, text = load_card(name), load_card(f"{name}-text")
         assert image.changed_settings() == text.changed_settings()
         assert image.fingerprint() != text.fingerprint()

@@ -119,7 +119,7 @@ def test_prepared_images_give_the_vectors_of_images(encoders: dict[str, Encoder]
 
 
 def test_image_encoders_of_models_prepare(encoders: dict[str, Encoder]) -> None:
-    # no model; no images; the library's own preprocessing
+    # no model, no images, and a library that prepares and encodes in one call
     without = {"color_image", "precomputed", "sentence_transformer clip image"}
     for kind, encoder in encoders.items():
         wanted = encoder.modality == "image" and kind not in without
