@@ -97,6 +97,9 @@ def ready_encoder(
             f"card {card.name} is of modality {card.modality}, its encoder of {encoder.modality}; "
             "correct the encoder_factory"
         )
+    check = getattr(encoder, "check_catalogue", None)
+    if card.reads == "row" and check is not None:
+        check(len(items))  # rows that follow the catalogue's must be as many
     if card.fitted:
         fit = getattr(encoder, "fit", None)
         if fit is None or card.modality != "text":

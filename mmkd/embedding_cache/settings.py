@@ -7,7 +7,8 @@ class EncodingSettings:
     """How encoders are run.
 
     Args:
-        device: Such as ``cpu`` or ``cuda:1``; ``auto`` is this process's GPU, or else the CPU.
+        device: Such as ``cpu`` or ``cuda:1``; ``auto`` is this process's GPU, or else the CPU;
+            ``spread`` lays a language model over all GPUs of one process.
         batch_size: Inputs through a model at once.
         batch_tokens: Most tokens, padding counted, through a text model at once; None counts texts
             only. Short texts then go many at a time, long ones few.
@@ -43,10 +44,12 @@ class EncodingSettings:
         self.workers = workers
 
     def resolved_device(self) -> str:
-        """``device``, with ``auto`` and a bare ``cuda`` made definite for this process.
+        """``device`` as `mmkd.encoders.build_encoder` takes it, definite for this process.
 
         Of the processes that a launcher starts on one machine, each takes the GPU of its number.
         """
+        if self.device == "spread":
+            return "auto"
         if self.device not in ("auto", "cuda"):
             return self.device
         import torch

@@ -43,7 +43,8 @@ def build_encoder(
     Args:
         card: The card.
         device: Where the model runs, such as ``"cpu"`` or ``"cuda"``; the vectors come back on
-            the CPU.
+            the CPU. ``"auto"`` lays a kind that can be (it ``spreads``) over all GPUs there are;
+            another takes the first.
         batch_tokens: Most tokens that a text model takes at once, padding included; `encode`'s
             ``batch_size`` caps the count of texts beside it. None caps only the count.
         allow_random_weights: Whether a card that asks for an untrained model gets one. For tests
@@ -63,6 +64,8 @@ def build_encoder(
     accepted = constructor_arguments(cls)
     # what the card leaves out keeps the constructor's own default
     arguments: dict[str, Any] = card.changed_settings() | card.options
+    if device == "auto" and not getattr(cls, "spreads", False):
+        device = _first_device()
     runtime = {
         "modality": card.modality,
         "device": device,
@@ -81,6 +84,12 @@ def build_encoder(
             f"card {card.name}: dim {card.dim}, but the model gives {encoder.dim}; correct the card"
         )
     return encoder
+
+
+def _first_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def encoder_class(kind: str) -> type[Any]:

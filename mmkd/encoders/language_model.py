@@ -57,6 +57,7 @@ class LanguageModelEncoder:
     """
 
     version: ClassVar[int] = 1
+    spreads: ClassVar[bool] = True  # device "auto" is transformers' device_map
     local_options: ClassVar[tuple[str, ...]] = ("adapter",)
 
     def __init__(

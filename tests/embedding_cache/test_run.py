@@ -211,6 +211,7 @@ def test_settings_refuse_what_makes_no_sense() -> None:
     with pytest.raises(ValueError, match=r"batch_size: got 0.*\nworkers: got -1"):
         EncodingSettings(batch_size=0, workers=-1)
     assert EncodingSettings(device="cpu").resolved_device() == "cpu"
+    assert EncodingSettings(device="spread").resolved_device() == "auto"
 
 
 def test_a_picture_encoder_without_preparation_gets_images(

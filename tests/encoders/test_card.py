@@ -211,3 +211,8 @@ def test_a_card_reads_content_unless_its_kind_says_otherwise(
     assert EncoderCard.model_validate({**content, "options": {"by": "id"}}).reads == "id"
     with pytest.raises(EncoderError, match="wanted content, id or row"):
         _ = EncoderCard.model_validate({**content, "options": {"by": "x"}}).reads
+
+
+def test_a_kind_that_cannot_be_spread_takes_one_device() -> None:
+    encoder = build_encoder(load_card("minilm-packaged"), device="auto")
+    assert encoder.encode(["one text"]).shape == (1, 384)
