@@ -1,6 +1,7 @@
 """What the commands print: results as tables for a person, or as JSON for a program."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,9 +28,11 @@ SLICES = ("cold", "tail", "mid", "head")
 
 
 class EmbeddingProgress:
-    """A bar for each modality while it is encoded; counts what was."""
+    """A bar for each modality that is encoded, in a log a line now and then; counts what was."""
 
-    def __init__(self, verb: str = "encode ") -> None:
+    def __init__(self, verb: str = "encode ", *, line_every_s: float = 30.0) -> None:
+        self._line_every_s = line_every_s
+        self._told_s: dict[str, tuple[float, float]] = {}  # name -> (started, last line)
         self._verb = verb
         self.encoded: dict[str, int] = {}
         self._tasks: dict[str, TaskID] = {}
@@ -62,9 +65,23 @@ class EmbeddingProgress:
             self._progress.start()
             self._tasks[name] = self._progress.add_task(f"{self._verb}{name}", total=total)
         self.encoded[name] = done
+        if self._progress.disable:
+            self._line(name, done, total)
         self._progress.update(self._tasks[name], completed=done, total=total)
         if done >= total:
             self._progress.stop()  # the training's own lines follow
+
+    def _line(self, name: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        started, last = self._told_s.setdefault(name, (now, now))
+        if not done or now <= started or now - last < self._line_every_s:
+            return
+        self._told_s[name] = started, now
+        rate = done / (now - started)
+        note(
+            f"{self._verb}{name}: {done} of {total}, {rate:.1f} a second, "
+            f"{(total - done) / rate:.0f} s left"
+        )
 
 
 class Bar:
