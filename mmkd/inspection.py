@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmkd.data.readers import load_items
-from mmkd.embedding_cache import EmbeddingCache, EmbeddingTable
+from mmkd.embedding_cache import CacheError, EmbeddingCache, EmbeddingTable
 from mmkd.pipeline import EmbedProgress, digests_of, embed, load_data, rank_cases
 from mmkd.plan import Plan, plan
 from mmkd.recipe import load_recipe
@@ -24,10 +24,15 @@ def absent_reasons(
 ) -> dict[str, dict[str, int]]:
     """Why items lack a vector: modality name to reason to count."""
     cache = EmbeddingCache(**planned.cache)
-    return {
-        name: dict(Counter(item.reason for item in cache.absent(table)).most_common())
-        for name, table in tables.items()
-    }
+    found: dict[str, dict[str, int]] = {}
+    for name, table in tables.items():
+        try:
+            reasons = Counter(item.reason for item in cache.absent(table))
+        except CacheError:  # a cache that cannot be written keeps no reasons
+            absent = len(table) - int(table.present.sum())
+            reasons = Counter({"a reason that a read-only cache cannot keep": absent})
+        found[name] = dict((+reasons).most_common())
+    return found
 
 
 def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:

@@ -112,6 +112,8 @@ def embed(
                 report=partial(report, name) if report else None,
                 stop=lambda: interruption.requested,
             )
+            if interruption.requested:  # while there was nothing to encode
+                raise KeyboardInterrupt
     return tables
 
 
@@ -227,7 +229,7 @@ def _train(
     tables = embed(
         planned,
         data.items,
-        device=str(accelerator.device),
+        device=str(accelerator.device) if planned.encoding.device == "auto" else None,
         progress=progress if accelerator.is_main_process else None,
     )
     if accelerator.is_main_process:

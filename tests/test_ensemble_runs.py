@@ -142,7 +142,7 @@ def test_two_processes_equal_one(overrides: list[str], tmp_path: Path) -> None:
     changes = [*overrides, *MASKED, *EMKD, *STILL, "training.batch_size=49"]
     train(load_recipe("quickstart", changes), folder=tmp_path / "one")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = ["mmkd.cli", "train", "quickstart", *changes, "--out", str(tmp_path / "two")]
+    command = ["mmkd", "train", "quickstart", *changes, "--out", str(tmp_path / "two")]
     subprocess.run(
         [sys.executable, *launch, "-m", *command],
         check=True,

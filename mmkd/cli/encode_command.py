@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from mmkd.embedding_cache.images import ImageProblem, decode_image
 from mmkd.encoders import EncoderCard, EncoderError, build_encoder, load_card
 
 _VALUES = 5  # of each vector, to show
@@ -91,10 +91,8 @@ def _read(card: EncoderCard, inputs: Sequence[str]) -> list[Any]:
                 f"{place}: no such file; card {card.name} encodes pictures, give their paths"
             )
         try:
-            with Image.open(path) as image:
-                images.append(image.convert("RGB"))
-        # a damaged picture raises nearly anything
-        except Exception as error:
+            images.append(decode_image(path.read_bytes()))  # as the cache does
+        except (OSError, ImageProblem) as error:
             raise EncoderError(f"{place} cannot be read as a picture: {error}") from error
     return images
 

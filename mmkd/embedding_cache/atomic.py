@@ -91,7 +91,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            _logger.info("%s: another process is encoding; waiting for it", folder)
+            _logger.info("%s: another process is writing; waiting for it", folder)
             lock.acquire()
     except OSError as error:
         raise unwritable(folder, error) from error

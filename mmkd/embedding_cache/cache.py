@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -168,6 +169,8 @@ class EmbeddingCache:
             places = statuses.filter(pl.col("status") == OK)
             opened, damaged = store.open(contents.shards, set(places["shard"].unique()))
             if not damaged:
+                with suppress(CacheError):  # reading needs no description
+                    describe_store(folder, card)
                 return new_table(card, folder, close_unread(statuses), opened)
             _logger.warning("%s: %d damaged shards are encoded again", folder, len(damaged))
             with writer_lock(folder):

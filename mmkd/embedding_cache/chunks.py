@@ -2,9 +2,10 @@
 
 A chunk is claimed by a file lock named by its keys, so processes need not know of each other,
 and the operating system frees the claim of a killed one. The order of the work and its cuts depend
-on the work alone: every process sees the same chunks, and since only whole chunks are committed,
-the chunks left after any of them is done or lost stay as they were. So vectors are the same
-whatever the number of processes and whenever one was killed.
+on the work alone: every process sees the same chunks, and since a killed one commits whole chunks
+only, those left after any of them is done or lost stay as they were. So vectors are the same
+whatever the number of processes and whenever one was killed. (A run that is stopped on request
+commits part of a chunk: what is left is cut anew, and may be rounded otherwise.)
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mmkd.embedding_cache.atomic import unwritable
+from mmkd.embedding_cache.atomic import unwritable, writer_lock
 from mmkd.embedding_cache.inputs import content_key
 from mmkd.embedding_cache.pictures import Work
 from mmkd.embedding_cache.shards import ShardStore
@@ -89,10 +90,11 @@ def claimed(folder: Path, chunk: Chunk) -> Iterator[bool]:
     """
     path = folder / "claims" / f"{chunk.name}.lock"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         try:
-            lock.acquire(timeout=0)
+            with writer_lock(folder):  # not while the store is being removed
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=0)
         except Timeout:
             yield False
             return

@@ -78,7 +78,13 @@ class GuardedEncoder:
             if not self._works():
                 raise CacheError(
                     f"the encoder fails on any input: {type(error).__name__}: {error}; what was "
-                    "encoded before is kept: correct the cause and run again"
+                    "committed before is kept: correct the cause and run again"
+                ) from error
+            if len(inputs) == 1 and _out_of_memory(error):
+                raise CacheError(
+                    f"the encoder has no memory for a single input ({error}); what was committed "
+                    "before is kept: free the device, or lower max_length_tokens or image_size in "
+                    "a card of your own, and run again"
                 ) from error
             if len(inputs) == 1:
                 return [storable(f"the encoder failed: {type(error).__name__}: {error}")]
@@ -114,3 +120,8 @@ class GuardedEncoder:
             return bool(np.isfinite(vectors).all())
         except Exception:
             return False
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # torch's own class, without importing torch for encoders that do not
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

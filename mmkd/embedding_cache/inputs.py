@@ -107,6 +107,9 @@ def image_inputs(items: ItemTable, files: "FileKeys") -> pl.DataFrame:
 def name_inputs(items: ItemTable, *, reads: Literal["id", "row"]) -> pl.DataFrame:
     """Keys of items that an encoder knows by name: vectors that were computed elsewhere.
 
+    Where the name is a row, the key holds the whole catalogue's order: in another catalogue the
+    same row is another item. Such vectors are then looked up anew, which costs little.
+
     Args:
         items: The catalogue.
         reads: Whether the name is the item's id or its row, 1..I.
@@ -114,7 +117,8 @@ def name_inputs(items: ItemTable, *, reads: Literal["id", "row"]) -> pl.DataFram
     Returns:
         A frame as in the module's docstring.
     """
-    keys: list[str | None] = [text_key(name) for name in item_names(items, reads=reads)[1:]]
+    order = " of " + text_key("\n".join(items.ids)) if reads == "row" else ""
+    keys: list[str | None] = [text_key(name + order) for name in item_names(items, reads=reads)[1:]]
     return _frame(items, keys, [None] * len(keys))
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmkd.embedding_cache.atomic import replacing
+from mmkd.embedding_cache.errors import CacheError
 
 OK, MISSING, FAILED = "ok", "missing", "failed"
 NOT_IN_FILE = "no vector in the file"  # the reason of an item whose vector was to be there already
@@ -70,16 +71,30 @@ def read_shard_manifest(path: Path) -> tuple[pl.DataFrame, ShardInfo]:
 
     Raises:
         DamagedManifestError: The file is gone, truncated or altered.
+        CacheError: It cannot be read for another reason, such as a disk that does not answer.
     """
     try:
         arrow = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
         shard = ShardInfo(**json.loads(arrow.schema.metadata[_SHARD_METADATA]))
         frame = pl.DataFrame(pl.from_arrow(arrow))
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        if is_trouble(error):
+            raise CacheError(f"{path}: cannot be read ({error}); nothing is changed") from error
         raise DamagedManifestError(f"{path}: {error}") from error
     if dict(frame.schema) != RECORDS:
         raise DamagedManifestError(f"{path}: columns {dict(frame.schema)}, wanted {RECORDS}")
     return frame, shard
+
+
+def is_trouble(error: Exception) -> bool:
+    """Whether a file could not be read for now, which says nothing about what is in it.
+
+    pyarrow reports damage as an OSError too, but only the operating system's have a number.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+    return isinstance(error, OSError) and error.errno is not None and not gone
 
 
 def write_catalogue_manifest(

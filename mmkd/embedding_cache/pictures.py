@@ -6,6 +6,8 @@ otherwise take turns with the model; else in threads of this process.
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
@@ -73,8 +75,8 @@ class PictureLoader:
 
     Args:
         prepare: The encoder's preprocessing, picklable; None gives whole RGB images.
-        workers: Processes; None takes half the cores (at most 8) where there is much to do, 0
-            stays in this process.
+        workers: Processes; None takes half of this process's share of the cores (at most 8) where
+            there is much to do, 0 stays in this process.
         ahead: Prepared pictures held ready.
         count: Pictures in all, to judge whether processes pay.
     """
@@ -83,7 +85,9 @@ class PictureLoader:
         self, prepare: Prepare | None, *, workers: int | None, ahead: int, count: int
     ) -> None:
         if workers is None:
-            workers = min(8, max(1, (os.cpu_count() or 1) // 2)) if count >= _WORTH_PROCESSES else 0
+            beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of a launcher, on this machine
+            share = max(1, (os.cpu_count() or 1) // (2 * beside))
+            workers = min(8, share) if count >= _WORTH_PROCESSES else 0
         self._prepare = prepare
         self._workers = workers
         self._ahead = max(ahead, 2 * workers) if prepare else max(_AHEAD_WHOLE, 2 * workers)
@@ -180,11 +184,22 @@ _prepare_here: Prepare | None = None  # a worker process's, set once when it sta
 def _set_up(prepare: Prepare | None) -> None:
     global _prepare_here
     _prepare_here = prepare
+    # Ctrl-C reaches the whole group of processes; the main one decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
     with suppress(ImportError):
         import torch
 
         torch.set_num_threads(1)  # the cores are the model's
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the main one is killed, which closes no queue that would tell."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _load(work: Work, prepare: Prepare | None) -> Loaded | None:

@@ -95,8 +95,10 @@ class ShardStore:
                 frame, shard = read_shard_manifest(path)
                 if shard.rows and self._vectors(_number(path)).stat().st_size != shard.size_bytes:
                     continue
-            except (DamagedManifestError, OSError):
+            except (DamagedManifestError, FileNotFoundError):
                 continue
+            except OSError as error:  # no damage: `clean` must not remove it
+                raise CacheError(f"{path}: cannot be read ({error})") from error
             frames.append(frame)
             shards[_number(path)] = shard
         records = pl.concat(frames).unique("key", keep="last", maintain_order=True)

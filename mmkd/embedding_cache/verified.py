@@ -46,9 +46,11 @@ def sound_files(
             ):
                 damaged.append(number)
                 continue
-        except (OSError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: it is empty
             damaged.append(number)
             continue
+        except OSError as error:  # it may be sound all the same
+            raise CacheError(f"{path}: cannot be read ({error}); nothing is changed") from error
         files[number] = ShardFile(path, info, stat.st_mtime_ns)
     _remember(store, files)
     return files, damaged

@@ -66,6 +66,7 @@ def build_encoder(
     arguments: dict[str, Any] = card.changed_settings() | card.options
     if device == "auto" and not getattr(cls, "spreads", False):
         device = _first_device()
+    _check_device(device)
     runtime = {
         "modality": card.modality,
         "device": device,
@@ -84,6 +85,25 @@ def build_encoder(
             f"card {card.name}: dim {card.dim}, but the model gives {encoder.dim}; correct the card"
         )
     return encoder
+
+
+def _check_device(device: str) -> None:
+    """Raises EncoderError unless torch has the device."""
+    if device in ("cpu", "auto"):
+        return
+    import torch
+
+    try:
+        # allocating is the one test that knows all kinds of device
+        torch.empty(1, device=device)
+    # an unknown name, a build without CUDA and a number too high each raise their own kind
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        count = torch.cuda.device_count()
+        raise EncoderError(
+            f"device {device!r} is not to be had here: {reason} Use cpu"
+            + (f", or cuda:0 to cuda:{count - 1}" if count else "")
+        ) from error
 
 
 def _first_device() -> str:

@@ -92,6 +92,8 @@ class LanguageModelEncoder:
             device=device,
         )
         _check_layers(model, loaded, layer, layers_mean)
+        # of the bare model: an adapter that is not merged hides its arguments
+        takes_positions = _takes_positions(loaded)
         if adapter is not None:
             loaded = load_adapter(
                 loaded, adapter, revision=adapter_revision, merge=quantize_bits is None
@@ -107,7 +109,7 @@ class LanguageModelEncoder:
         self._normalize = normalize
         self._batch_tokens = batch_tokens
         self._padding_side: Literal["left", "right"] = padding_side
-        self._gives_positions = padding_side == "left" and _takes_positions(loaded)
+        self._gives_positions = padding_side == "left" and takes_positions
         self._device = loaded.get_input_embeddings().weight.device
         self.modality = "text"
         self.dim = self._width(model)

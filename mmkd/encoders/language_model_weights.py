@@ -156,7 +156,7 @@ def _quantization(bits: int | None, compute: Any) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise EncoderError(
             f"options.quantize_bits {bits} needs bitsandbytes; install it with `pip install "
-            "bitsandbytes`, or remove the option"
+            "'mmkd[quantize]'`, or remove the option"
         )
     from transformers import BitsAndBytesConfig
 

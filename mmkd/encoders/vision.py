@@ -105,7 +105,14 @@ class VisionEncoder:
         self._arguments = {"interpolate_pos_encoding": True} if resized else {}
         self.modality = "image"
         # a model's config names its width in many ways; one image tells it, and that all fits
-        self.dim = int(self._forward([self.prepare(Image.new("RGB", (32, 32)))]).shape[1])
+        probe = [self.prepare(Image.linear_gradient("L").convert("RGB"))]
+        first, second = self._forward(probe), self._forward(probe)
+        if not np.array_equal(first, second):
+            raise EncoderError(
+                f"model {model} gives one image different vectors, as models do that mask patches "
+                "at random; choose one that is made to encode"
+            )
+        self.dim = int(first.shape[1])
 
     def encode(self, inputs: Sequence[Image.Image], *, batch_size: int = 64) -> NDArray[np.float32]:
         """Encodes n images into ``[n, dim]`` float32; see `Encoder`."""

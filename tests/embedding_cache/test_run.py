@@ -1,5 +1,6 @@
 """Runs that are stopped, pictures decoded by other processes, and items known by name."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from embedding_cache.fakes import TEXTS, FakeImage, FakeText, card, catalogue, never, text_vector
 from numpy.typing import NDArray
@@ -205,6 +207,54 @@ def test_items_known_by_id_or_row(cache: EmbeddingCache, model: str | None, name
     (lost,) = cache.absent(table)
     assert (lost.item_id, lost.status) == ("item-2", "missing")
     assert lost.reason == "no vector in the file"
+
+
+def test_rows_of_another_catalogue_are_looked_up_anew(cache: EmbeddingCache) -> None:
+    given = card("FakeImage").model_copy(
+        update={"kind": "embedding_cache.test_run:ByName", "model": "./rows"}
+    )
+    cache.table(given, catalogue([None] * 4), encoder_factory=ByName)
+    encoder = ByName()
+    cache.table(given, catalogue([None] * 3), encoder_factory=lambda: encoder)
+    assert sorted(encoder.seen) == ["1", "2", "3"]
+
+
+class OneTooBig(FakeText):
+    def encode(self, inputs: Sequence[Any], *, batch_size: int = 64) -> NDArray[np.float32]:
+        if "text number 7" in inputs:
+            raise MemoryError("no room")
+        return super().encode(inputs)
+
+
+def test_an_input_without_memory_is_no_fault_of_its_own(cache: EmbeddingCache) -> None:
+    with pytest.raises(CacheError, match="no memory for a single input"):
+        cache.table(card(), catalogue(TEXTS), encoder_factory=OneTooBig)
+    table = cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+    assert table.present[1:].all()
+
+
+def test_a_disk_that_does_not_answer_costs_no_shard(
+    cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pq, "ParquetFile", fail)
+    with pytest.raises(CacheError, match=r"cannot be read .*Input/output error"):
+        cache.table(card(), catalogue([*TEXTS, "one more"]), encoder_factory=never)
+    monkeypatch.undo()
+    assert cache.table(card(), catalogue(TEXTS), encoder_factory=never).present[1:].all()
+
+
+def test_a_store_without_its_description_is_described_again(cache: EmbeddingCache) -> None:
+    cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+    (cache.entries()[0].folder / "meta.json").unlink()
+    assert cache.entries() == []
+    table = cache.table(card(), catalogue(TEXTS), encoder_factory=never)
+    assert [entry.card_name for entry in cache.entries()] == ["fake"]
+    assert cache.open(table.key).present[1:].all()
 
 
 def test_settings_refuse_what_makes_no_sense() -> None:

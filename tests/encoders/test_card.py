@@ -219,3 +219,9 @@ def test_a_kind_that_cannot_be_spread_takes_one_device() -> None:
     wanted = build_encoder(card).encode(["one text"])
     found = build_encoder(card, device="auto").encode(["one text"])
     np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:7"])
+def test_a_device_that_is_not_there_is_one_line(device: str) -> None:
+    with pytest.raises(EncoderError, match=f"device '{device}' is not to be had here"):
+        build_encoder(load_card("minilm-packaged"), device=device)
