@@ -120,7 +120,8 @@ def _fingerprints(recipes: list[str] | None) -> set[str]:
     from mmkd.encoders import load_card
     from mmkd.recipe import load_recipe, recipe_names
 
-    found = [load_recipe(name) for name in recipes or recipe_names()]
+    # where the data lies changes no encoder, and shipped recipes leave it open
+    found = [load_recipe(name, ["data.root=."]) for name in recipes or recipe_names()]
     cards = {card for recipe in found for card in recipe.encoders.values()}
     return {load_card(card).fingerprint() for card in cards}
 

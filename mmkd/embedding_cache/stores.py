@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,10 @@ from mmkd.encoders.card import EncoderCard
 
 FORMAT_VERSION = 1
 _TABLES_KEPT = 8
+
+
+class DamagedMetaError(CacheError):
+    """A store's ``meta.json`` does not say what it should; nothing else depends on it."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,11 @@ def store_folder(
         name += HALF
     read_meta(cache / name)
     return cache / name
+
+
+def is_fitted(store: Path) -> bool:
+    """Whether a store is of an encoder fitted to one catalogue."""
+    return "-" in store.name.removesuffix(HALF)
 
 
 def describe_store(folder: Path, card: EncoderCard) -> None:
@@ -148,20 +158,15 @@ def list_stores(cache: Path) -> list[CacheEntry]:
     """Describes the stores of a cache, the last used first; an unreadable one is left out."""
     entries = []
     for path in cache.glob("*/meta.json"):
-        try:
-            meta = read_meta(path.parent)
-        except CacheError:
-            continue
-        if meta is not None:
-            entries.append(_entry(path.parent, str(meta["card"]), str(meta["modality"])))
+        with suppress(CacheError, FileNotFoundError):  # damaged, or removed just now
+            if (meta := read_meta(path.parent)) is not None:
+                entries.append(_entry(path.parent, str(meta["card"]), str(meta["modality"])))
     return sorted(entries, key=lambda entry: entry.last_used, reverse=True)
 
 
 def _entry(folder: Path, card_name: str, modality: str) -> CacheEntry:
     manifests = table_manifests(folder / "tables")
     statuses = read_catalogue_manifest(manifests[0], ["status"]) if manifests else None
-    last_used = (manifests[0] if manifests else folder / "meta.json").stat().st_mtime
-    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return CacheEntry(
         card_name=card_name,
         modality=modality,
@@ -170,17 +175,33 @@ def _entry(folder: Path, card_name: str, modality: str) -> CacheEntry:
         items=0 if statuses is None else len(statuses),
         present=0 if statuses is None else int((statuses["status"] == OK).sum()),
         vectors=sum(shard.rows for shard in ShardStore(folder).contents().shards.values()),
-        size_bytes=sum(sizes),
-        last_used=datetime.fromtimestamp(last_used, tz=UTC),
+        size_bytes=store_size(folder),
+        last_used=datetime.fromtimestamp(last_use(folder), tz=UTC),
         folder=folder,
     )
+
+
+def last_use(store: Path) -> float:
+    """When a table of a store was last opened, else when the store was made; Unix seconds."""
+    manifests = table_manifests(store / "tables")
+    return (manifests[0] if manifests else store / "meta.json").stat().st_mtime
+
+
+def store_size(folder: Path) -> int:
+    """Bytes on disk; what another process removes meanwhile counts nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def read_meta(folder: Path) -> dict[str, object] | None:
     """A store's ``meta.json``; None where there is none.
 
     Raises:
-        CacheError: It is damaged, or of a newer format.
+        DamagedMetaError: It is damaged.
+        CacheError: It is of a newer format, or cannot be read.
     """
     path = folder / "meta.json"
     try:
@@ -188,9 +209,11 @@ def read_meta(folder: Path) -> dict[str, object] | None:
         version = int(meta["format_version"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CacheError(
-            f"{path}: unreadable ({error}); delete the folder to encode its items again"
+    except OSError as error:
+        raise CacheError(f"{path}: cannot be read ({error}); nothing is changed") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedMetaError(
+            f"{path}: damaged ({error}); delete this file, the next run writes it again"
         ) from error
     if version > FORMAT_VERSION:
         raise CacheError(
@@ -212,5 +235,8 @@ def _forget_old_tables(tables: Path) -> None:
 
 def table_manifests(tables: Path) -> list[Path]:
     """Catalogue manifests, the last used first."""
-    found = [(path.stat().st_mtime_ns, path) for path in tables.glob("*/manifest.parquet")]
+    found = []
+    for path in tables.glob("*/manifest.parquet"):
+        with suppress(FileNotFoundError):  # another process forgot it just now
+            found.append((path.stat().st_mtime_ns, path))
     return [path for _, path in sorted(found, reverse=True)]

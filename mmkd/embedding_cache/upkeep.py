@@ -5,7 +5,7 @@ From a cache's folder to findings. Nothing is removed while another process writ
 
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,14 @@ from mmkd.embedding_cache.errors import CacheError
 from mmkd.embedding_cache.index_files import index_damage, remove_index
 from mmkd.embedding_cache.manifest import read_catalogue_manifest, read_catalogue_shards
 from mmkd.embedding_cache.shards import ShardStore
-from mmkd.embedding_cache.stores import read_meta, table_manifests
+from mmkd.embedding_cache.stores import (
+    DamagedMetaError,
+    is_fitted,
+    last_use,
+    read_meta,
+    store_size,
+    table_manifests,
+)
 
 
 @dataclass(frozen=True)
@@ -64,9 +71,10 @@ def verify_cache(
         The number of shards, and what is damaged.
 
     Raises:
-        CacheError: A store is of a newer format, or something cannot be read or removed.
+        CacheError: There is no such folder, a store is of a newer format, or something cannot be
+            read or removed.
     """
-    stores = sorted(path.parent for path in cache.glob("*/meta.json"))
+    stores = [path.parent for path in _descriptions(cache)]
     shards = {store: _shard_numbers(store) for store in stores}
     total, done = sum(map(len, shards.values())), 0
     damage: list[Damage] = []
@@ -74,11 +82,8 @@ def verify_cache(
         found: list[Damage] = []
         try:
             read_meta(store)
-        except CacheError as error:
-            if "unreadable" not in str(error):
-                raise
-            damage.append(Damage(store / "meta.json", "unreadable; delete the folder"))
-            continue
+        except DamagedMetaError:
+            found.append(Damage(store / "meta.json", "damaged"))
         contents = ShardStore(store).contents()
         for number in shards[store]:
             found.extend(_shard_damage(store, number, contents.shards.keys()))
@@ -108,35 +113,42 @@ def find_waste(
     Args:
         cache: The cache's folder.
         kept: Fingerprints of the cards in use; stores of others are waste.
-        older_than_days: Only what was last used longer ago; tables of kept stores too.
-        unreferenced: Also shards of which no kept table has a vector.
+        older_than_days: Only what was last used longer ago; then also what kept stores have for
+            catalogues not used since: their tables, and encoders fitted to them.
+        unreferenced: Also shards of which no kept table has a vector, unless they were written
+            after all tables: by a run that was not completed.
 
     Returns:
         Stores, tables and shards, largest first.
 
     Raises:
-        CacheError: A store is of a newer format or its description is damaged.
+        CacheError: There is no such folder, a store is of a newer format or its description is
+            damaged.
     """
     before = time.time() - 86_400 * (older_than_days or 0)
     names = {fingerprint[:16] for fingerprint in kept}
     waste = []
-    for meta in sorted(cache.glob("*/meta.json")):
+    for meta in _descriptions(cache):
         store = meta.parent
         read_meta(store)
-        manifests = table_manifests(store / "tables")
         busy = not _free(store)
-        used = manifests[0].stat().st_mtime if manifests else meta.stat().st_mtime
+        old_store = older_than_days is not None and last_use(store) < before
         if store.name.partition("-")[0] not in names:
-            if used < before or older_than_days is None:
-                waste.append(Waste(store, "no recipe's encoder", _size(store), busy))
+            if old_store or older_than_days is None:
+                waste.append(Waste(store, "no recipe's encoder", store_size(store), busy))
             continue
+        old_why = f"last used more than {older_than_days or 0:g} days ago"
+        if old_store and is_fitted(store):
+            waste.append(Waste(store, f"fitted to a catalogue {old_why}", store_size(store), busy))
+            continue
+        manifests = table_manifests(store / "tables")
         old = [
             manifest
             for manifest in manifests
             if older_than_days is not None and manifest.stat().st_mtime < before
         ]
-        why = f"table last used more than {older_than_days:g} days ago" if old else ""
-        waste += [Waste(path.parent, why, _size(path.parent), busy) for path in old]
+        for path in old:
+            waste.append(Waste(path.parent, f"table {old_why}", store_size(path.parent), busy))
         tables = [manifest for manifest in manifests if manifest not in old]
         if unreferenced and tables:
             waste += _unreferenced(store, tables, busy)
@@ -172,6 +184,12 @@ def free(waste: Collection[Waste]) -> list[Waste]:
     return removed
 
 
+def _descriptions(cache: Path) -> list[Path]:
+    if not cache.is_dir():
+        raise CacheError(f"{cache}: no such folder; name the cache's with --cache or MMKD_CACHE")
+    return sorted(cache.glob("*/meta.json"))
+
+
 def _shard_numbers(store: Path) -> list[int]:
     files = (store / "shards").glob("*.*")
     return sorted({int(path.stem) for path in files if path.stem.isdigit()})
@@ -204,28 +222,26 @@ def _repair(store: Path, damage: Collection[Damage]) -> None:
                 shards.discard([int(one.path.stem)])
             else:
                 try:
-                    remove_index(one.path.parent)
-                    if one.path.name == "manifest.parquet":
+                    if one.path.name != "meta.json":
+                        remove_index(one.path.parent)
+                    if one.path.name != "index.json":
                         one.path.unlink(missing_ok=True)
                 except OSError as error:
                     raise unwritable(one.path, error) from error
         shards.clean()
 
 
-def _unreferenced(store: Path, tables: Collection[Path], busy: bool) -> list[Waste]:
+def _unreferenced(store: Path, tables: Sequence[Path], busy: bool) -> list[Waste]:
     held = set().union(*(read_catalogue_shards(manifest) for manifest in tables))
     if not held:  # manifests of an earlier version do not say
         return []
+    completed = tables[0].stat().st_mtime
     found = []
     for number, info in ShardStore(store).contents().shards.items():
-        if number not in held and info.rows:
-            path = store / "shards" / f"{number:06d}.npy"
+        path = store / "shards" / f"{number:06d}.npy"
+        if number not in held and info.rows and path.stat().st_mtime < completed:
             found.append(Waste(path, "no kept table has its vectors", info.size_bytes, busy))
     return found
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _free(store: Path) -> bool:

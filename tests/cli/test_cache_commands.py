@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from mmkd.cli.app import app
-from mmkd.embedding_cache import EmbeddingCache, EmbeddingTable
+from mmkd.embedding_cache import CacheError, EmbeddingCache, EmbeddingTable
 from mmkd.encoders import load_card
 
 
@@ -117,6 +118,7 @@ def test_gc_frees_stores_of_cards_that_no_recipe_names(cache: EmbeddingCache, re
     assert found["state"] == "would go" and found["why"] == "no recipe's encoder"
     assert len(call(cache, "ls")) == 2  # it only said so
     assert call(cache, "gc", str(recipe), "--older-than", "1") == []
+    assert call(cache, "gc") == [found]  # recipes that are shipped name hashed-text too
     (found,) = call(cache, "gc", str(recipe), "--delete")
     assert found["state"] == "freed" and not Path(found["path"]).exists()
     assert [entry["card"] for entry in call(cache, "ls")] == ["hashed-text"]
@@ -152,6 +154,56 @@ def test_gc_frees_old_tables_and_shards_that_none_has_vectors_of(
     assert sorted(Path(one["path"]).name for one in found) == ["000001.npy", "000002.npy", name]
     assert call(cache, "ls")[0]["vectors"] == 18
     np.testing.assert_array_equal(cache.open(second.key).vectors, fill(cache, TEXTS[32:]).vectors)
+
+
+def test_gc_frees_what_was_fitted_to_catalogues_of_long_ago(
+    cache: EmbeddingCache, recipe: Path
+) -> None:
+    first = cache.table(load_card("hashed-text"), catalogue(TEXTS[:32]))
+    cache.table(load_card("hashed-text"), catalogue(TEXTS))
+    store, name = first.key.split(".")
+    old = time.time() - 5 * 86_400
+    os.utime(cache.folder / store / "tables" / name / "manifest.parquet", (old, old))
+    assert call(cache, "gc", str(recipe)) == []
+    (found,) = call(cache, "gc", str(recipe), "--older-than", "4", "--delete")
+    assert Path(found["path"]).name == store and "fitted to a catalogue" in found["why"]
+    assert len(call(cache, "ls")) == 1
+
+
+def test_gc_leaves_the_shards_of_a_run_that_was_not_completed(
+    cache: EmbeddingCache, recipe: Path
+) -> None:
+    recipe.write_text(recipe.read_text().replace("hashed-text", str(recipe.with_name("c.yaml"))))
+    recipe.with_name("c.yaml").write_text("modality: text\nkind: embedding_cache.fakes:FakeText\n")
+    first = fill(cache, TEXTS[:32])
+    second = fill(cache, TEXTS)
+    tables = cache.folder / first.key.split(".")[0] / "tables"
+    shutil.rmtree(tables / second.key.split(".")[1])  # as if killed before it was complete
+    assert call(cache, "gc", str(recipe), "--unreferenced", "--delete") == []
+    fill(cache, TEXTS[:32])  # used again, after those shards were written
+    assert call(cache, "gc", str(recipe), "--unreferenced") != []
+
+
+def test_a_folder_that_is_not_there_is_not_sound(tmp_path: Path) -> None:
+    for command in ("verify", "gc"):
+        done = CliRunner().invoke(app, ["cache", command, "--cache", str(tmp_path / "typo")])
+        assert isinstance(done.exception, CacheError)  # `main` gives it status 2
+        assert "typo: no such folder" in str(done.exception)
+
+
+def test_verify_finds_and_mends_a_damaged_description(cache: EmbeddingCache) -> None:
+    fill(cache)
+    (meta,) = cache.folder.glob("*/meta.json")
+    sound = meta.read_text()
+    meta.write_text(sound[:10])
+    for options in ([], ["--repair"]):
+        done = CliRunner().invoke(
+            app, ["cache", "verify", "--json", "--cache", str(cache.folder), *options]
+        )
+        assert done.exit_code == 1
+        assert json.loads(done.stdout)["damaged"] == [{"file": str(meta), "fault": "damaged"}]
+    fill(cache)
+    assert meta.read_text() == sound
 
 
 def test_a_recipe_that_cannot_be_read_stops_gc(cache: EmbeddingCache) -> None:

@@ -178,9 +178,12 @@ def test_a_damaged_description_is_refused(cache: EmbeddingCache) -> None:
     cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
     (meta,) = cache.folder.glob("*/meta.json")
     meta.write_text(meta.read_text()[:10])
-    with pytest.raises(CacheError, match=r"meta.json: unreadable.*delete the folder"):
+    with pytest.raises(CacheError, match=r"meta.json: damaged.*delete this file"):
         cache.table(card(), catalogue(TEXTS), encoder_factory=never)
     assert cache.entries() == []
+    meta.unlink()
+    cache.table(card(), catalogue(TEXTS), encoder_factory=never)
+    assert [entry.present for entry in cache.entries()] == [50]
 
 
 @contextmanager
