@@ -27,11 +27,15 @@ def main() -> None:
     options = _parser().parse_args()
     sizes = {"data": options.data, "width": options.width, "members": options.members}
     step = sizes | {"batch_size": options.batch, "views": options.views}
+    own = {"bucketed": True, "bf16": False}
+    lean, half = own | {"recomputed": True}, own | {"bf16": True}
     variants = [
         ("reference step", "reference_step", step, options.reference_steps, 1),
-        ("mmkd step, same batch", "our_step", step | _OURS, options.steps, 2),
-        ("mmkd step", "our_step", step | _OURS | {"bucketed": True}, options.steps, 16),
-        ("mmkd step, bf16", "our_step", step | {"bucketed": True, "bf16": True}, options.steps, 16),
+        ("mmkd step, same batch", "our_step", step | own | {"bucketed": False}, options.steps, 2),
+        ("mmkd step", "our_step", step | own, options.steps, 16),
+        ("mmkd step, checkpointing", "our_step", step | lean, options.steps, 16),
+        ("mmkd step, bf16", "our_step", step | half, options.steps, 16),
+        ("mmkd step, bf16, checkpointing", "our_step", step | lean | half, options.steps, 16),
         ("reference evaluation", "reference_evaluation", sizes | {"batch_size": 256}, 3, 1),
         ("mmkd evaluation", "our_evaluation", sizes | {"batch_size": 256}, 3, 1),
     ]
@@ -59,9 +63,6 @@ def main() -> None:
     _print(rows)
     name = f"emkd-{options.data}-{options.batch}"
     print(f"\nwritten to {write_results(name, vars(options), rows)}")
-
-
-_OURS = {"bucketed": False, "bf16": False}
 
 
 def _print(rows: list[Measurement]) -> None:

@@ -74,6 +74,7 @@ def our_step(
     views: int,
     bucketed: bool,
     bf16: bool,
+    recomputed: bool = False,
 ) -> Trial:
     """A training step of ours: cut and mask the batch, forward, backward, AdamW."""
     size = SIZES[data]
@@ -88,6 +89,8 @@ def our_step(
         views=views,
     )
     step = TrainStep(_ensemble(data, width, members), objective)
+    if recomputed:
+        step.student.enable_gradient_checkpointing()
     optimizer = torch.optim.AdamW(step.parameters(), lr=1e-3, weight_decay=0.0)
     batches = _batches(data, batch_size, views, pad=False, bucketed=bucketed)
 

@@ -122,6 +122,11 @@ class Ensemble(nn.Module):
             return tables[0]
         return torch.cat([F.normalize(table, dim=1) for table in tables], dim=1)
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Train every member in less memory and more time, see `Recommender`."""
+        for member in self.networks:
+            member.gradient_checkpointing = True
+
     def modality_parameters(self) -> list[nn.Parameter]:
         """The modality tables, each once, for a parameter group with a schedule of its own."""
         found = [p for member in self.networks for p in member.modality_parameters()]

@@ -6,13 +6,19 @@ The student of KDSR (arXiv:2401.07257), section 3: fused item embedding, backbon
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mmkd.student.backbones import Backbone
 from mmkd.student.item_embedding import FusedItemEmbedding
 
 ScoreWith = Literal["id", "fused"]
+
+# computed again at a time with gradient checkpointing; on a CPU what its caches like (measured)
+_CPU_POSITIONS = 2_048
+_OTHER_POSITIONS = 65_536
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,9 @@ class Recommender(nn.Module):
     With `score_with="fused"` an item is scored by its fused vector, so that one without training
     events is ranked by what its modalities say. The table is fused once a forward, for the inputs
     and for the scores alike. With `"id"` only the batch's own items are fused.
+
+    With `gradient_checkpointing` set, training keeps the backbone's inputs and outputs only and
+    computes the rest again for the gradients (arXiv:1604.06174).
     """
 
     def __init__(
@@ -64,6 +73,7 @@ class Recommender(nn.Module):
         self.backbone = backbone
         self.score_with = score_with
         self.causal = bool(backbone.causal)
+        self.gradient_checkpointing = False
 
     def forward(self, items: Tensor) -> StudentOutput:
         """States of every position.
@@ -90,9 +100,20 @@ class Recommender(nn.Module):
         else:
             x = self.embedding(items)
             matrix = self.item_matrix()
-        hidden = self.backbone(x, items == 0)  # [B, L, d]
+        hidden = self._states(x, items == 0)  # [B, L, d]
         return StudentOutput(
             hidden=hidden, modality=self.embedding.modality_tables(), item_matrix=matrix
+        )
+
+    def _states(self, x: Tensor, padding: Tensor) -> Tensor:
+        if not (self.gradient_checkpointing and self.training):
+            return self.backbone(x, padding)
+        # sequences do not see each other, so what is computed again is a few of them at a time
+        positions = _CPU_POSITIONS if x.device.type == "cpu" else _OTHER_POSITIONS
+        rows = max(1, positions // x.shape[1])
+        chunks = zip(x.split(rows), padding.split(rows), strict=True)
+        return torch.cat(
+            [checkpoint(self.backbone, *chunk, use_reentrant=False) for chunk in chunks]
         )
 
     def item_matrix(self) -> Tensor:

@@ -166,3 +166,61 @@ def test_errors_name_what_was_wanted() -> None:
         )
     with pytest.raises(ValueError, match=r"got function, wanted a torch.nn.Module"):
         Recommender(embedding=model.embedding, backbone=test_errors_name_what_was_wanted)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_checkpointing_gives_the_same_states_and_gradients(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # two chunks of one sequence and more; the backbone's own dropout would draw in another order
+    monkeypatch.setattr("mmkd.student.recommender._CPU_POSITIONS", 5)
+    found = []
+    for checkpointing in (False, True):
+        model = recommender(kind).train()
+        model.backbone.apply(lambda module: setattr(module, "dropout", 0.0))
+        model.gradient_checkpointing = checkpointing
+        torch.manual_seed(5)
+        hidden = model(ITEM_BATCH).hidden
+        real = ITEM_BATCH > 0
+        torch.autograd.backward(hidden[real].pow(2).sum())
+        found.append((hidden[real], [p.grad for p in model.parameters()]))
+    assert_close(found[1], found[0])
+
+
+def test_gradient_checkpointing_draws_dropout_again_as_it_was() -> None:
+    """Otherwise the gradients would be those of other masks than the states."""
+    model = recommender("sasrec").train()
+    model.gradient_checkpointing = True
+    table = model.embedding.id_table
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(6)
+        return cast(torch.Tensor, model(ITEM_BATCH[:2]).hidden[:, -1].sum())
+
+    torch.autograd.backward(loss())
+    assert table.grad is not None
+    step = 1e-2
+    with torch.no_grad():
+        table[7, 2] += step
+        above = loss()
+        table[7, 2] -= 2 * step
+        below = loss()
+    assert_close(table.grad[7, 2], (above - below) / (2 * step), rtol=2e-2, atol=1e-3)
+
+
+def test_gradient_checkpointing_saves_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmkd.student.recommender._CPU_POSITIONS", 8)
+    kept = []
+    for checkpointing in (False, True):
+        model = recommender("sasrec").train()
+        model.gradient_checkpointing = checkpointing
+        sizes: list[int] = []
+
+        def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(ITEM_BATCH.repeat(20, 1))
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 2
