@@ -111,7 +111,7 @@ class Recommender(nn.Module):
         # sequences do not see each other, so what is computed again is a few of them at a time
         positions = _CPU_POSITIONS if x.device.type == "cpu" else _OTHER_POSITIONS
         rows = max(1, positions // x.shape[1])
-        chunks = zip(x.split(rows), padding.split(rows), strict=True)
+        chunks = zip(torch.split(x, rows), torch.split(padding, rows), strict=True)
         return torch.cat(
             [checkpoint(self.backbone, *chunk, use_reentrant=False) for chunk in chunks]
         )
