@@ -178,6 +178,17 @@ def test_two_accumulated_batches_equal_one_of_twice_the_size(tmp_path: Path) -> 
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+def test_gradient_checkpointing_trains_the_same_weights(tmp_path: Path) -> None:
+    runs = [
+        TinyRun(tmp_path / str(on), {"epochs": 2, "lr": 0.003, "gradient_checkpointing": on})
+        for on in (False, True)
+    ]
+    for run in runs:
+        run.fit()
+    assert runs[1].step.student.networks[0].gradient_checkpointing
+    torch.testing.assert_close(runs[1].weights(), runs[0].weights(), rtol=1e-4, atol=1e-6)
+
+
 # interruption
 
 
