@@ -38,8 +38,9 @@ class Trainer:
         betas: Of AdamW.
         gradient_clip: Largest global gradient norm; None = no clipping.
         accumulate: Batches an optimiser step.
-        gradient_checkpointing: Keep one block's activations at a time and compute them again for
-            the gradients: less memory for about a third more time, same result.
+        gradient_checkpointing: Keep a backbone's inputs and states only and compute the rest again
+            for the gradients, a few sequences at a time: less memory, about a third more time. The
+            same mathematics, though dropout draws in another order.
         patience: Validations without a better metric before stopping; None = never.
         validate_every: Epochs between validations.
         select_metric: Which validation metric chooses the kept weights (higher is better).
