@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from mmkd.data.readers import load_items
+from mmkd.data.sequences import SequenceSplit
 from mmkd.embedding_cache import CacheError, EmbeddingCache, EmbeddingTable
+from mmkd.evaluation import CaseRanks, compare
 from mmkd.pipeline import EmbedProgress, digests_of, embed, load_data, rank_cases
 from mmkd.plan import Plan, plan
 from mmkd.recipe import load_recipe
@@ -48,17 +50,44 @@ def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:
     Raises:
         RunError: The folder holds no trained run, or the data changed since.
     """
-    run = RunFolder(folder)
+    planned, split, ranks = _rank_again(RunFolder(folder), cases)
+    return planned.evaluator.report(ranks, split, seed=planned.recipe.seed)
+
+
+def compare_runs(
+    first: Path, second: Path, *, cases: str = "test", metric: str = "NDCG@10"
+) -> dict[str, Any]:
+    """Is one run better than another? The ``test`` cases are those the runs keep.
+
+    Args:
+        first: A trained run.
+        second: Another on the same data.
+        cases: ``test``, or ``valid`` to choose between settings: both runs rank those again.
+        metric: Which metric to compare.
+
+    Returns:
+        As ``compare`` gives it.
+
+    Raises:
+        RunError: A folder holds no trained run, or the data changed since.
+        EvaluationError: The runs' cases differ.
+    """
+    runs = (RunFolder(first), RunFolder(second))
+    if cases == "test":
+        return compare(runs[0].ranks(), runs[1].ranks(), metric=metric)
+    ranks = [_rank_again(run, cases)[2] for run in runs]
+    return compare(ranks[0], ranks[1], metric=metric)
+
+
+def _rank_again(run: RunFolder, cases: str) -> tuple[Plan, SequenceSplit, CaseRanks]:
     student = run.student()
-    recipe = load_recipe(str(run.recipe))
-    planned = plan(recipe, needs_teacher=False)
+    planned = plan(load_recipe(str(run.recipe)), needs_teacher=False)
     data = load_data(planned)
     run.check_data(digests_of(data))
-    accelerator = planned.trainer.accelerator(run_folder=folder)
+    accelerator = planned.trainer.accelerator(run_folder=run.path)
     student.to(accelerator.device)
     chosen = data.split.test if cases == "test" else data.split.valid
-    ranks = rank_cases(planned, data.split, student, accelerator, chosen)
-    return planned.evaluator.report(ranks, data.split, seed=recipe.seed)
+    return planned, data.split, rank_cases(planned, data.split, student, accelerator, chosen)
 
 
 def encoder_neighbours(

@@ -159,20 +159,16 @@ def evaluate(
 ) -> None:
     """Evaluate a trained run again, or test it against another run."""
     from mmkd.cli import show
-    from mmkd.evaluation.report import compare
+    from mmkd.inspection import compare_runs
     from mmkd.inspection import evaluate as run_evaluate
-    from mmkd.serving.run_folder import RunError, RunFolder
+    from mmkd.serving.run_folder import RunError
 
     if cases not in ("test", "valid"):
         raise RunError(f"--cases: got {cases}, wanted test or valid")
     folder = find_run(run, runs)
-    if against is not None and cases != "test":
-        raise RunError("--against compares the test cases that runs keep; leave --cases out")
     if against is not None:
-        first, second = RunFolder(folder), RunFolder(find_run(against, runs))
-        show.comparison(
-            compare(first.ranks(), second.ranks(), metric=metric), run, against, as_json=json
-        )
+        found = compare_runs(folder, find_run(against, runs), cases=cases, metric=metric)
+        show.comparison(found, run, against, as_json=json)
         return
     show.report(run_evaluate(folder, cases=cases), as_json=json)
 

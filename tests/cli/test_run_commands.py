@@ -1,0 +1,128 @@
+"""``embed``, ``train``, ``compress`` and what is asked of a run: against the API and each other."""
+
+from pathlib import Path
+
+import pytest
+from commands import ID_ONLY, Shop, invoke, printed
+
+from mmkd.recipe import load_recipe
+from mmkd.serving.run_folder import RunFolder
+
+
+def test_the_second_embed_encodes_nothing(shop: Shop, tmp_path: Path) -> None:
+    overrides = [*shop.overrides, f"cache.folder={tmp_path / 'cache'}"]
+    first, second = (printed("embed", "quickstart", *overrides) for _ in range(2))
+    assert [row["modality"] for row in first] == ["text", "image"]
+    # one item in twenty lacks its text and one its picture
+    assert [(row["items"], row["present"]) for row in first] == [(120, 114)] * 2
+    assert [row["encoded_now"] for row in first] == [114, 114]
+    assert [row["encoded_now"] for row in second] == [0, 0]
+    assert all(sum(row["absent"].values()) == 6 for row in first)
+    table = invoke("embed", "quickstart", *overrides).stdout
+    assert "hashed-text" in table and "color-image" in table
+
+
+def test_train_prints_what_it_keeps(shop: Shop) -> None:
+    folder = shop.runs / "quickstart"
+    assert shop.kdsr == {**RunFolder(folder).result(), "folder": str(folder)}
+    again = printed("train", "quickstart", *shop.overrides, "--runs", shop.runs, "--resume")
+    assert again == shop.kdsr
+    told = invoke("train", "quickstart", *shop.overrides, "--runs", shop.runs, "--resume").stdout
+    assert f"{shop.kdsr['test']['metrics']['NDCG@10']:.4f}" in told
+    assert "best epoch" in told and "1 process," in told
+
+
+def test_training_tells_first_what_it_trains_on(shop: Shop, tmp_path: Path) -> None:
+    options = ("training.epochs=1", *ID_ONLY)
+    result = invoke("train", "quickstart", *shop.overrides, *options, "--out", tmp_path / "run")
+    first = result.stderr.splitlines()[0]
+    assert first.startswith("id-only: 1 process on cpu, 1 thread each; 120 items, 200 users, ")
+
+
+def test_compress_trains_one_network_from_an_ensemble(shop: Shop, tmp_path: Path) -> None:
+    ensemble = ("name=three", "ensemble.members=3", "objective.mutual={weight: 0.1}")
+    three = printed(
+        "train", "quickstart", *shop.overrides, *ID_ONLY, *ensemble, "--runs", tmp_path / "runs"
+    )
+    command = ("compress", "three", "training.epochs=1", "--runs", tmp_path / "runs")
+    small = printed(*command)
+    run = RunFolder(tmp_path / "runs" / "three-compressed")
+    assert small == {**run.result(), "folder": str(run.path)}
+    assert small["epochs"] == 1 and small["parameters"] * 3 == three["parameters"]
+    assert small["test"]["metrics"] != three["test"]["metrics"]
+    recipe = load_recipe(str(run.recipe))
+    assert recipe.objective.compression is not None
+    assert recipe.objective.compression["teacher"] == str(tmp_path / "runs" / "three")
+    assert recipe.objective.mutual is None and recipe.ensemble["members"] == 1
+    # finished: told again; elsewhere: the same figures; another recipe: refused, nothing lost
+    assert printed(*command, "--resume") == small
+    other = printed(*command, "--out", tmp_path / "again")
+    assert other["test"]["metrics"] == small["test"]["metrics"]
+    with pytest.raises(ValueError, match="holds a finished run already; give --overwrite"):
+        printed(*command)
+    assert run.result()["digest"] == small["digest"]
+    report = printed("evaluate", "three-compressed", "--against", "three", *command[-2:])
+    assert report["first"] == pytest.approx(small["test"]["metrics"]["NDCG@10"])
+
+
+def test_evaluate_gives_the_result_again(shop: Shop) -> None:
+    report = printed("evaluate", "quickstart", "--runs", shop.runs)
+    assert report["metrics"] == pytest.approx(shop.kdsr["test"]["metrics"])
+    by_path = printed("evaluate", shop.runs / "quickstart", "--cases", "valid")
+    assert by_path["metrics"]["NDCG@10"] == pytest.approx(shop.kdsr["valid"]["NDCG@10"])
+    told = invoke("evaluate", "quickstart", "--runs", shop.runs).stdout
+    assert f"{report['metrics']['HR@5']:.4f}" in told and "200 cases of 200 users" in told
+
+
+def test_evaluate_against_another_run(shop: Shop) -> None:
+    found = printed(
+        "evaluate", "quickstart", "--against", "id-only", "--metric", "MRR@20", "--runs", shop.runs
+    )
+    first, second = (run["test"]["metrics"]["MRR@20"] for run in (shop.kdsr, shop.id_only))
+    assert (found["first"], found["second"]) == pytest.approx((first, second))
+    assert found["difference"] == pytest.approx(first - second)
+    assert 0 < found["p_value"] <= 1 and found["users"] == 200
+    same = printed("evaluate", "quickstart", "--against", "quickstart", "--runs", shop.runs)
+    assert same["difference"] == 0.0 and same["p_value"] == 1.0
+
+
+def test_evaluate_against_another_run_on_validation(shop: Shop) -> None:
+    found = printed(
+        *("evaluate", "quickstart", "--against", "id-only", "--cases", "valid"),
+        *("--runs", shop.runs),
+    )
+    wanted = [run["valid"]["NDCG@10"] for run in (shop.kdsr, shop.id_only)]
+    assert wanted[0] != pytest.approx(shop.kdsr["test"]["metrics"]["NDCG@10"])
+    assert [found["first"], found["second"]] == pytest.approx(wanted)
+    assert found["difference"] == pytest.approx(wanted[0] - wanted[1]) and found["users"] == 200
+
+
+def test_recommend_leaves_out_the_history_unless_told(shop: Shop) -> None:
+    ids = RunFolder(shop.runs / "quickstart").items().ids
+    history = f"{ids[3]}, {ids[7]}"
+    command = ("recommend", "quickstart", "--history", history, "--runs", shop.runs, "-k", "118")
+    found = printed(*command)
+    assert len(found) == 118
+    scores = [item["score"] for item in found]
+    assert scores == sorted(scores, reverse=True)
+    assert {item["item"] for item in found} == set(ids[1:]) - {ids[3], ids[7]}
+    kept = printed(*command[:-1], "120", "--keep-seen")
+    assert {item["item"] for item in kept} == set(ids[1:])
+    assert found[0]["title"] in invoke(*command[:-1], "3").stdout
+
+
+def test_neighbours_by_encoder_and_student(shop: Shop) -> None:
+    ids = RunFolder(shop.runs / "quickstart").items().ids
+    command = ("neighbours", "quickstart", *shop.overrides, "--modality", "image", "-k", "4")
+    pictures = RunFolder(shop.runs / "quickstart").items().image_path
+    row = next(r for r in range(1, 121) if pictures[r] is not None)
+    found = printed(*command, "--item", ids[row], "--runs", shop.runs)
+    for side in ("encoder", "student"):
+        near = found[side]
+        assert len({item["item"] for item in near}) == 4
+        assert ids[row] not in {item["item"] for item in near}
+        cosines = [item["score"] for item in near]
+        assert cosines == sorted(cosines, reverse=True)
+        assert all(-1 <= cosine <= 1 + 1e-5 for cosine in cosines)
+    untrained = printed(*command, "--item", ids[row], "--runs", shop.folder / "none")
+    assert untrained["student"] is None and untrained["encoder"] == found["encoder"]
