@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mmkd.data.synthetic import make_synthetic
-from mmkd.pipeline import EmbedProgress, train
+from mmkd.pipeline import train
 from mmkd.recipe import load_recipe
+from mmkd.stages import EmbedProgress
 
 _IDS = ["encoders=null", "distiller=null", "student.score_with=id", "asynchronous=none"]
 _NO_CORRELATION = ["objective.correlation=null", "asynchronous=none"]

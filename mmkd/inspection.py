@@ -15,10 +15,10 @@ from mmkd.data.readers import load_items
 from mmkd.data.sequences import SequenceSplit
 from mmkd.embedding_cache import CacheError, EmbeddingCache, EmbeddingTable
 from mmkd.evaluation import CaseRanks, compare
-from mmkd.pipeline import EmbedProgress, digests_of, embed, load_data, rank_cases
 from mmkd.plan import Plan, plan
 from mmkd.recipe import load_recipe
 from mmkd.serving.run_folder import RunError, RunFolder
+from mmkd.stages import EmbedProgress, digests_of, embed, load_data, rank_cases
 
 
 def absent_reasons(

@@ -20,10 +20,11 @@ from synthetic_runs import BERT4REC, GRU4REC, write_data
 from mmkd.data import Cases, DataError
 from mmkd.demo import run_demo
 from mmkd.inspection import evaluate
-from mmkd.pipeline import Dataset, digests_of, load_data, train
+from mmkd.pipeline import train
 from mmkd.plan import plan
 from mmkd.recipe import Recipe, load_recipe
 from mmkd.serving.run_folder import RunError, RunFolder
+from mmkd.stages import Dataset, digests_of, load_data
 from mmkd.training.checkpoint import CheckpointError
 
 SECONDS = ("train_seconds", "valid_seconds")

@@ -16,9 +16,9 @@ from sklearn.metrics import mutual_info_score
 
 from mmkd.data.readers import load_items
 from mmkd.data.synthetic import make_synthetic
-from mmkd.pipeline import distil, embed
 from mmkd.plan import plan
 from mmkd.recipe import load_recipe
+from mmkd.stages import distil, embed
 
 Labels = NDArray[np.int64]
 

@@ -33,9 +33,10 @@ def verify(
 ) -> None:
     """Read every byte and compare checksums; exit status 1 if something is damaged."""
     from mmkd.cli import show
+    from mmkd.cli.progress import Bar
     from mmkd.embedding_cache.upkeep import verify_cache
 
-    with show.Bar("verify shards") as bar:
+    with Bar("verify shards") as bar:
         shards, damage = verify_cache(cache, repair=repair, progress=bar.advance)
     rows = [{"file": str(one.path), "fault": one.fault} for one in damage]
     if json:

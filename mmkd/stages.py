@@ -1,0 +1,211 @@
+"""The stages of the flow: items -> encoders -> cache -> distiller -> student -> ranks.
+
+Each function takes the checked plan of a recipe and what the stage before it returned;
+``pipeline`` runs them in their order.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from mmkd import __version__
+from mmkd.data import SPLITS, Cases, InteractionLog, ItemTable, SequenceSplit
+from mmkd.data.attributes import AttributeVocabulary
+from mmkd.data.readers import load_interactions, load_items
+from mmkd.distiller import CorrelationDistiller, CorrelationTargets
+from mmkd.embedding_cache import EmbeddingCache, EmbeddingTable, RunReport
+from mmkd.encoders import build_encoder
+from mmkd.evaluation.case_ranks import CaseRanks
+from mmkd.evaluation.evaluator import LIST_LENGTH
+from mmkd.evaluation.retention import RetentionProbe
+from mmkd.interruption import Interruption
+from mmkd.plan import Plan
+from mmkd.run_opening import load_teacher
+from mmkd.serving.build_student import build_student
+from mmkd.serving.data_digest import data_digests
+from mmkd.serving.run_folder import RunError
+from mmkd.serving.scorer import scorer
+from mmkd.student import Ensemble
+from mmkd.training.step import TrainStep
+
+EmbedProgress = Callable[[str, int, int], None]  # (modality name, done, of)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What ``load_data`` returns."""
+
+    items: ItemTable
+    log: InteractionLog
+    split: SequenceSplit
+
+
+def load_data(planned: Plan) -> Dataset:
+    """Read the catalogue and the log, and split the sequences."""
+    root = planned.recipe.data.folder
+    items = load_items(root=root, **planned.items)
+    log = load_interactions(items, root=root, **planned.interactions)
+    split = SPLITS[planned.recipe.data.split.kind](log, len(items), **planned.split)
+    return Dataset(items=items, log=log, split=split)
+
+
+def embed(
+    planned: Plan,
+    items: ItemTable,
+    *,
+    device: str | None = None,
+    progress: EmbedProgress | None = None,
+    report: Callable[[str, RunReport], None] | None = None,
+) -> dict[str, EmbeddingTable]:
+    """Encode each modality of the catalogue once; what the cache holds is not encoded again.
+
+    Any number of processes may do this at once: they share the work, and none waits for another
+    while there is something left to encode.
+
+    Args:
+        planned: The recipe.
+        items: The catalogue.
+        device: Where the encoders run; None leaves it to the recipe.
+        progress: Told how far each modality is.
+        report: Told what this process did for a modality.
+
+    Raises:
+        EmbeddingInterrupted: After SIGINT or SIGTERM, once what is encoded is committed.
+    """
+    cache = EmbeddingCache(**planned.cache)
+    settings = planned.encoding
+    tables = {}
+    with Interruption() as interruption:
+        for name, card in planned.cards.items():
+            tables[name] = cache.table(
+                card,
+                items,
+                encoder_factory=partial(
+                    build_encoder,
+                    card,
+                    device=device or settings.resolved_device(),
+                    batch_tokens=settings.batch_tokens,
+                    allow_random_weights=planned.allow_random_weights,
+                ),
+                batch_size=settings.batch_size,
+                workers=settings.workers,
+                progress=partial(progress, name) if progress else None,
+                report=partial(report, name) if report else None,
+                stop=lambda: interruption.requested,
+            )
+            if interruption.requested:  # while there was nothing to encode
+                raise KeyboardInterrupt
+    return tables
+
+
+def distil(planned: Plan, tables: Mapping[str, EmbeddingTable]) -> CorrelationDistiller | None:
+    """Reduce the teachers and fit their codebooks; None without encoders.
+
+    Raises:
+        RunError: A modality's vectors can't be distilled.
+    """
+    if planned.distiller is None:
+        return None
+    try:
+        return CorrelationDistiller(**planned.distiller).fit(tables)
+    except ValueError as error:  # vectors that can't be distilled, such as all equal ones
+        raise RunError(f"{planned.recipe.name}: distiller: {error}") from error
+
+
+def build_step(
+    planned: Plan, data: Dataset, distiller: CorrelationDistiller | None, accelerator: Accelerator
+) -> tuple[TrainStep, dict[str, Any]]:
+    """Student and objective, and the spec from which the student can be built again."""
+    teachers = distiller.reduced if distiller else {}
+    spec = {
+        "mmkd": __version__,
+        "item_count": data.split.item_count,
+        "max_length": planned.trainer.max_length,
+        "embedding": planned.embedding,
+        "backbone": planned.backbone,
+        "score_with": planned.recipe.student.score_with,
+        "ensemble": planned.ensemble,
+        "modalities": {name: teacher.shape[1] for name, teacher in teachers.items()},
+    }
+    compressed = load_teacher(planned, data.items.ids, device=accelerator.device)
+    present = distiller.present if distiller else {}
+    student = build_student(spec, teachers, present, seed=planned.recipe.seed)
+    objective = planned.objective.build(
+        train_counts=torch.from_numpy(data.split.train_counts()),
+        modalities=tuple(teachers),
+        members=len(student.members),
+        width=planned.width,
+        vocabulary=vocabulary_of(planned, data.items),
+    )
+    return TrainStep(student, objective, compressed), spec
+
+
+def targets_of(
+    planned: Plan, distiller: CorrelationDistiller | None, accelerator: Accelerator
+) -> Callable[[Tensor, torch.Generator], Mapping[str, CorrelationTargets]]:
+    """A batch's items to the teachers' correlations, of each process a share."""
+    if distiller is None or planned.objective.correlation is None:
+        return lambda items, generator: {}
+    distiller.to(accelerator.device)
+    share = 1 / accelerator.num_processes
+    return lambda items, generator: distiller.targets(items, generator=generator, share=share)
+
+
+def retention_of(
+    planned: Plan, student: Ensemble, distiller: CorrelationDistiller | None
+) -> Callable[[], dict[str, float]]:
+    """How much of each modality the student's table still holds, by ``retention.NAME.FIGURE``."""
+    probes = {}
+    if distiller is not None:
+        probes = {
+            name: RetentionProbe(
+                teacher=teacher, present=distiller.present[name], seed=planned.recipe.seed
+            )
+            for name, teacher in distiller.reduced.items()
+        }
+
+    def measure() -> dict[str, float]:
+        return {
+            f"retention.{name}.{figure}": value
+            for name, probe in probes.items()
+            # the mask token's row has no teacher
+            for figure, value in probe.measure(student.vectors(name)[:-1]).items()
+        }
+
+    return measure
+
+
+def rank_cases(
+    planned: Plan,
+    split: SequenceSplit,
+    student: Ensemble,
+    accelerator: Accelerator,
+    cases: Cases,
+    list_length: int = LIST_LENGTH,
+) -> CaseRanks:
+    """Rank every case's target among the whole catalogue; the processes share the work."""
+    return planned.evaluator.ranks(
+        scorer(student, item_count=split.item_count, max_length=planned.trainer.max_length),
+        split,
+        cases,
+        max_length=planned.trainer.max_length,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        list_length=list_length,
+    )
+
+
+def vocabulary_of(planned: Plan, items: ItemTable) -> AttributeVocabulary | None:
+    """The attributes to predict, where the recipe has them predicted."""
+    return None if planned.objective.attributes is None else AttributeVocabulary.of(items)
+
+
+def digests_of(data: Dataset) -> dict[str, str]:
+    """What identifies the data a run trains on."""
+    return data_digests(item_ids=data.items.ids, user_ids=data.log.user_ids, split=data.split)
