@@ -4,18 +4,18 @@
     python benchmarks/emkd.py --data ml-1m --batch 64
 
 Prints seconds a step, peak memory, and seconds an evaluation batch; writes
-benchmarks/results/emkd-DATA-BATCH.json. What is compared with what: benchmarks/README.md.
+benchmarks/results/emkd-DATA-BATCH-ALLOCATOR.json. What is compared with what: benchmarks/README.md.
 """
 
 import argparse
-import os
 
 from benchmarks.emkd_trials import SIZES
 from benchmarks.measure import (
-    ALLOCATORS,
     MIB,
     BenchmarkError,
+    Help,
     Measurement,
+    add_step_options,
     measure,
     print_table,
     write_results,
@@ -41,7 +41,8 @@ def main() -> None:
     ]
     rows: list[Measurement] = []
     for name, target, arguments, steps, warmup in variants:
-        if options.skip_reference and name.startswith("reference"):
+        skipped = options.skip_reference and name.startswith("reference")
+        if skipped or options.only not in name:
             continue
         print(f"{name} ...", flush=True)
         try:
@@ -61,7 +62,7 @@ def main() -> None:
             print(f"  not measured: {error}")
     print(f"\nEMKD, {', '.join(f'{k} {v}' for k, v in vars(options).items())}")
     _print(rows)
-    name = f"emkd-{options.data}-{options.batch}"
+    name = f"emkd-{options.data}-{options.batch}-{options.allocator}"
     print(f"\nwritten to {write_results(name, vars(options), rows)}")
 
 
@@ -84,7 +85,7 @@ def _print(rows: list[Measurement]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--data", choices=sorted(SIZES), default="beauty")
     parser.add_argument("--batch", type=int, default=128, help="sequences a batch")
     parser.add_argument("--width", type=int, default=256)
@@ -92,15 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--steps", type=int, default=16, help="of mmkd; a multiple of 16")
     parser.add_argument("--reference-steps", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--allocator", choices=sorted(ALLOCATORS), default="system")
-    parser.add_argument("--skip-reference", action="store_true")
-    parser.add_argument("--timeout-s", type=float, default=1800.0)
+    parser.add_argument("--only", default="", help="variants whose names contain this")
+    add_step_options(parser, timeout_s=1800.0)
     return parser
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults shown, the description's lines kept."""
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ variant runs in `python -m benchmarks.child`; this module starts it, reads the o
 prints last, and writes the results.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -29,7 +30,25 @@ ALLOCATORS: dict[str, dict[str, str]] = {
         "MALLOC_TOP_PAD_": str(256 * MIB),
         "MALLOC_TRIM_THRESHOLD_": str(64 * 1024 * MIB),
     },
+    # a block of 4 MiB or more is mapped by itself and goes back when it is freed, where glibc would
+    # soon put blocks of up to 32 MiB into a heap full of holes; and oneDNN keeps fewer shapes
+    "return": {
+        "MALLOC_MMAP_THRESHOLD_": str(4 * MIB),
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
+    },
 }
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults shown, the description's lines kept."""
+
+
+def add_step_options(parser: argparse.ArgumentParser, *, timeout_s: float) -> None:
+    """The options of every benchmark that measures steps beside a reference."""
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--allocator", choices=sorted(ALLOCATORS), default="system")
+    parser.add_argument("--skip-reference", action="store_true")
+    parser.add_argument("--timeout-s", type=float, default=timeout_s, help="a variant")
 
 
 class BenchmarkError(RuntimeError):

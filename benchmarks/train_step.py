@@ -7,14 +7,14 @@ benchmarks/results/train_step.json. What is compared with what: benchmarks/READM
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 
 from benchmarks.measure import (
-    ALLOCATORS,
     MIB,
     BenchmarkError,
+    Help,
     Measurement,
+    add_step_options,
     measure,
     print_table,
     write_results,
@@ -100,24 +100,17 @@ def _print(rows: Sequence[Measurement]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--batch", type=int, default=256, help="sequences (samples) a batch")
     parser.add_argument("--modalities", type=int, default=2, help="the public code has two")
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
     parser.add_argument("--steps", type=int, default=32, help="of mmkd; a multiple of 16")
     parser.add_argument("--reference-steps", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--allocator", choices=sorted(ALLOCATORS), default="system")
     parser.add_argument("--float64", action="store_true", help="teacher matrices as published")
     parser.add_argument("--fitted-codes", action="store_true", help="k-means, not random codes")
-    parser.add_argument("--skip-reference", action="store_true")
-    parser.add_argument("--timeout-s", type=float, default=900.0)
+    add_step_options(parser, timeout_s=900.0)
     return parser
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults shown, the description's lines kept."""
 
 
 if __name__ == "__main__":
