@@ -3,6 +3,7 @@
 The student of KDSR (arXiv:2401.07257), section 3: fused item embedding, backbone, dot product.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -110,7 +111,8 @@ class Recommender(nn.Module):
             return self.backbone(x, padding)
         # sequences do not see each other, so what is computed again is a few of them at a time
         positions = _CPU_POSITIONS if x.device.type == "cpu" else _OTHER_POSITIONS
-        rows = max(1, positions // x.shape[1])
+        count = math.ceil(x.shape[0] * x.shape[1] / positions)
+        rows = max(1, math.ceil(x.shape[0] / max(1, count)))  # alike: kernels are kept by shape
         chunks = zip(torch.split(x, rows), torch.split(padding, rows), strict=True)
         return torch.cat(
             [checkpoint(self.backbone, *chunk, use_reentrant=False) for chunk in chunks]
