@@ -18,12 +18,12 @@ def compressing(run: RunFolder, overrides: Sequence[str] = ()) -> Recipe:
         overrides: As for ``load_recipe``; they win.
 
     Raises:
-        RunError: The run isn't finished.
+        RunError: The run isn't finished, or the overrides leave nothing of a compression.
         RecipeError: An override is wrong.
     """
     if not run.finished:
         raise RunError(f"{run.path}: is not finished; train it to its end first (--resume)")
-    return load_recipe(
+    recipe = load_recipe(
         str(run.recipe),
         [
             f"name={load_recipe(str(run.recipe)).name}-compressed",
@@ -34,6 +34,12 @@ def compressing(run: RunFolder, overrides: Sequence[str] = ()) -> Recipe:
             *overrides,
         ],
     )
+    if recipe.ensemble.get("members", 1) != 1 or recipe.objective.compression is None:
+        raise RunError(
+            f"compressing {run.path}: the overrides ask for several networks or no compression; "
+            "leave out ensemble.members and objective.compression=null, or use mmkd train"
+        )
+    return recipe
 
 
 def _quoted(path: Path) -> str:

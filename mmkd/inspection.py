@@ -4,7 +4,7 @@ Why items lack a vector, what is near an item by its encoder, and how a trained 
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from mmkd.data.readers import load_items
 from mmkd.data.sequences import SequenceSplit
 from mmkd.embedding_cache import CacheError, EmbeddingCache, EmbeddingTable
 from mmkd.evaluation import CaseRanks, compare
+from mmkd.evaluation.settings import Evaluator
 from mmkd.plan import Plan, plan
-from mmkd.recipe import load_recipe
+from mmkd.recipe import Recipe, load_recipe
 from mmkd.serving.run_folder import RunError, RunFolder
 from mmkd.stages import EmbedProgress, digests_of, embed, load_data, rank_cases
 
@@ -50,7 +51,9 @@ def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:
     Raises:
         RunError: The folder holds no trained run, or the data changed since.
     """
-    planned, split, ranks = _rank_again(RunFolder(folder), cases)
+    run = RunFolder(folder)
+    planned = plan(load_recipe(str(run.recipe)), needs_teacher=False)
+    split, ranks = _rank_again(planned, run, cases)
     return planned.evaluator.report(ranks, split, seed=planned.recipe.seed)
 
 
@@ -69,25 +72,42 @@ def compare_runs(
         As ``compare`` gives it.
 
     Raises:
-        RunError: A folder holds no trained run, or the data changed since.
-        EvaluationError: The runs' cases differ.
+        RunError: A folder holds no trained run, the data changed since, or the runs were trained
+            on different data or rank among different candidates.
     """
     runs = (RunFolder(first), RunFolder(second))
+    recipes = [load_recipe(str(run.recipe)) for run in runs]
+    _check_comparable(runs, recipes)
     if cases == "test":
         return compare(runs[0].ranks(), runs[1].ranks(), metric=metric)
-    ranks = [_rank_again(run, cases)[2] for run in runs]
+    plans = [plan(recipe, needs_teacher=False) for recipe in recipes]
+    ranks = [_rank_again(planned, run, cases)[1] for planned, run in zip(plans, runs, strict=True)]
     return compare(ranks[0], ranks[1], metric=metric)
 
 
-def _rank_again(run: RunFolder, cases: str) -> tuple[Plan, SequenceSplit, CaseRanks]:
+def _check_comparable(runs: Sequence[RunFolder], recipes: Sequence[Recipe]) -> None:
+    """Raise RunError unless a difference of two runs' figures is one of the runs."""
+    first, second = (run.marker()["data"] for run in runs)
+    differ = [f"data ({k})" for k in sorted({*first, *second}) if first.get(k) != second.get(k)]
+    usual = Evaluator().exclude_seen
+    seen = [recipe.evaluation.get("exclude_seen", usual) for recipe in recipes]
+    if seen[0] != seen[1]:
+        differ.append(f"evaluation.exclude_seen ({seen[0]} and {seen[1]})")
+    if differ:
+        raise RunError(
+            f"{runs[0].path} and {runs[1].path} differ in {', '.join(differ)}, so their figures "
+            "can't be compared; train both on the same data, with the same candidates"
+        )
+
+
+def _rank_again(planned: Plan, run: RunFolder, cases: str) -> tuple[SequenceSplit, CaseRanks]:
     student = run.student()
-    planned = plan(load_recipe(str(run.recipe)), needs_teacher=False)
     data = load_data(planned)
     run.check_data(digests_of(data))
-    accelerator = planned.trainer.accelerator(run_folder=run.path)
-    student.to(accelerator.device)
+    processes = planned.trainer.processes()
+    student.to(processes.device)
     chosen = data.split.test if cases == "test" else data.split.valid
-    return planned, data.split, rank_cases(planned, data.split, student, accelerator, chosen)
+    return data.split, rank_cases(planned, data.split, student, processes, chosen)
 
 
 def encoder_neighbours(

@@ -15,9 +15,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from mmkd.data.attributes import AttributeVocabulary
 from mmkd.plan import Plan, plan
 from mmkd.recipe import Recipe, recipe_digest
-from mmkd.run_opening import announcement, check_open, check_same, check_trackers, open_run
+from mmkd.run_opening import (
+    Teacher,
+    announcement,
+    check_open,
+    check_same,
+    check_trackers,
+    load_teacher,
+    open_run,
+)
 from mmkd.serving.run_folder import RunFolder
 from mmkd.stages import (
     Dataset,
@@ -80,13 +89,31 @@ def train(
         data = load_data(planned)
         if announce and accelerator.is_main_process:
             announce(announcement(recipe, data.split, accelerator))
+        # what may be wrong with them is told before an earlier run is deleted
+        vocabulary = vocabulary_of(planned, data.items)
+        digests = digests_of(data)
+        teacher = load_teacher(planned, run, digests)
         with accelerator.main_process_first():
             if accelerator.is_main_process:
-                open_run(run, recipe, digests_of(data), anew=overwrite or not resume)
+                open_run(
+                    run,
+                    recipe,
+                    digests,
+                    anew=overwrite or not resume,
+                    teacher=teacher.digest if teacher else None,
+                )
         if planned.trainer.trackers:
             accelerator.init_trackers(recipe.name)
         return _train(
-            planned, run, data, accelerator, resume=resume, progress=progress, began=began
+            planned,
+            run,
+            data,
+            accelerator,
+            vocabulary=vocabulary,
+            teacher=teacher,
+            resume=resume,
+            progress=progress,
+            began=began,
         )
 
 
@@ -96,6 +123,8 @@ def _train(
     data: Dataset,
     accelerator: Accelerator,
     *,
+    vocabulary: AttributeVocabulary | None,
+    teacher: Teacher | None,
     resume: bool,
     progress: EmbedProgress | None,
     began: float,
@@ -112,14 +141,25 @@ def _train(
     if accelerator.is_main_process:
         keys = {name: table.key for name, table in tables.items()}
         run.check_tables(keys)
-        run.mark(recipe=recipe.name, data=digests_of(data), tables=keys)
+        run.mark(
+            recipe=recipe.name,
+            data=digests_of(data),
+            tables=keys,
+            teacher=teacher.digest if teacher else None,
+        )
     distiller = distil(planned, tables)
-    step, spec = build_step(planned, data, distiller, accelerator)
+    step, spec = build_step(
+        planned,
+        data,
+        distiller,
+        vocabulary=vocabulary,
+        compressed=teacher.student.to(accelerator.device) if teacher else None,
+    )
     if accelerator.is_main_process:
         data.items.save(folder / "items.parquet")
         run.write_users(data.log.user_ids)
         run.write_student_spec(spec)
-        if vocabulary := vocabulary_of(planned, data.items):
+        if vocabulary:
             run.write_attributes(vocabulary.names)
     step.to(accelerator.device)
     retention = retention_of(planned, step.student, distiller)

@@ -156,10 +156,16 @@ def plan_objective(
                 "predictions are compared",
                 depends=("objective.recommendation",),
             )
+    if section.exact_reference and supervision and supervision.causal:
+        checks.problem(
+            "objective.exact_reference",
+            "set, but the public code has no next_item; use masked_item, or remove this",
+            depends=("objective.recommendation",),
+        )
     if supervision is None:
         return None
     return ObjectivePlan(
-        supervision=supervision,
+        supervision=supervision if contrastive else supervision.without_contrast(),
         correlation=correlation,
         weights=weights,
         attributes=attributes,
@@ -215,8 +221,11 @@ def _compression(
     rest = {k: v for k, v in options.items() if k != "teacher"}
     before = len(checks.problems)
     checked = checks.options(CompressionLoss, rest, key)
+    built = None
     if len(checks.problems) == before:
-        checks.tried(key, lambda: CompressionLoss(**checked))
+        built = checks.tried(key, lambda: CompressionLoss(**checked))
+    if built is not None and not built.weight and not built.states_weight:
+        return None, None
     path = options.get("teacher")
     if not isinstance(path, str):
         checks.problem(f"{key}.teacher", f"got {show(path)}, wanted the folder of a trained run")

@@ -3,7 +3,8 @@
 From a plan and a folder to a marked run folder, or to a RunError that says what to do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
@@ -34,7 +35,14 @@ def check_open(run: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool)
         )
 
 
-def open_run(run: RunFolder, recipe: Recipe, digests: Mapping[str, str], *, anew: bool) -> None:
+def open_run(
+    run: RunFolder,
+    recipe: Recipe,
+    digests: Mapping[str, str],
+    *,
+    anew: bool,
+    teacher: str | None = None,
+) -> None:
     """Mark the folder as this recipe's run on this data, or see that it is one already.
 
     Args:
@@ -42,15 +50,18 @@ def open_run(run: RunFolder, recipe: Recipe, digests: Mapping[str, str], *, anew
         recipe: What will train.
         digests: Of ``data_digests``.
         anew: Delete what an earlier run left.
+        teacher: The digest of the run to compress.
 
     Raises:
-        RunError: The data changed since the run was begun.
+        RunError: The data or the teacher changed since the run was begun.
     """
     if run.started and not anew:
         run.check_data(digests)
+        run.check_teacher(teacher)
         return
     run.clear()
-    run.mark(recipe=recipe.name, data=digests)  # first: what follows is then known to be a run's
+    # first: what follows is then known to be a run's
+    run.mark(recipe=recipe.name, data=digests, teacher=teacher)
     recipe.save(run.recipe)
 
 
@@ -86,35 +97,56 @@ def announcement(recipe: Recipe, split: SequenceSplit, accelerator: Accelerator)
     )
 
 
-def load_teacher(
-    planned: Plan, item_ids: Sequence[str], *, device: torch.device
-) -> Ensemble | None:
-    """The trained ensemble that the recipe compresses, on the device; None where there is none.
+@dataclass(frozen=True)
+class Teacher:
+    """A trained ensemble to compress.
+
+    Attributes:
+        student: Its networks, on the CPU, without gradients.
+        digest: Of its weights.
+    """
+
+    student: Ensemble
+    digest: str
+
+
+def load_teacher(planned: Plan, run: RunFolder, digests: Mapping[str, str]) -> Teacher | None:
+    """The trained ensemble that the recipe compresses; None where there is none.
 
     Args:
         planned: The recipe.
-        item_ids: Of the catalogue, in row order.
-        device: Where to put it.
+        run: Where the recipe will train.
+        digests: Of ``data_digests``, of what it will train on.
 
     Raises:
-        RunError: Its run is of another catalogue, or its networks read other sequences.
+        RunError: The teacher is the run itself, was trained on other data, or reads other
+            sequences.
     """
-    run = planned.objective.teacher
-    if run is None:
+    given = planned.objective.teacher
+    if given is None:
         return None
-    teacher, length = run.student(device=device), run.student_spec()["max_length"]
-    if run.items().ids != tuple(item_ids):
+    if given.path.resolve() == run.path.resolve():
         raise RunError(
-            f"{run.path}: was trained on another catalogue, so its predictions are about other "
-            "items; train the teacher on this data"
+            f"{run.path}: holds the run to compress, which would be lost; give another name, or "
+            "another folder with --out"
         )
-    if teacher.causal != planned.objective.supervision.causal:
+    student, length = given.student(), given.student_spec()["max_length"]
+    trained_on = given.marker()["data"]
+    changed = sorted(name for name in digests if trained_on.get(name) != digests[name])
+    if changed:
         raise RunError(
-            f"{run.path}: its networks are {'causal' if teacher.causal else 'bidirectional'} and "
+            f"{given.path}: was trained on another {', '.join(changed)}, so it knows other items, "
+            "or events that this run is tested on; use the teacher's data and split, or train the "
+            "teacher on these"
+        )
+    if student.causal != planned.objective.supervision.causal:
+        raise RunError(
+            f"{given.path}: its networks are {'causal' if student.causal else 'bidirectional'} and "
             "the student's are not, so they see other sequences; use the teacher's backbone kind"
         )
     if length < planned.trainer.max_length:
         raise RunError(
-            f"{run.path}: reads at most {length} items; set training.max_length to {length} or less"
+            f"{given.path}: reads at most {length} items; set training.max_length to {length} or "
+            "less"
         )
-    return teacher.requires_grad_(False)
+    return Teacher(student.requires_grad_(False), given.weights_digest())

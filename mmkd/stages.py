@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor
 
 from mmkd import __version__
@@ -25,7 +25,6 @@ from mmkd.evaluation.evaluator import LIST_LENGTH
 from mmkd.evaluation.retention import RetentionProbe
 from mmkd.interruption import Interruption
 from mmkd.plan import Plan
-from mmkd.run_opening import load_teacher
 from mmkd.serving.build_student import build_student
 from mmkd.serving.data_digest import data_digests
 from mmkd.serving.run_folder import RunError
@@ -118,9 +117,22 @@ def distil(planned: Plan, tables: Mapping[str, EmbeddingTable]) -> CorrelationDi
 
 
 def build_step(
-    planned: Plan, data: Dataset, distiller: CorrelationDistiller | None, accelerator: Accelerator
+    planned: Plan,
+    data: Dataset,
+    distiller: CorrelationDistiller | None,
+    *,
+    vocabulary: AttributeVocabulary | None = None,
+    compressed: Ensemble | None = None,
 ) -> tuple[TrainStep, dict[str, Any]]:
-    """Student and objective, and the spec from which the student can be built again."""
+    """Student and objective, and the spec from which the student can be built again.
+
+    Args:
+        planned: The recipe.
+        data: What it trains on.
+        distiller: Of ``distil``.
+        vocabulary: Of ``vocabulary_of``.
+        compressed: The ensemble to compress, on the device.
+    """
     teachers = distiller.reduced if distiller else {}
     spec = {
         "mmkd": __version__,
@@ -132,7 +144,6 @@ def build_step(
         "ensemble": planned.ensemble,
         "modalities": {name: teacher.shape[1] for name, teacher in teachers.items()},
     }
-    compressed = load_teacher(planned, data.items.ids, device=accelerator.device)
     present = distiller.present if distiller else {}
     student = build_student(spec, teachers, present, seed=planned.recipe.seed)
     objective = planned.objective.build(
@@ -140,7 +151,7 @@ def build_step(
         modalities=tuple(teachers),
         members=len(student.members),
         width=planned.width,
-        vocabulary=vocabulary_of(planned, data.items),
+        vocabulary=vocabulary,
     )
     return TrainStep(student, objective, compressed), spec
 
@@ -184,7 +195,7 @@ def rank_cases(
     planned: Plan,
     split: SequenceSplit,
     student: Ensemble,
-    accelerator: Accelerator,
+    processes: Accelerator | PartialState,
     cases: Cases,
     list_length: int = LIST_LENGTH,
 ) -> CaseRanks:
@@ -194,9 +205,9 @@ def rank_cases(
         split,
         cases,
         max_length=planned.trainer.max_length,
-        device=accelerator.device,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+        device=processes.device,
+        rank=processes.process_index,
+        world_size=processes.num_processes,
         list_length=list_length,
     )
 

@@ -2,21 +2,25 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from synthetic_runs import BERT4REC, write_data
 
 from mmkd.compress import compressing
+from mmkd.data import DataError
 from mmkd.data.synthetic import make_synthetic
 from mmkd.inspection import evaluate
 from mmkd.pipeline import train
-from mmkd.plan import check
+from mmkd.plan import check, plan
 from mmkd.recipe import Recipe, RecipeError, load_recipe
 from mmkd.serving.recommend import recommend, student_neighbours
 from mmkd.serving.run_folder import RunError, RunFolder
@@ -32,6 +36,7 @@ EMKD = [
     "objective.contrastive={intra_weight: 0.01, cross_weight: 0.01, temperature: 0.5}",
     "objective.mutual={weight: 0.1, temperature: 0.5}",
 ]
+CORRELATION = {"holistic": 0.4, "dissected": 0.05}  # quickstart's weights
 NEXT = ["objective.recommendation={kind: next_item, views: 2}"]
 STILL = ["student.embedding.dropout=0", "student.backbone.dropout=0"]
 
@@ -83,11 +88,10 @@ def test_a_run_has_every_term_and_its_weighted_sum(full: RunFolder) -> None:
         assert emkd < set(losses) and "holistic.text" in losses
         members, views = 2, 2
         wanted = losses["recommendation"] + 0.1 * losses["mutual"] / members
-        wanted += losses["attributes"] / views
+        wanted += losses["attributes"] / (members * views)
         wanted += 0.01 * (losses["intra"] + losses["cross"]) / (members * views)
         wanted += sum(
-            {"holistic": 0.4, "dissected": 0.05}.get(name.split(".")[0], 0.0) * value
-            for name, value in losses.items()
+            CORRELATION.get(name.split(".")[0], 0.0) * value for name, value in losses.items()
         )
         assert losses["total"] == pytest.approx(wanted, rel=1e-4)
         assert losses["mutual"] > 0
@@ -157,7 +161,9 @@ def test_two_processes_equal_one(overrides: list[str], tmp_path: Path) -> None:
 def test_compression_trains_one_network_towards_the_ensemble(
     full: RunFolder, tmp_path: Path
 ) -> None:
-    recipe = compressing(full, ["training.epochs=4"])
+    weights = {"weight": 0.5, "states_weight": 3.0, "temperature": 2.0}
+    own = [f"objective.compression.{name}={value}" for name, value in weights.items()]
+    recipe = compressing(full, ["training.epochs=4", *own])
     assert recipe.name == "emkd-compressed"
     train(recipe, folder=tmp_path / "small")
     small = RunFolder(tmp_path / "small")
@@ -166,6 +172,12 @@ def test_compression_trains_one_network_towards_the_ensemble(
     losses = [record["losses"] for record in history(small.path)]
     assert {"recommendation", "compression", "compression.states"} < set(losses[0])
     assert losses[-1]["compression"] < losses[0]["compression"]
+    weighed = {"recommendation": 1.0, "compression": 0.5, "compression.states": 3.0}
+    weighed |= {"attributes": 0.5}  # one network, two views
+    weighed |= {f"{k}.{m}": w for m in ("text", "image") for k, w in CORRELATION.items()}
+    assert set(losses[0]) == {*weighed, "total"}
+    total = sum(weight * losses[0][name] for name, weight in weighed.items())
+    assert losses[0]["total"] == pytest.approx(total, rel=1e-4)
     assert "intra" not in losses[0] and "mutual" not in losses[0]
     # the teacher is no part of what is kept, and not needed any more
     moved = tmp_path / "recipe.yaml"
@@ -190,11 +202,82 @@ def test_a_teacher_of_other_items_or_another_kind_is_refused(
         train(recipe_of(overrides, teacher), folder=tmp_path / "run")
     with pytest.raises(RunError, match=r"reads at most 12 items; set training\.max_length to 12"):
         longer = [*MASKED, teacher, "training.max_length=20"]
-        train(recipe_of(overrides, *longer), folder=tmp_path / "run", overwrite=True)
+        train(recipe_of(overrides, *longer), folder=tmp_path / "run")
     make_synthetic(tmp_path / "data", items=130, users=200)
     other = [*overrides, f"data.root={tmp_path / 'data'}", *MASKED, teacher]
-    with pytest.raises(RunError, match=r"another catalogue.*train the teacher on this data"):
-        train(recipe_of(other), folder=tmp_path / "other")
+    with pytest.raises(RunError, match=r"another catalogue, events, so it knows.*train the te"):
+        train(recipe_of(other), folder=tmp_path / "run")
+    assert not RunFolder(tmp_path / "run").started  # nothing was begun
+
+
+def test_a_teacher_that_saw_the_test_events_is_refused(
+    full: RunFolder, overrides: list[str], tmp_path: Path
+) -> None:
+    later = compressing(full, ["data.split={kind: temporal}"])
+    with pytest.raises(RunError, match=r"another split, so it knows .* events that this run is te"):
+        train(later, folder=tmp_path / "run")
+
+
+def test_what_is_wrong_with_the_new_run_costs_no_old_one(
+    full: RunFolder, overrides: list[str], tmp_path: Path
+) -> None:
+    files = {path: path.stat().st_mtime_ns for path in full.path.iterdir()}
+    with pytest.raises(RunError, match=r"holds the run to compress, which would be lost"):
+        train(compressing(full), folder=full.path, overwrite=True)
+    causal = recipe_of(overrides, f"objective.compression.teacher={full.path}", "name=emkd")
+    old = tmp_path / "old"
+    shutil.copytree(full.path, old)
+    with pytest.raises(RunError, match=r"bidirectional and the student's are not"):
+        train(causal, folder=old, overwrite=True)
+    bare = tmp_path / "data"
+    shutil.copytree(recipe_of(overrides).data.folder, bare)
+    items = pl.read_csv(bare / "items.csv")
+    column = recipe_of(overrides).data.items["attributes"]
+    items.with_columns(pl.lit("").alias(str(column))).write_csv(bare / "items.csv")
+    none = recipe_of(overrides, *MASKED, *EMKD, f"data.root={bare}")
+    with pytest.raises(DataError, match="no item of the catalogue has an attribute"):
+        train(none, folder=old, overwrite=True)
+    assert RunFolder(old).result() == full.result()
+    assert files == {path: path.stat().st_mtime_ns for path in full.path.iterdir()}
+
+
+def test_a_run_goes_on_with_the_teacher_it_was_begun_with_only(
+    full: RunFolder, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(full.path, teacher)
+    recipe, folder = compressing(RunFolder(teacher)), tmp_path / "run"
+    train(recipe, folder=folder)
+    (folder / "result.json").unlink()  # as if it had been interrupted
+    weights = load_file(teacher / "student.safetensors")
+    save_file(
+        {name: value + 1e-3 for name, value in weights.items()}, teacher / "student.safetensors"
+    )
+    with pytest.raises(RunError, match=r"the run to compress changed since this run was begun"):
+        train(recipe, folder=folder, resume=True)
+
+
+@pytest.mark.parametrize("override", ["ensemble.members=2", "objective.compression=null"])
+def test_compressing_to_several_networks_or_without_a_teacher_is_refused(
+    full: RunFolder, override: str
+) -> None:
+    with pytest.raises(RunError, match=r"ask for several networks or no compression"):
+        compressing(full, [override])
+
+
+def test_views_that_no_loss_reads_are_not_made(overrides: list[str]) -> None:
+    recipe = ["objective.recommendation={kind: next_item, views: 3}"]
+    contrast = "objective.contrastive={intra_weight: 0.1}"
+    with_contrast = plan(recipe_of(overrides, *recipe, contrast)).objective.supervision
+    without = plan(recipe_of(overrides, *recipe)).objective.supervision
+    assert (with_contrast.views, without.views) == (3, 0)
+    masked = plan(recipe_of(overrides, *MASKED)).objective.supervision  # these are supervised
+    assert masked.views == 2
+
+
+def test_compression_of_weight_0_needs_no_teacher(overrides: list[str]) -> None:
+    nothing = "objective.compression={teacher: nowhere, weight: 0, states_weight: 0}"
+    assert plan(recipe_of(overrides, nothing)).objective.compression is None
 
 
 @pytest.mark.parametrize(
@@ -224,6 +307,10 @@ def test_a_teacher_of_other_items_or_another_kind_is_refused(
                 "objective.recommendation={kind: next_item, loss: gbce}",
             ],
             "objective.mutual: got a recommendation loss of gbce, wanted softmax",
+        ),
+        (
+            ["objective.exact_reference=true"],
+            "objective.exact_reference: set, but the public code has no next_item",
         ),
         (
             ["objective.recommendation={kind: next_item, window_step: 0}"],

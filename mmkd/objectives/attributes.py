@@ -70,7 +70,7 @@ class AttributeLoss(nn.Module):
         self.labels: Tensor
 
     def forward(self, hidden: Sequence[Tensor], items: Tensor, last_targets: Tensor) -> Tensor:
-        """Mean over networks and over the global batch's positions.
+        """Sum over networks of the mean over the global batch's positions.
 
         Args:
             hidden: N states [B, L, D] of the unmasked sequences.
@@ -89,4 +89,4 @@ class AttributeLoss(nn.Module):
             attribute_loss(head(states.flatten(0, 1).index_select(0, at)), labels).sum()
             for head, states in zip(self.heads, hidden, strict=True)
         ]
-        return global_mean(torch.stack(found).mean(), len(at))
+        return global_mean(torch.stack(found).sum(), len(at))

@@ -130,7 +130,7 @@ class Objective(nn.Module):
         hidden = [out.hidden.view(shape) for out in outputs]  # N x [V, B, L, D]
         if self.attributes is not None:
             found = self.attributes([h[0] for h in hidden], batch.items, batch.targets[-1])
-            total = total + share * len(outputs) * self.attributes.weight * found
+            total = total + share * self.attributes.weight * found
             parts["attributes"] = found.detach()
         if self.contrastive is not None:
             contrast = self.contrastive(hidden, batch.views)

@@ -4,7 +4,9 @@ From a recipe's ``objective.recommendation`` to the batch stream and the loss th
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from copy import copy
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -98,6 +100,10 @@ class Supervision:
         """What ``BatchStream`` is told of the views."""
         return {}
 
+    def without_contrast(self) -> Self:
+        """The same without the views that only a contrastive loss reads."""
+        return self
+
     def stream(
         self,
         split: SequenceSplit,
@@ -188,6 +194,12 @@ class NextItem(Supervision):
     def altering(self) -> dict[str, Any]:
         """The augmentations."""
         return {"augmentation": self.augmentation}
+
+    def without_contrast(self) -> Self:
+        """No augmented views: they are not supervised."""
+        other = copy(self)
+        other.augmentation = replace(self.augmentation, views=0)
+        return other
 
 
 class MaskedItem(Supervision):

@@ -9,6 +9,7 @@ trained networks; ``history.json`` one record an epoch; ``result.json`` the test
 none is a pickle.
 """
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -136,7 +137,12 @@ class RunFolder:
             shutil.rmtree(checkpoints)
 
     def mark(
-        self, *, recipe: str, data: Mapping[str, str], tables: Mapping[str, str] | None = None
+        self,
+        *,
+        recipe: str,
+        data: Mapping[str, str],
+        tables: Mapping[str, str] | None = None,
+        teacher: str | None = None,
     ) -> None:
         """Write ``run.json``.
 
@@ -144,8 +150,11 @@ class RunFolder:
             recipe: The recipe's name.
             data: Of ``data_digests``.
             tables: Modality to the key of its embedding table, once they are known.
+            teacher: Of ``weights_digest``, of the run it compresses.
         """
         content = {"mmkd": __version__, "recipe": recipe, "data": data, "tables": tables}
+        if teacher is not None:
+            content["teacher"] = teacher
         write_json(self.path / _MARKER, content)
 
     def marker(self) -> dict[str, Any]:
@@ -173,6 +182,19 @@ class RunFolder:
         known = self.marker()["tables"]
         if known is not None:  # else the run ended before they were encoded
             self._check_same("what the encoders read", known, tables)
+
+    def check_teacher(self, digest: str | None) -> None:
+        """Raise RunError unless the run to compress is what this one was begun with."""
+        if self.marker().get("teacher") != digest:
+            raise RunError(
+                f"{self.path}: the run to compress changed since this run was begun; put the old "
+                "one back, or train again (--overwrite, or another folder with --out)"
+            )
+
+    def weights_digest(self) -> str:
+        """SHA-256 of the trained weights, hexadecimal."""
+        with self._reading("student.safetensors") as path, path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def items(self) -> ItemTable:
         """The catalogue as it was trained on; row r is item r."""

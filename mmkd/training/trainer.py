@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from mmkd.data.batches import BatchStream
 from mmkd.interruption import Interruption
@@ -145,10 +145,19 @@ class Trainer:
             project_dir=run_folder,
             step_scheduler_with_optimizer=False,
         )
-        # processes that each take every core run many times slower than one after the other
-        share = max(1, (os.cpu_count() or 1) // accelerator.num_processes)
-        torch.set_num_threads(self.threads or share)
+        self._set_threads(accelerator.num_processes)
         return accelerator
+
+    def processes(self) -> PartialState:
+        """Set this process's threads; its device and its place among all, without a precision."""
+        state = PartialState(cpu=self.cpu or not _has_accelerator())
+        self._set_threads(state.num_processes)
+        return state
+
+    def _set_threads(self, processes: int) -> None:
+        # processes that each take every core run many times slower than one after the other
+        share = max(1, (os.cpu_count() or 1) // processes)
+        torch.set_num_threads(self.threads or share)
 
     def fit(
         self,

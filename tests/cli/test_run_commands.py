@@ -1,12 +1,13 @@
 """``embed``, ``train``, ``compress`` and what is asked of a run: against the API and each other."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from commands import ID_ONLY, Shop, invoke, printed
 
 from mmkd.recipe import load_recipe
-from mmkd.serving.run_folder import RunFolder
+from mmkd.serving.run_folder import RunError, RunFolder
 
 
 def test_the_second_embed_encodes_nothing(shop: Shop, tmp_path: Path) -> None:
@@ -95,6 +96,38 @@ def test_evaluate_against_another_run_on_validation(shop: Shop) -> None:
     assert wanted[0] != pytest.approx(shop.kdsr["test"]["metrics"]["NDCG@10"])
     assert [found["first"], found["second"]] == pytest.approx(wanted)
     assert found["difference"] == pytest.approx(wanted[0] - wanted[1]) and found["users"] == 200
+
+
+def test_runs_are_compared_whatever_their_precision(shop: Shop, tmp_path: Path) -> None:
+    run = tmp_path / "half"
+    shutil.copytree(shop.runs / "id-only", run)
+    half = load_recipe(str(run / "recipe.yaml"), ["training.precision=bf16"])
+    half.save(run / "recipe.yaml")
+    found = printed("evaluate", run, "--against", shop.runs / "id-only", "--cases", "valid")
+    assert found["first"] == pytest.approx(shop.id_only["valid"]["NDCG@10"])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            "evaluation.exclude_seen=none",
+            r"differ in evaluation\.exclude_seen \(none and history\)",
+        ),
+        ("data.split={kind: temporal}", r"differ in data \(split\)"),
+    ],
+)
+def test_runs_of_other_data_or_candidates_are_not_compared(
+    shop: Shop, change: str, told: str, tmp_path: Path
+) -> None:
+    options = (*ID_ONLY, "training.epochs=1", change, "--out", tmp_path / "run")
+    printed("train", "quickstart", *shop.overrides, *options)
+    for cases in ("test", "valid"):
+        with pytest.raises(RunError, match=told):
+            invoke(
+                *("evaluate", tmp_path / "run", "--against", shop.runs / "id-only"),
+                *("--cases", cases),
+            )
 
 
 def test_recommend_leaves_out_the_history_unless_told(shop: Shop) -> None:

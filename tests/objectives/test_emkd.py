@@ -155,7 +155,7 @@ def test_attributes_count_where_an_item_has_some() -> None:
         logits = torch.stack([head(states[b, i]) for b, i in places])
         own = [{c - 1 for c in LABELS[items[b, i]]} for b, i in places]
         naive.append(emkd.attributes(logits, own).mean())
-    same_gradients(found, torch.stack(naive).mean(), hidden)
+    same_gradients(found, torch.stack(naive).sum(), hidden)
     more = [torch.cat([torch.full((B, 3, D), 5.0), h], 1) for h in hidden]
     padded = torch.nn.functional.pad(items, (3, 0))
     torch.testing.assert_close(loss(more, padded, torch.zeros_like(padded)), found)
@@ -179,9 +179,14 @@ def test_a_vocabulary_numbers_the_labels_of_a_catalogue() -> None:
 
 @pytest.mark.parametrize("inference", ["logits", "probabilities"])
 @pytest.mark.parametrize("tau", [1.0, 2.0])
-def test_compression_is_the_kl_from_the_ensemble(inference: str, tau: float) -> None:
-    states, matrix = leaves(9, D, count=1)[0], leaves(ITEMS, D, count=1, seed=3)[0]
-    teachers, matrices = leaves(9, 4, seed=4), leaves(ITEMS, 4, seed=5)
+@pytest.mark.parametrize("positions", [9, 41])
+def test_compression_is_the_kl_from_the_ensemble(
+    inference: str, tau: float, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmkd.objectives.compression._CPU_LOGITS", 1)  # chunks of 16 positions
+    monkeypatch.setattr("mmkd.objectives.compression._STATES", 16)
+    states, matrix = leaves(positions, D, count=1)[0], leaves(ITEMS, D, count=1, seed=3)[0]
+    teachers, matrices = leaves(positions, 4, seed=4), leaves(ITEMS, 4, seed=5)
     logits = [h @ m.mT for h, m in zip(teachers, matrices, strict=True)]
     naive = emkd.compression(states @ matrix.mT, logits, tau, inference == "logits").sum()
     found = soft_target_kl(
@@ -193,8 +198,12 @@ def test_compression_is_the_kl_from_the_ensemble(inference: str, tau: float) -> 
         inference=inference,  # type: ignore[arg-type]
     )
     same_gradients(found, naive, [states, matrix])
-    whole = CompressionLoss(temperature=tau)(states, matrix, teachers, matrices, "logits")
-    torch.testing.assert_close(whole.states, emkd.states_apart(states, teachers))
+    loss = CompressionLoss(temperature=tau)
+    whole = loss(states, matrix, teachers, matrices, inference)
+    torch.testing.assert_close(whole.prediction, tau**2 * naive / positions)
+    every = 1 if positions == 9 else 3  # 14 of 41 positions, both sides'
+    apart = emkd.states_apart(states[::every], [h[::every] for h in teachers])
+    torch.testing.assert_close(whole.states, apart)
 
 
 def test_a_network_that_is_the_ensemble_loses_nothing() -> None:
