@@ -1,6 +1,6 @@
 """The objective of a recipe: its section's options, checked, and the loss built from them.
 
-Which terms there are, and which of them a weight of 0 leaves out, so that a recipe with weights of
+Which terms there are, and which of them weights of 0 leave out, so that a recipe with weights of
 0 computes nothing for them and is the simpler recipe exactly.
 """
 

@@ -120,8 +120,8 @@ def test_runs_are_compared_whatever_their_precision(shop: Shop, tmp_path: Path) 
 def test_runs_of_other_data_or_candidates_are_not_compared(
     shop: Shop, change: str, told: str, tmp_path: Path
 ) -> None:
-    options = (*ID_ONLY, "training.epochs=1", change, "--out", tmp_path / "run")
-    printed("train", "quickstart", *shop.overrides, *options)
+    options = (*shop.overrides, *ID_ONLY, "training.epochs=1", change)
+    printed("train", "quickstart", *options, "--out", tmp_path / "run")
     for cases in ("test", "valid"):
         with pytest.raises(RunError, match=told):
             invoke(
