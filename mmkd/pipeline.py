@@ -141,12 +141,7 @@ def _train(
     if accelerator.is_main_process:
         keys = {name: table.key for name, table in tables.items()}
         run.check_tables(keys)
-        run.mark(
-            recipe=recipe.name,
-            data=digests_of(data),
-            tables=keys,
-            teacher=teacher.digest if teacher else None,
-        )
+        run.mark_tables(keys)
     distiller = distil(planned, tables)
     step, spec = build_step(
         planned,

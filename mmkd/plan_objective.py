@@ -165,7 +165,7 @@ def plan_objective(
     if supervision is None:
         return None
     return ObjectivePlan(
-        supervision=supervision if contrastive else supervision.without_contrast(),
+        supervision=supervision if contrastive is not None else supervision.without_contrast(),
         correlation=correlation,
         weights=weights,
         attributes=attributes,

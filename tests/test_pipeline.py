@@ -257,7 +257,7 @@ def test_other_data_is_noticed(
 def test_other_vectors_are_noticed_on_resume(recipe: Recipe, tmp_path: Path) -> None:
     unfinished = begun(recipe, tmp_path / "run")
     keys = {"text": "another", "image": "another"}
-    unfinished.mark(recipe=recipe.name, data=unfinished.marker()["data"], tables=keys)
+    unfinished.mark_tables(keys)
     with pytest.raises(RunError, match=r"what the encoders read changed .*: image, text;"):
         train(recipe, folder=unfinished.path, resume=True)
 

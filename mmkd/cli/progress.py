@@ -1,7 +1,6 @@
 """What the commands say while they work: bars for a person, a line now and then for a log."""
 
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import (
@@ -39,12 +38,7 @@ class EmbeddingProgress:
     def __enter__(self) -> "EmbeddingProgress":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     def advance(self, name: str, done: int, total: int) -> None:
@@ -83,7 +77,7 @@ class Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.__exit__(None, None, None)
+        self._progress.__exit__()
 
     def advance(self, done: int, total: int) -> None:
         """``done`` of ``total`` are done."""

@@ -141,7 +141,6 @@ class RunFolder:
         *,
         recipe: str,
         data: Mapping[str, str],
-        tables: Mapping[str, str] | None = None,
         teacher: str | None = None,
     ) -> None:
         """Write ``run.json``.
@@ -149,13 +148,14 @@ class RunFolder:
         Args:
             recipe: The recipe's name.
             data: Of ``data_digests``.
-            tables: Modality to the key of its embedding table, once they are known.
             teacher: Of ``weights_digest``, of the run it compresses.
         """
-        content = {"mmkd": __version__, "recipe": recipe, "data": data, "tables": tables}
-        if teacher is not None:
-            content["teacher"] = teacher
-        write_json(self.path / _MARKER, content)
+        content = {"mmkd": __version__, "recipe": recipe, "data": data, "tables": None}
+        write_json(self.path / _MARKER, content | {"teacher": teacher})
+
+    def mark_tables(self, tables: Mapping[str, str]) -> None:
+        """Add the embedding tables, modality to key, to ``run.json`` once they are known."""
+        write_json(self.path / _MARKER, self.marker() | {"tables": tables})
 
     def marker(self) -> dict[str, Any]:
         """Read ``run.json``."""

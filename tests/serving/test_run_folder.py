@@ -58,7 +58,7 @@ def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
 def test_tables_are_compared_once_they_are_known(tmp_path: Path) -> None:
     run = marked(tmp_path)
     run.check_tables({"text": "a"})
-    run.mark(recipe="x", data={}, tables={"text": "a"})
+    run.mark_tables({"text": "a"})
     run.check_tables({"text": "a"})
     for now in ({"text": "b"}, {}):
         with pytest.raises(RunError, match=r"what the encoders read changed .*: text;"):
