@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from benchmarks.child import STATUS, peak_bytes, restart_peak
 from mmkd.data import ItemTable
-from mmkd.distiller.reduction import pca
-from mmkd.distiller.teacher_rows import present_rows
-from mmkd.embedding_cache import EmbeddingCache, EmbeddingTable
-from mmkd.embedding_cache.index import NeighbourIndex
+from mmkd.distiller.reduction import pca, present_rows
+from mmkd.embeddings import EmbeddingCache, EmbeddingTable
+from mmkd.embeddings.neighbours import NeighbourIndex
 from mmkd.encoders import EncoderCard
 
 CHANGED = 1000

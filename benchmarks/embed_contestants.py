@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmkd.encoders import EncoderCard
-from mmkd.encoders.model_source import resolve_model
+from mmkd.encoders.loading import resolve_model
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from mmkd.config.plan import check
 from mmkd.data import ItemTable, load_items
-from mmkd.plan import check
 
 # token counts of real descriptions at each tenth: least, 10%, ..., 90%, most
 LENGTH_TENTHS = (11, 54, 59, 62, 65, 69, 72, 76, 80, 86, 120)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.data import ItemTable
-from mmkd.embedding_cache import EmbeddingCache, EmbeddingTable
+from mmkd.embeddings import EmbeddingCache, EmbeddingTable
 from mmkd.encoders import EncoderCard
 
 DIM = 32

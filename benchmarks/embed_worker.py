@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.embed_contestants import quiet
 from mmkd.data import ItemTable
-from mmkd.embedding_cache import EmbeddingCache
+from mmkd.embeddings import EmbeddingCache
 from mmkd.encoders import EncoderCard, build_encoder
 
 

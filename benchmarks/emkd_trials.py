@@ -15,16 +15,16 @@ from torch import Tensor
 from benchmarks.child import Trial
 from benchmarks.reference.emkd import ReferenceNetwork, reference_loss, reference_ranks
 from benchmarks.workload import sequences
-from mmkd.data.batches import Batch, cloze_batch, seeded_generator
+from mmkd.data.batches import seeded_generator
+from mmkd.data.tasks import Batch, cloze_batch
 from mmkd.evaluation.ranking import rank_and_ties
-from mmkd.objectives.attributes import AttributeLoss
-from mmkd.objectives.contrastive import ContrastiveLoss
-from mmkd.objectives.mutual import MutualLoss
-from mmkd.objectives.objective import Objective
-from mmkd.objectives.recommendation import RecommendationLoss, SoftmaxLoss
-from mmkd.serving.scorer import scorer
+from mmkd.losses.attributes import AttributeLoss
+from mmkd.losses.contrastive import ContrastiveLoss
+from mmkd.losses.mutual import MutualLoss
+from mmkd.losses.objective import Objective
+from mmkd.losses.recommendation import RecommendationLoss, SoftmaxLoss
 from mmkd.student import FusedItemEmbedding, Recommender, build_backbone, build_ensemble
-from mmkd.student.ensemble import Ensemble
+from mmkd.student.ensemble import Ensemble, scorer
 from mmkd.training.step import TrainStep
 
 SIZES: dict[str, dict[str, Any]] = {

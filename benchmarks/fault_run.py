@@ -14,7 +14,7 @@ import polars as pl
 
 from benchmarks.embed_run import BATCH, embed
 from benchmarks.store_damage import leave_temporary
-from mmkd.embedding_cache import EmbeddingTable
+from mmkd.embeddings import EmbeddingTable
 
 _POLL_S = 0.003
 _LIMIT_S = 300.0

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 from benchmarks.measure import print_table
-from mmkd.student.backbones.bert4rec import BERT4Rec
+from mmkd.student.backbones.transformer import BERT4Rec
 
 
 def main() -> None:

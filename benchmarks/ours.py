@@ -1,4 +1,4 @@
-"""mmkd's side of the benchmarks: the parts that `mmkd.pipeline` puts together, without its files.
+"""mmkd's side of the benchmarks: what `mmkd.pipeline.train` puts together, without its files.
 
 A step is what the trainer does in one: cut the batch, teacher targets on the fly, forward,
 backward, AdamW.
@@ -22,14 +22,14 @@ from benchmarks.training_log import read_split
 from benchmarks.workload import ITEM_COUNT, MAX_LENGTH, USER_COUNT, sequences, teacher
 from mmkd import __version__
 from mmkd.data import Cases, SequenceSplit
-from mmkd.data.batches import Batch, BatchStream
-from mmkd.data.windows import TrainingWindows
+from mmkd.data.batches import BatchStream, TrainingWindows
+from mmkd.data.tasks import Batch
 from mmkd.distiller import CorrelationDistiller
-from mmkd.objectives.correlation import CorrelationLoss
-from mmkd.objectives.objective import Objective
-from mmkd.objectives.recommendation import RecommendationLoss, SoftmaxLoss
+from mmkd.losses.correlation import CorrelationLoss
+from mmkd.losses.objective import Objective
+from mmkd.losses.recommendation import RecommendationLoss, SoftmaxLoss
 from mmkd.student import Ensemble, FusedItemEmbedding, Recommender
-from mmkd.student.backbones.sasrec import SASRec
+from mmkd.student.backbones.transformer import SASRec
 from mmkd.training.step import TrainStep
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import ROOT, BenchmarkError
 from mmkd.data import ItemTable
-from mmkd.embedding_cache import EmbeddingCache
+from mmkd.embeddings import EmbeddingCache
 from mmkd.encoders import EncoderCard, build_encoder
 
 

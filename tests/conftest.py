@@ -4,8 +4,8 @@ import pytest
 import torch
 from synthetic_runs import EMKD, MASKED, recipe_of, write_data
 
-from mmkd.pipeline import train
-from mmkd.serving.run_folder import RunFolder
+from mmkd.pipeline.train import train
+from mmkd.runs.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmkd.data.synthetic import make_synthetic
-from mmkd.recipe import Recipe, load_recipe
+from mmkd.config.recipe import Recipe, load_recipe
+from mmkd.demo import make_synthetic
 
 TINY = [
     "training.epochs=2",

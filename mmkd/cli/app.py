@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from mmkd import __version__
-from mmkd.cli import asking, cache_commands, making
+from mmkd.cli import cache as cache_commands
+from mmkd.cli import recipes as making
+from mmkd.cli import runs as asking
 from mmkd.cli.arguments import RUNS, AsJson, Runs
 
 app = typer.Typer(
@@ -23,7 +25,7 @@ for command in (
     making.validate,
     making.embed,
     making.train,
-    making.compress,
+    asking.compress,
     asking.evaluate,
     asking.recommend,
     asking.neighbours,

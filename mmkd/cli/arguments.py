@@ -19,7 +19,8 @@ RUNS = Path("runs")
 
 def find_run(name: str, runs: Path) -> Path:
     """A run's folder from its path or its name below ``runs``."""
-    from mmkd.serving.run_folder import RunError, RunFolder, run_folders
+    from mmkd.errors import RunError
+    from mmkd.runs.folder import RunFolder, run_folders
 
     for path in (Path(name), runs / name):
         if RunFolder(path).started:

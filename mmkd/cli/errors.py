@@ -17,15 +17,18 @@ _FILE_ERRORS = {
 
 def user_errors() -> tuple[type[Exception], ...]:
     """Exceptions whose message is all a user needs."""
-    from mmkd.data.errors import DataError
-    from mmkd.embedding_cache.errors import CacheError, EmbeddingInterrupted
-    from mmkd.encoders import EncoderError
-    from mmkd.evaluation import EvaluationError
-    from mmkd.options import RecipeError
-    from mmkd.serving.run_folder import RunError
-    from mmkd.training.checkpoint import CheckpointError
-    from mmkd.training.interruption import TrainingInterrupted
-    from mmkd.training.trainer import TrainingError
+    from mmkd.errors import (
+        CacheError,
+        CheckpointError,
+        DataError,
+        EmbeddingInterrupted,
+        EncoderError,
+        EvaluationError,
+        RecipeError,
+        RunError,
+        TrainingError,
+        TrainingInterrupted,
+    )
 
     return (
         DataError,

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from mmkd.cli import show as shown
-from mmkd.cli.cache_commands import stores
-from mmkd.encoders import EncoderError, list_cards
-from mmkd.encoders.card_files import card_path
-from mmkd.options import RecipeError, unknown
-from mmkd.recipe import recipe_names
-from mmkd.recipe_files import base_of, find_recipe
-from mmkd.serving.run_folder import RunError, RunFolder, run_folders
+from mmkd.cli.cache import stores
+from mmkd.config.options import unknown
+from mmkd.config.recipe import base_of, find_recipe, recipe_names
+from mmkd.encoders import list_cards
+from mmkd.encoders.card import card_path
+from mmkd.errors import EncoderError, RecipeError, RunError
+from mmkd.runs.folder import RunFolder, run_folders
 
 KINDS = ("recipes", "encoders", "runs", "cache")
 

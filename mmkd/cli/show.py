@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mmkd.embedding_cache import EmbeddingTable, RunReport
-from mmkd.recipe import Recipe
+from mmkd.config.recipe import Recipe
+from mmkd.embeddings import EmbeddingTable, RunReport
 
 METRICS = ("HR@10", "NDCG@10", "MRR@10")
 _FILE_WIDTH = 120  # of tables that go to a file or another program

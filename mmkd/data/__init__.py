@@ -1,11 +1,10 @@
 """Data: a user's files to an item table, an interaction log, and a split of it into sequences."""
 
-from mmkd.data.errors import DataError
 from mmkd.data.interactions import InteractionLog, drop_duplicates, k_core
 from mmkd.data.items import ItemTable
 from mmkd.data.readers import load_interactions, load_items
-from mmkd.data.sequences import Cases, SequenceSplit
-from mmkd.data.splits import SPLITS, leave_one_out, ratio, temporal
+from mmkd.data.splits import SPLITS, Cases, SequenceSplit, leave_one_out, ratio, temporal
+from mmkd.errors import DataError
 
 __all__ = [
     "SPLITS",

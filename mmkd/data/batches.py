@@ -1,128 +1,123 @@
-"""Training batches: windows of events to left-padded, supervised [B, L] tensors on the device.
+"""Training windows: a SequenceSplit to left-padded [B, L] pieces of its training events.
 
-Data is small next to the model, so batches, masks and augmentations are made on the device with a
-few vectorised calls: no worker processes, no per-sample Python. A batch depends on (seed, epoch,
-step) alone, so an interrupted run continues exactly and every process of a distributed run can
-build the same global batch and keep its own rows.
+All sequences stay on the device as one flat tensor; a batch is cut out of it with a few vectorised
+calls.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmkd.data.augmentations import Augmentation, augmented_views
-from mmkd.data.windows import TrainingWindows
+from mmkd.data.splits import SequenceSplit
+from mmkd.data.tasks import Augmentation, Batch, cloze_batch, next_item_batch
+from mmkd.errors import DataError
+
+BUCKET_BATCHES = 16  # batches that are sorted by length together; more trims more, mixes less
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One training batch.
+class TrainingWindows:
+    """The windows of every user's training events.
 
-    Attributes:
-        items: Unmasked sequences, [B, L] int64, left-padded with 0.
-        views: What the networks see, [V, B, L] int64; one or more variants of ``items``.
-        targets: Item to predict at each position of each view, [V, B, L] int64; 0 = unsupervised.
-        clean: Whether ``views[0]`` is ``items`` itself.
-    """
-
-    items: Tensor
-    views: Tensor
-    targets: Tensor
-    clean: bool = False
-
-    def rows(self, start: int, step: int) -> "Batch":
-        """Every ``step``-th sequence from ``start``: one process's share of a global batch."""
-        return Batch(
-            items=self.items[start::step],
-            views=self.views[:, start::step],
-            targets=self.targets[:, start::step],
-            clean=self.clean,
-        )
-
-
-def next_item_batch(
-    sequences: Tensor,
-    *,
-    augmentation: Augmentation | None = None,
-    item_count: int = 0,
-    generator: torch.Generator | None = None,
-) -> Batch:
-    """Shifted targets at every real position of the sequence itself.
+    A user's events are cut, from the latest backwards, into windows so that each event is a target
+    once an epoch: with ``overlap`` 1 (next item) windows share one event, the last input of one
+    being the first of the next; with 0 (cloze) they share none. With a ``step``, whole windows
+    slide over the events instead, each ``step`` events before the one after it, until the first
+    event is in: a long sequence is then seen many times an epoch, as EMKD (arXiv:2304.14668) does.
 
     Args:
-        sequences: Windows of up to L + 1 events, [B, L + 1] int64, left-padded.
-        augmentation: Further views, without targets; None for none.
-        item_count: I; augmentations may put the mask token, I + 1.
-        generator: A CPU generator, for augmentations.
+        split: Sequences and where training ends.
+        max_length: Longest input, L, in items.
+        overlap: Events two neighbouring windows of a user share; 1 for next-item prediction.
+        step: Events between the ends of two sliding windows; None cuts each event once.
+        device: Where the tensors live.
 
-    Returns:
-        A batch with items and ``views[0]`` [B, L] = all but the last event, ``targets[0]`` = all
-        but the first.
+    Raises:
+        DataError: No user has enough training events for a single window.
     """
-    items, targets = sequences[:, :-1], sequences[:, 1:]
-    # a padded input predicts nothing, though the first real event stands behind it as its target
-    targets = targets * (items > 0)
-    views, wanted = items[None], targets[None]
-    if augmentation is not None and augmentation.views:
-        more = augmented_views(items, augmentation, item_count=item_count, generator=generator)
-        views = torch.cat([views, more])  # [1 + V, B, L]
-        wanted = torch.cat([wanted, torch.zeros_like(more)])
-    return Batch(items=items, views=views, targets=wanted, clean=True)
 
+    def __init__(
+        self,
+        split: SequenceSplit,
+        *,
+        max_length: int,
+        overlap: Literal[0, 1],
+        step: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        span = max_length + overlap
+        shortest = 1 + overlap
+        begin, count = split.offsets[:-1], split.train_end
+        if step is None:
+            windows = np.maximum(-(-(count - overlap) // max_length), 0)
+        else:
+            windows = 1 + np.maximum(-(-(count - span) // step), 0)
+        windows[count < shortest] = 0
+        user = np.repeat(np.arange(len(count)), windows)
+        nth = np.arange(len(user)) - np.repeat(np.cumsum(windows) - windows, windows)
+        if step is None:
+            end = begin[user] + count[user] - nth * max_length
+        else:  # the earliest window starts at the first event and is whole too
+            end = begin[user] + np.maximum(count[user] - nth * step, np.minimum(count[user], span))
+        start = np.maximum(begin[user], end - span)
+        if not len(user):
+            raise DataError(
+                f"no training sequence: every user has fewer than {shortest} training events; "
+                "lower data.interactions.min_rating or choose another split"
+            )
+        self.item_count = split.item_count
+        self.max_length = max_length
+        self.device = torch.device(device)
+        self._items = torch.from_numpy(split.items).to(self.device)
+        self._end = torch.from_numpy(end).to(self.device)
+        self._length = torch.from_numpy(end - start).to(self.device)
 
-def cloze_batch(
-    sequences: Tensor,
-    *,
-    item_count: int,
-    generator: torch.Generator,
-    views: int = 1,
-    mask_ratio: float = 0.15,
-    last_only: float = 0.0,
-    clean: bool = False,
-) -> Batch:
-    """Independently masked views of each sequence, as BERT4Rec (arXiv:1904.06690, section 3.6).
+    def __len__(self) -> int:
+        return len(self._end)
 
-    Of the chosen positions 80% become the mask token, 10% a random item, 10% stay. Each sequence
-    has at least one chosen position.
+    def epoch(
+        self, *, batch_size: int, generator: torch.Generator, accumulate: int = 1
+    ) -> list[Tensor]:
+        """Shuffle all windows into batches of similar length.
 
-    Args:
-        sequences: [B, L] int64, left-padded.
-        item_count: I; the mask token is I + 1.
-        generator: A CPU generator.
-        views: V, how many masked variants a sequence.
-        mask_ratio: Share of real positions that are chosen.
-        last_only: Share of sequences in which only the last event is chosen and always masked,
-            which is what inference asks.
-        clean: Put the unmasked sequences before the masked views, without targets.
+        Windows are shuffled, sorted by length inside groups of ``BUCKET_BATCHES`` batches and the
+        batches shuffled again: padding nearly vanishes and every epoch mixes anew.
 
-    Returns:
-        A batch with targets at the chosen positions only.
-    """
-    batch, length = sequences.shape
-    device, shape = sequences.device, (views, batch, length)
-    draw = torch.rand(shape, generator=generator).to(device)
-    real = (sequences > 0).expand(shape)
-    # the smallest draw among real positions is always chosen: no sequence goes without a target
-    least = draw.masked_fill(~real, 2.0).amin(-1, keepdim=True)
-    chosen = real & ((draw < mask_ratio) | (draw == least))
-    fate = torch.rand(shape, generator=generator).to(device)
-    if last_only > 0:
-        lone = (torch.rand(shape[:2], generator=generator) < last_only).to(device)[..., None]
-        last = torch.arange(length, device=device) == length - 1
-        chosen = torch.where(lone, last & real, chosen)
-        fate = torch.where(lone, torch.zeros_like(fate), fate)
-    random_items = torch.randint(1, item_count + 1, shape, generator=generator).to(device)
-    seen = torch.where(fate < 0.8, item_count + 1, torch.where(fate < 0.9, random_items, sequences))
-    seen = torch.where(chosen, seen, sequences.expand(shape))
-    targets = torch.where(chosen, sequences.expand(shape), 0)
-    if clean:
-        seen = torch.cat([sequences[None], seen])  # [1 + V, B, L]
-        targets = torch.cat([torch.zeros_like(sequences)[None], targets])
-    return Batch(items=sequences, views=seen, targets=targets, clean=clean)
+        Args:
+            batch_size: Sequences a batch.
+            generator: A CPU generator.
+            accumulate: Batches whose gradients one optimiser step takes the mean of. They are dealt
+                out of windows of similar length, or the mean would favour the shorter ones.
+
+        Returns:
+            Window ids a batch, each [B] int64 (the last may be shorter).
+        """
+        order = torch.randperm(len(self), generator=generator)
+        length = self._length.cpu()
+        step = batch_size * accumulate
+        steps = [
+            windows
+            for group in torch.split(order, step * BUCKET_BATCHES)
+            for windows in torch.split(group[length[group].argsort(stable=True)], step)
+        ]
+        shuffled = [steps[i] for i in torch.randperm(len(steps), generator=generator).tolist()]
+        # one with too few windows for all its batches comes last: the others keep their places
+        shuffled.sort(key=lambda windows: len(windows) < accumulate)
+        return [
+            windows[part::accumulate]
+            for windows in shuffled
+            for part in range(min(accumulate, len(windows)))
+        ]
+
+    def sequences(self, windows: Tensor) -> Tensor:
+        """The windows' events, [B, L'] int64, left-padded and trimmed to the longest of them."""
+        windows = windows.to(self.device)
+        length = self._length[windows]
+        back = torch.arange(int(length.max()), 0, -1, device=self.device)
+        index = (self._end[windows][:, None] - back).clamp_min(0)  # [B, L']
+        return self._items[index] * (back <= length[:, None])
 
 
 def seeded_generator(*parts: int) -> torch.Generator:

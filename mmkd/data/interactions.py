@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.data.errors import DataError
+from mmkd.errors import DataError
 
 Duplicates = Literal["keep", "first", "last"]
 

@@ -11,9 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Self
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from mmkd.data.errors import DataError, did_you_mean, shown
+from mmkd.errors import DataError, did_you_mean, shown
 
 _COLUMNS: Final[dict[str, pl.DataType]] = {
     "id": pl.String(),
@@ -147,3 +149,38 @@ def repeated(ids: Sequence[str]) -> list[str]:
             again[item_id] = None
         seen.add(item_id)
     return list(again)
+
+
+@dataclass(frozen=True)
+class AttributeVocabulary:
+    """Every label of a catalogue, and which of them each item has.
+
+    Attributes:
+        names: The C labels, sorted; label number c is ``names[c - 1]``.
+        labels: [I+2, A] int64, an item's label numbers 1..C, then 0; the padding's and the mask
+            token's rows are 0.
+    """
+
+    names: tuple[str, ...]
+    labels: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, items: ItemTable) -> "AttributeVocabulary":
+        """Number the labels of a catalogue.
+
+        Raises:
+            DataError: No item has one.
+        """
+        names = tuple(sorted({label for labels in items.attributes for label in labels}))
+        if not names:
+            raise DataError(
+                "no item of the catalogue has an attribute to predict; name their column in "
+                "data.items.attributes (and what parts them in attribute_separator), or set "
+                "objective.attributes: null"
+            )
+        number = {name: c for c, name in enumerate(names, start=1)}
+        rows = [sorted({number[label] for label in labels}) for labels in items.attributes]
+        table = np.zeros((len(rows) + 1, max(map(len, rows))), dtype=np.int64)
+        for row, labels in enumerate(rows):
+            table[row, : len(labels)] = labels
+        return cls(names=names, labels=table)

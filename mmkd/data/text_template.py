@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Formatter
 
-from mmkd.data.errors import DataError
+from mmkd.errors import DataError
 
 _CLOSERS = ')]}>"»”'
 _SEPARATORS = " \t\n.,;:|/-–—"  # noqa: RUF001 (the en dash is meant)

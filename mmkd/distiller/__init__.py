@@ -8,8 +8,7 @@ from mmkd.distiller.correlation import (
     holistic_correlation,
     holistic_matrix,
 )
-from mmkd.distiller.distiller import CorrelationDistiller, TeacherTable
-from mmkd.distiller.pairs import CorrelationTargets
+from mmkd.distiller.distiller import CorrelationDistiller, CorrelationTargets, TeacherTable
 from mmkd.distiller.reduction import autoencoder, pca
 
 __all__ = [

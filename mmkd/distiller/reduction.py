@@ -1,24 +1,61 @@
-"""Reduced teacher: encoder vectors [n, D] to [n, d] with d around 128, one row per present item.
-
-``pca`` is deterministic. ``autoencoder`` is KDSR's own reduction (arXiv:2401.07257, section 3):
-a linear layer with a sigmoid, a linear decoder, mean squared error.
-
-Centring. Encoder vectors of one catalogue share a large common part (every beauty title is a
-beauty title), and the autoencoder's sigmoid codes are all positive. Uncentred, that part sets the
-cosine: all pairs are alike and their differences are small. ``center=True`` subtracts the
-catalogue's mean, so a cosine of 0 means "as alike as any two items here". Measured on beauty's
-titles with MiniLM, telling pairs of one sequence from shuffled pairs: AUC 0.639 centred and 0.625
-not, by the holistic correlation; 0.618 and 0.585 by the hard code. Hence the default.
-"""
+"""The teacher's present rows [n, D] of a table [I+1, D], in memory or left on disk."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 from torch import Tensor, nn
+
+
+class StoredTeacher(Protocol):
+    """Vectors that stay on disk, as an embedding cache's table has them."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(I+1, D)."""
+
+    def __len__(self) -> int:
+        """I+1."""
+
+    def __getitem__(self, rows: Any) -> NDArray[np.float32]:
+        """Rows [n, D]."""
+
+    def chunks(self, size: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Every row that holds a vector once, in any order: rows [c] and their vectors [c, D]."""
+
+
+class PresentRows:
+    """Present rows of a stored teacher, numbered 0..n-1; `reduction.ChunkedVectors`."""
+
+    def __init__(self, vectors: StoredTeacher, present: NDArray[np.bool_]) -> None:
+        self._vectors = vectors
+        self._present = present
+        self._number = np.cumsum(present) - 1  # [I+1]
+        self.shape: tuple[int, int] = (int(present.sum()), vectors.shape[1])
+
+    def chunks(self, size: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Every row once, at most `size` at a time."""
+        for rows, vectors in self._vectors.chunks(size):
+            kept = self._present[rows]
+            yield self._number[rows[kept]], vectors[kept]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """All of them in memory."""
+        whole = self._vectors[self._present]
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+
+def present_rows(
+    vectors: NDArray[np.float32] | StoredTeacher, present: NDArray[np.bool_]
+) -> NDArray[np.float32] | PresentRows:
+    """The rows where `present` [I+1]; of an array an array."""
+    if isinstance(vectors, np.ndarray):
+        return np.ascontiguousarray(vectors[present], dtype=np.float32)
+    return PresentRows(vectors, present)
+
 
 _CHUNK_ROWS = 8192  # bounds the float64 working copy
 _SMALLEST_SHARE = 1e-6  # singular values below this share of the largest are rounding noise

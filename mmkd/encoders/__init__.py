@@ -1,9 +1,9 @@
 """Encoders: from a card, an encoder that turns texts or images into frozen vectors."""
 
-from mmkd.encoders.base import Encoder, EncoderError, FittedEncoder, PreparingEncoder
-from mmkd.encoders.card import EncoderCard
-from mmkd.encoders.card_files import list_cards, load_card
-from mmkd.encoders.kinds import ENCODERS, build_encoder, encoder_class
+from mmkd.encoders.base import Encoder, FittedEncoder, PreparingEncoder
+from mmkd.encoders.card import EncoderCard, build_encoder, list_cards, load_card
+from mmkd.encoders.registry import ENCODERS, encoder_class
+from mmkd.errors import EncoderError
 
 __all__ = [
     "ENCODERS",

@@ -12,9 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-
-class EncoderError(ValueError):
-    """A card or a model that cannot give vectors; the message names the remedy."""
+from mmkd.errors import EncoderError
 
 
 @runtime_checkable
@@ -27,7 +25,7 @@ class Encoder(Protocol):
 
     A class that a card's ``kind`` names also carries ``version: ClassVar[int]``, raised whenever
     a change to its code changes its vectors, and takes its settings as keyword-only arguments named
-    like the card's fields (see `mmkd.encoders.kinds`).
+    like the card's fields (see `mmkd.encoders.registry`).
     """
 
     modality: str

@@ -1,19 +1,32 @@
 """Encoder cards: exactly the identity of an encoder's vectors, and its fingerprint.
 
-From: a YAML file or keyword arguments. To: an `EncoderCard`; `mmkd.encoders.kinds.build_encoder`
+From: a YAML file or keyword arguments. To: an `EncoderCard`; `mmkd.encoders.card.build_encoder`
 makes the encoder, and the embedding cache keys vectors by `EncoderCard.fingerprint`. How fast the
 vectors are made (batch size, device) is no part of a card.
 """
 
 import hashlib
 import json
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from yaml import YAMLError
 
-from mmkd.encoders.base import EncoderError
-from mmkd.encoders.kinds import ENCODERS, check_kind, check_settings, did_you_mean, encoder_class
-from mmkd.encoders.model_source import content_identity
+from mmkd.encoders.base import Encoder
+from mmkd.encoders.loading import content_identity
+from mmkd.encoders.registry import (
+    ENCODERS,
+    check_kind,
+    constructor_arguments,
+    did_you_mean,
+    encoder_class,
+)
+from mmkd.errors import EncoderError
 
 # Raise when the meaning of the hashed text below changes. Fields at their default are left out of
 # it, so a new field whose default is the old behaviour keeps every old fingerprint. Hence: the
@@ -29,7 +42,7 @@ class EncoderCard(BaseModel):
     Attributes:
         name: The card's name, for people; the file's name without ``.yaml``.
         modality: What it encodes. A model with two towers has a card per tower.
-        kind: A name in `mmkd.encoders.kinds.ENCODERS` or ``package.module:Class``.
+        kind: A name in `mmkd.encoders.registry.ENCODERS` or ``package.module:Class``.
         model: A hub id, a local path (starting with ``/``, ``./``, ``../`` or ``~``), or
             ``package:NAME`` for weights inside an installed package.
         revision: Commit, tag or branch of a hub model; version of a ``package:`` model.
@@ -168,3 +181,220 @@ class EncoderCard(BaseModel):
         if self.kind in ENCODERS:
             check_settings(self, encoder_class(self.kind))
         return self
+
+
+def load_card(name_or_path: str, *, folder: Path | None = None) -> EncoderCard:
+    """Loads one card.
+
+    Args:
+        name_or_path: A path ending in ``.yaml``, or a card's name.
+        folder: Searched first for a name; ``./encoders`` by default.
+
+    Returns:
+        The card. Paths in it that start with ``./`` or ``../`` are relative to the card's file and
+        come back absolute.
+
+    Raises:
+        EncoderError: There is no such card, or it is not valid; all its faults are listed.
+    """
+    if name_or_path.endswith((".yaml", ".yml")):
+        path = Path(name_or_path).expanduser()
+        if not path.is_file():
+            raise EncoderError(f"card {name_or_path}: no such file (from {Path.cwd()})")
+        return _read(path)
+    return _read(card_path(name_or_path, folder=folder))
+
+
+def card_path(name: str, *, folder: Path | None = None) -> Path:
+    """The file of the card with this name; searched as in `load_card`.
+
+    Raises:
+        EncoderError: There is no such card.
+    """
+    found = _card_paths(folder)
+    if name not in found:
+        raise EncoderError(
+            f"card {name!r} is unknown{did_you_mean(name, found)}; known: "
+            f"{', '.join(sorted(found)) or 'none'}; or give a path ending in .yaml"
+        )
+    return found[name]
+
+
+def list_cards(*, folder: Path | None = None) -> list[EncoderCard]:
+    """All cards that `load_card` finds by name, by name.
+
+    Args:
+        folder: Searched first; ``./encoders`` by default.
+
+    Raises:
+        EncoderError: One of them is not valid.
+    """
+    return [_read(path) for _, path in sorted(_card_paths(folder).items())]
+
+
+def _card_paths(folder: Path | None) -> dict[str, Path]:
+    """Name to file; an earlier folder's card hides a later one's of the same name."""
+    found: dict[str, Path] = {}
+    for place in _card_folders(folder):
+        if place.is_dir():
+            for path in sorted(place.glob("*.yaml")):
+                found.setdefault(path.stem, path)
+    return found
+
+
+def _card_folders(folder: Path | None) -> list[Path]:
+    package = resources.files("mmkd")
+    # a wheel is installed as plain files, so these are real folders
+    root = Path(str(package))
+    own = Path("encoders") if folder is None else folder
+    return [own, root / "_bundled" / "encoders", root.parent / "encoders"]
+
+
+def _read(path: Path) -> EncoderCard:
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, UnicodeError, YAMLError, OmegaConfBaseException) as error:
+        raise EncoderError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise EncoderError(f"{path}: holds a {type(content).__name__}, wanted `field: value` lines")
+    content.setdefault("name", path.stem)
+    _make_absolute(content, LOCAL_FIELDS, path.parent)
+    if isinstance(content.get("options"), dict):
+        options = content["options"]
+        _make_absolute(options, _local_options(content.get("kind"), options), path.parent)
+    try:
+        return EncoderCard(**content)
+    except ValidationError as error:
+        faults = "; ".join(_fault(detail) for detail in error.errors())
+        raise EncoderError(f"{path}: {faults}") from error
+
+
+def _make_absolute(settings: dict[str, Any], names: Iterable[str], folder: Path) -> None:
+    for name in names:
+        value = settings.get(name)
+        if isinstance(value, str) and value.startswith(("./", "../")):
+            settings[name] = str((folder / value).resolve())
+
+
+def _local_options(kind: Any, options: dict[str, Any]) -> tuple[str, ...]:
+    """Options of a kind that may be paths; imports its class only if one could be meant."""
+    if not any(str(value).startswith(("./", "../")) for value in options.values()):
+        return ()
+    try:
+        return tuple(getattr(encoder_class(str(kind)), "local_options", ()))
+    except EncoderError:
+        return ()  # the card's own check says what is wrong with the kind
+
+
+def _fault(detail: Any) -> str:
+    place = ".".join(str(part) for part in detail["loc"])
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "missing":
+        return f"{place}: missing"
+    got = "" if detail["type"] == "value_error" else f", got {detail['input']!r}"
+    return f"{place}: {message}{got}" if place else message
+
+
+def build_encoder(
+    card: "EncoderCard",
+    *,
+    device: str = "cpu",
+    batch_tokens: int | None = None,
+    allow_random_weights: bool = False,
+) -> Encoder:
+    """Builds the encoder that a card describes.
+
+    Args:
+        card: The card.
+        device: Where the model runs, such as ``"cpu"`` or ``"cuda"``; the vectors come back on
+            the CPU. ``"auto"`` lays a kind that can be (it ``spreads``) over all GPUs there are;
+            another takes the first.
+        batch_tokens: Most tokens that a text model takes at once, padding included; `encode`'s
+            ``batch_size`` caps the count of texts beside it. None caps only the count.
+        allow_random_weights: Whether a card that asks for an untrained model gets one. For tests
+            and dry runs only.
+
+    Returns:
+        The encoder, its model loaded.
+
+    Raises:
+        EncoderError: The kind is unknown, the card sets a field that the kind does not use, the
+            model cannot be loaded, or its width is not the card's ``dim``.
+    """
+    if batch_tokens is not None and batch_tokens < 1:
+        raise EncoderError(f"batch_tokens {batch_tokens} is not positive; use 1 or more, or None")
+    cls = encoder_class(card.kind)
+    check_settings(card, cls)
+    accepted = constructor_arguments(cls)
+    # what the card leaves out keeps the constructor's own default
+    arguments: dict[str, Any] = card.changed_settings() | card.options
+    if device == "auto" and not getattr(cls, "spreads", False):
+        device = _first_device()
+    _check_device(device)
+    runtime = {
+        "modality": card.modality,
+        "device": device,
+        "batch_tokens": batch_tokens,
+        "allow_random_weights": allow_random_weights,
+    }
+    arguments |= {name: value for name, value in runtime.items() if name in accepted}
+    encoder: Encoder = cls(**arguments)
+    if encoder.modality != card.modality:
+        raise EncoderError(
+            f"card {card.name}: modality {card.modality!r}, but kind {card.kind} gives "
+            f"{encoder.modality!r}; correct the card"
+        )
+    if card.dim is not None and encoder.dim != card.dim:
+        raise EncoderError(
+            f"card {card.name}: dim {card.dim}, but the model gives {encoder.dim}; correct the card"
+        )
+    return encoder
+
+
+def _check_device(device: str) -> None:
+    """Raises EncoderError unless torch has the device."""
+    if device in ("cpu", "auto"):
+        return
+    import torch
+
+    try:
+        # allocating is the one test that knows all kinds of device
+        torch.empty(1, device=device)
+    # an unknown name, a build without CUDA and a number too high each raise their own kind
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        count = torch.cuda.device_count()
+        raise EncoderError(
+            f"device {device!r} is not to be had here: {reason} Use cpu"
+            + (f", or cuda:0 to cuda:{count - 1}" if count else "")
+        ) from error
+
+
+def _first_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_settings(card: "EncoderCard", cls: type[Any]) -> None:
+    """Raises EncoderError if the card sets what the class's constructor does not take.
+
+    A setting without effect would still change the card's fingerprint: two identities, one vector.
+    """
+    accepted = constructor_arguments(cls)
+    idle = [name for name in card.changed_settings() if name not in accepted]
+    if idle:
+        raise EncoderError(
+            f"card {card.name}: kind {card.kind} does not use {', '.join(idle)}; remove it"
+        )
+    for name in card.options:
+        own = [a for a in accepted if a not in card.settings() and a not in RUNTIME_ARGUMENTS]
+        if name not in own:
+            raise EncoderError(
+                f"card {card.name}: options.{name} is unknown to kind {card.kind}"
+                f"{did_you_mean(name, own)}; it takes {', '.join(own) or 'no options'}"
+            )
+
+
+# what the caller decides at run time, never the card
+RUNTIME_ARGUMENTS = ("device", "batch_tokens", "allow_random_weights")

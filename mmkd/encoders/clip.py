@@ -12,15 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmkd.encoders.base import (
-    EncoderError,
-    checked_images,
-    checked_texts,
-    encode_in_batches,
-    unit_rows,
-)
-from mmkd.encoders.image_preparation import ImageProcessor
-from mmkd.encoders.transformers_model import check_weights, load_model, load_part
+from mmkd.encoders.base import checked_images, checked_texts, encode_in_batches, unit_rows
+from mmkd.encoders.images import ImageProcessor
+from mmkd.encoders.loading import check_weights, load_model, load_part
+from mmkd.errors import EncoderError
 
 # no token of such a vocabulary is longer; it bounds the tokenizer's work on an endless text
 _CHARACTERS_PER_TOKEN = 64

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmkd.encoders.base import EncoderError, checked_images, unit_rows
+from mmkd.encoders.base import checked_images, unit_rows
+from mmkd.errors import EncoderError
 
 _HUES, _SATURATIONS, _VALUES = 12, 4, 8
 _LEVELS = 4  # of red, green and blue in the joint histogram

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.encoders.base import EncoderError, checked_texts, unit_rows
+from mmkd.encoders.base import checked_texts, unit_rows
+from mmkd.errors import EncoderError
 
 _SEED = 0  # of the SVD's random projection
 

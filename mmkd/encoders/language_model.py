@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.encoders.base import EncoderError, checked_texts, unit_rows
-from mmkd.encoders.language_model_weights import load_adapter, load_model, position_limit
-from mmkd.encoders.token_batches import TokenBatch, encode_batches, token_batches, tokenise
+from mmkd.encoders.base import checked_texts, unit_rows
+from mmkd.encoders.loading import load_adapter, load_language_model, position_limit
+from mmkd.encoders.tokens import TokenBatch, encode_batches, token_batches, tokenise
+from mmkd.errors import EncoderError
 
 TEMPLATE_FIELD = "{text}"
 _POOLINGS = ("mean", "weighted_mean", "last", "eos", "cls", "max")
@@ -83,7 +84,7 @@ class LanguageModelEncoder:
         if model is None:
             raise EncoderError("kind language_model needs a model; name one in the card")
         _check_settings(pooling, layer, layers_mean, padding_side, adapter, adapter_revision)
-        self._tokenizer, loaded = load_model(
+        self._tokenizer, loaded = load_language_model(
             model,
             revision=revision,
             dtype=dtype,
@@ -140,7 +141,7 @@ class LanguageModelEncoder:
 
     def _vectors(self, batch: TokenBatch) -> Any:
         """``[n, dim]`` vectors of a batch, on the model's device."""
-        from mmkd.encoders.pooling import pool
+        from mmkd.encoders.tokens import pool
 
         ids = batch.ids.to(self._device, non_blocking=True)
         mask = batch.mask.to(self._device, non_blocking=True)

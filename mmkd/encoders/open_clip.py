@@ -15,15 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmkd.encoders.base import (
-    EncoderError,
-    checked_images,
-    checked_texts,
-    encode_in_batches,
-    unit_rows,
-)
-from mmkd.encoders.image_preparation import ImageTransform
-from mmkd.encoders.model_source import loading_error, local_path
+from mmkd.encoders.base import checked_images, checked_texts, encode_in_batches, unit_rows
+from mmkd.encoders.images import ImageTransform
+from mmkd.encoders.loading import loading_error, local_path
+from mmkd.errors import EncoderError
 
 _SEED = 0  # of an untrained model's weights
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}

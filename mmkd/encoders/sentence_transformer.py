@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmkd.encoders.base import EncoderError, checked_images, checked_texts, unit_rows
-from mmkd.encoders.model_source import loading_error, resolve_model
-from mmkd.encoders.token_batches import TokenBatch, encode_batches, token_batches, tokenise
+from mmkd.encoders.base import checked_images, checked_texts, unit_rows
+from mmkd.encoders.loading import loading_error, resolve_model
+from mmkd.encoders.tokens import TokenBatch, encode_batches, token_batches, tokenise
+from mmkd.errors import EncoderError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -25,7 +26,7 @@ _PROBE = ("", "a", "A few more words.", "word " * 1000)
 class SentenceTransformerEncoder:
     """A pretrained sentence encoder with the pooling that its authors chose.
 
-    Texts are batched by `mmkd.encoders.token_batches` where those tokens are the library's own,
+    Texts are batched by `mmkd.encoders.tokens` where those tokens are the library's own,
     which is checked when the model is loaded, and by the library otherwise. Results come back in
     the order of the inputs. Another batch size moves float32 vectors by about 1e-6, by its padding.
 

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmkd.encoders.base import EncoderError, checked_images, encode_in_batches, unit_rows
-from mmkd.encoders.image_preparation import ImageTransform
-from mmkd.encoders.model_source import loading_error, local_path
+from mmkd.encoders.base import checked_images, encode_in_batches, unit_rows
+from mmkd.encoders.images import ImageTransform
+from mmkd.encoders.loading import loading_error, local_path
+from mmkd.errors import EncoderError
 
 _POOLINGS = {"cls": "token", "mean": "avg", "max": "max"}  # a card's names to timm's
 

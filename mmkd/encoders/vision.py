@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmkd.encoders.base import EncoderError, checked_images, encode_in_batches, unit_rows
-from mmkd.encoders.image_preparation import ImageProcessor
-from mmkd.encoders.transformers_model import check_weights, load_model, load_part
+from mmkd.encoders.base import checked_images, encode_in_batches, unit_rows
+from mmkd.encoders.images import ImageProcessor
+from mmkd.encoders.loading import check_weights, load_model, load_part
+from mmkd.errors import EncoderError
 
 _POOLINGS = (None, "cls", "mean", "max")
 _CLASS_TOKENS = ("cls_token", "class_embedding")

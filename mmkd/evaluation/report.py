@@ -5,12 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from mmkd.data.sequences import SequenceSplit
-from mmkd.evaluation.case_ranks import CaseRanks
-from mmkd.evaluation.errors import EvaluationError
-from mmkd.evaluation.metrics import CUTOFFS, coverage_at_k, metric_names, per_case
+from mmkd.data.splits import SequenceSplit
+from mmkd.errors import EvaluationError
+from mmkd.evaluation.metrics import (
+    CUTOFFS,
+    TAIL_MOST,
+    coverage_at_k,
+    head_threshold,
+    metric_names,
+    per_case,
+    sliced_metrics,
+)
+from mmkd.evaluation.ranking import CaseRanks
 from mmkd.evaluation.significance import bootstrap_intervals, paired_permutation_test
-from mmkd.evaluation.slices import TAIL_MOST, head_threshold, sliced_metrics
 
 
 def summarise(

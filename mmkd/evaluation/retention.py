@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmkd.evaluation.errors import EvaluationError
+from mmkd.errors import EvaluationError
 
 
 class RetentionProbe:

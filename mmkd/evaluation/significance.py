@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.evaluation.errors import EvaluationError
+from mmkd.errors import EvaluationError
 
 _CHUNK_NUMBERS = 4_000_000  # random numbers held at once, about 32 MB
 

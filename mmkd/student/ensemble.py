@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd.student.arguments import check_counts
+from mmkd.student.layers import check_counts
 from mmkd.student.recommender import Recommender, StudentOutput
 
 Inference = Literal["logits", "probabilities"]
@@ -186,3 +186,32 @@ def _repeat_shared(module: nn.Module, state: dict[str, Tensor], prefix: str, *_:
     for repeat, first in cast(Ensemble, module)._shared:
         for key in [key for key in state if key.startswith(prefix + first)]:
             state[prefix + repeat + key.removeprefix(prefix + first)] = state[key]
+
+
+def scorer(student: Ensemble, *, item_count: int, max_length: int) -> Callable[[Tensor], Tensor]:
+    """How a student answers "what next?".
+
+    Its members' scores are added up. A causal student answers with its last states; a
+    bidirectional one reads the mask token after the history and answers with the states there.
+    The item matrices are fused once.
+
+    Args:
+        student: In evaluation mode.
+        item_count: I; the mask token is I + 1.
+        max_length: Longest sequence the student reads, mask token included.
+
+    Returns:
+        A function from histories [B, L] (left-padded) to scores [B, I + 1].
+    """
+    with torch.no_grad():
+        matrices = student.item_matrices()
+
+    @torch.no_grad()
+    def score(histories: Tensor) -> Tensor:
+        if not student.causal:
+            mask = histories.new_full((len(histories), 1), item_count + 1)
+            histories = torch.cat([histories, mask], dim=1)
+        outputs = student(histories[:, -max_length:])
+        return student.score([out.hidden[:, -1] for out in outputs], matrices)  # N x [B, D]
+
+    return score

@@ -12,10 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd.student.arguments import check_counts, check_dropout, check_modality_name
-from mmkd.student.dropout import dropout
 from mmkd.student.fusion import FUSIONS
-from mmkd.student.teacher_init import fit_width, scale_rows
+from mmkd.student.layers import check_counts, check_dropout, check_modality_name, dropout
 
 Fusion = Literal["gate", "concat", "sum"]
 
@@ -180,3 +178,45 @@ def _check_teacher(name: str, teacher: Tensor, mask: Tensor, item_count: int) ->
             f"modality {name!r}: got a present mask of shape {tuple(mask.shape)}, wanted "
             f"[{item_count + 1}]; pass the distiller's mask of the same modality."
         )
+
+
+def fit_width(table: Tensor, width: int) -> Tensor:
+    """Map rows to `width` columns, keeping inner products as well as a linear map can.
+
+    A narrower target takes the leading eigenvectors of the second moment `X^T X`: of all
+    orthogonal projections that one keeps the Gram matrix best (Eckart and Young). On columns that
+    come from PCA it picks the leading ones. Each eigenvector's largest entry is made positive, so
+    the result is the same on every run.
+
+    Args:
+        table: [N, d_t], missing rows zero.
+        width: d.
+
+    Returns:
+        [N, d]; `table` itself when the widths agree, zero columns appended when d is larger.
+    """
+    extra = width - table.shape[1]
+    if extra >= 0:
+        return F.pad(table, (0, extra)) if extra else table
+    exact = table.double()
+    _, vectors = torch.linalg.eigh(exact.mT @ exact)  # ascending eigenvalues
+    basis = vectors.flip(1)[:, :width]  # [d_t, d]
+    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))  # [1, d]
+    fitted: Tensor = exact @ (basis * largest.sign())
+    return fitted.to(table.dtype)
+
+
+def scale_rows(table: Tensor, present: Tensor, *, norm: float) -> Tensor:
+    """Multiply a table by the one factor that gives its present rows this mean norm.
+
+    Args:
+        table: [N, d].
+        present: [N] bool.
+        norm: Wanted mean Euclidean norm.
+
+    Returns:
+        [N, d]; a table of zeros, or without any present row, comes back unchanged.
+    """
+    norms = table[present].norm(dim=1)
+    mean = norms.mean().item() if len(norms) else 0.0
+    return table * (norm / mean) if mean > 0 else table

@@ -9,7 +9,7 @@ No pickle is written or read.
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,30 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmkd.errors import CheckpointError
+from mmkd.files import replace_file, write_json
+
 _PREFIX = "step-"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint can't be written or doesn't fit the run."""
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON to ``path`` atomically."""
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    replace_file(path, lambda file: file.write_text(text, "utf-8"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -1,9 +1,12 @@
 """What a person sees of a training run: a bar inside an epoch and a line after each."""
 
+import resource
+import sys
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -13,7 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 _console = Console(stderr=True, soft_wrap=True)
 
@@ -77,3 +80,32 @@ class EpochProgress:
             f"epoch {record['epoch'] + 1:>3}  {seconds:6.1f} s  {losses}  |  {metrics}{mark}",
             highlight=False,
         )
+
+
+def gradient_norms(module: nn.Module) -> dict[str, float]:
+    """Gradient norm of each table and of each other top-level part, to see who pulls where."""
+    squares: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            depth = 4 if ".members." in name else 2  # a part of each member, or of the objective
+            key = name if "table" in name else ".".join(name.split(".")[:depth])
+            square = parameter.grad.detach().float().square().sum()
+            squares[key] = squares.get(key, torch.zeros_like(square)) + square
+    return {key: float(square.sqrt()) for key, square in squares.items()}
+
+
+def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Numbers of a nested record, keyed by path such as ``losses/total``."""
+    numbers: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            numbers |= flat(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            numbers[f"{prefix}{key}"] = float(value)
+    return numbers
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far (Linux and macOS)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from mmkd.data.batches import Batch
+from mmkd.data.tasks import Batch
 from mmkd.distiller import CorrelationTargets
-from mmkd.objectives.objective import LossBreakdown, Objective, Taught
+from mmkd.losses.objective import LossBreakdown, Objective, Taught
 from mmkd.student import Ensemble
 
 

@@ -6,12 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.reference.emkd import ReferenceNetwork, reference_loss, reference_ranks
-from mmkd.data.batches import Batch, cloze_batch, seeded_generator
-from mmkd.objectives.attributes import AttributeLoss
-from mmkd.objectives.contrastive import ContrastiveLoss
-from mmkd.objectives.mutual import MutualLoss
-from mmkd.objectives.objective import Objective
-from mmkd.objectives.recommendation import RecommendationLoss, SoftmaxLoss
+from mmkd.data.batches import seeded_generator
+from mmkd.data.tasks import Batch, cloze_batch
+from mmkd.losses.attributes import AttributeLoss
+from mmkd.losses.contrastive import ContrastiveLoss
+from mmkd.losses.mutual import MutualLoss
+from mmkd.losses.objective import Objective
+from mmkd.losses.recommendation import RecommendationLoss, SoftmaxLoss
 from mmkd.student import FusedItemEmbedding, Recommender, build_backbone, build_ensemble
 from mmkd.training.step import TrainStep
 

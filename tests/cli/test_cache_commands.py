@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from embedding_cache.fakes import TEXTS, FakeText, card, catalogue, never
+from embeddings.fakes import TEXTS, FakeText, card, catalogue, never
 from filelock import FileLock
 from typer.testing import CliRunner
 
 from mmkd.cli.app import app
-from mmkd.embedding_cache import CacheError, EmbeddingCache, EmbeddingTable
+from mmkd.embeddings import EmbeddingCache, EmbeddingTable
 from mmkd.encoders import load_card
+from mmkd.errors import CacheError
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_gc_frees_old_tables_and_shards_that_none_has_vectors_of(
     cache: EmbeddingCache, recipe: Path
 ) -> None:
     recipe.write_text(recipe.read_text().replace("hashed-text", str(recipe.with_name("c.yaml"))))
-    recipe.with_name("c.yaml").write_text("modality: text\nkind: embedding_cache.fakes:FakeText\n")
+    recipe.with_name("c.yaml").write_text("modality: text\nkind: embeddings.fakes:FakeText\n")
     first, second = fill(cache, TEXTS[:32]), fill(cache, TEXTS[32:])
     store, name = first.key.split(".")
     manifest = cache.folder / store / "tables" / name / "manifest.parquet"
@@ -174,7 +175,7 @@ def test_gc_leaves_the_shards_of_a_run_that_was_not_completed(
     cache: EmbeddingCache, recipe: Path
 ) -> None:
     recipe.write_text(recipe.read_text().replace("hashed-text", str(recipe.with_name("c.yaml"))))
-    recipe.with_name("c.yaml").write_text("modality: text\nkind: embedding_cache.fakes:FakeText\n")
+    recipe.with_name("c.yaml").write_text("modality: text\nkind: embeddings.fakes:FakeText\n")
     first = fill(cache, TEXTS[:32])
     second = fill(cache, TEXTS)
     tables = cache.folder / first.key.split(".")[0] / "tables"

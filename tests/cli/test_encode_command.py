@@ -10,7 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mmkd.cli.app import app
-from mmkd.encoders import EncoderError, build_encoder, load_card
+from mmkd.encoders import build_encoder, load_card
+from mmkd.errors import EncoderError
 
 
 def printed(*arguments: str | Path) -> Any:

@@ -13,7 +13,7 @@ import pytest
 from commands import Shop, invoke
 
 import mmkd
-from mmkd.serving.run_folder import RunFolder
+from mmkd.runs.folder import RunFolder
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ import yaml
 from commands import Shop, invoke, printed
 
 import mmkd
-from mmkd.serving.run_folder import RunFolder
+from mmkd.runs.folder import RunFolder
 
 # recipes
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from commands import ID_ONLY, Shop, invoke, printed
 
-from mmkd.recipe import load_recipe
-from mmkd.serving.run_folder import RunError, RunFolder
+from mmkd.config.recipe import load_recipe
+from mmkd.errors import RunError
+from mmkd.runs.folder import RunFolder
 
 
 def test_the_second_embed_encodes_nothing(shop: Shop, tmp_path: Path) -> None:

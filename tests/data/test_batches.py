@@ -8,16 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmkd.data import DataError, SequenceSplit
-from mmkd.data.batches import (
-    Batch,
-    BatchStream,
-    cloze_batch,
-    next_item_batch,
-    seeded_generator,
-)
-from mmkd.data.sequences import Cases
-from mmkd.data.windows import TrainingWindows
+from mmkd.data import SequenceSplit
+from mmkd.data.batches import BatchStream, TrainingWindows, seeded_generator
+from mmkd.data.splits import Cases
+from mmkd.data.tasks import Batch, cloze_batch, next_item_batch
+from mmkd.errors import DataError
 
 LENGTHS = (2, 3, 4, 7, 8, 9, 12, 20, 1, 0)  # of the users' training events
 L = 4

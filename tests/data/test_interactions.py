@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from references.events import Event, reference_duplicates, reference_k_core
 
-from mmkd.data import DataError, InteractionLog, drop_duplicates, k_core
+from mmkd.data import InteractionLog, drop_duplicates, k_core
 from mmkd.data.interactions import Duplicates
+from mmkd.errors import DataError
 
 
 def random_events(seed: int, events: int = 200, users: int = 30, items: int = 25) -> list[Event]:

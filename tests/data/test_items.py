@@ -6,7 +6,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mmkd.data import DataError, ItemTable, load_items
+from mmkd.data import ItemTable, load_items
+from mmkd.errors import DataError
 
 FILMS = """\
 item_id,title,plot,genres,image

@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mmkd.data import DataError, InteractionLog, ItemTable, load_interactions
+from mmkd.data import InteractionLog, ItemTable, load_interactions
+from mmkd.errors import DataError
 
 IDS = ("007", "a b", "naïve 映画", "x1", "x2")
 EVENTS = """\

@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 from references.events import Event, reference_sequences, reference_temporal
 
-from mmkd.data import (
-    SPLITS,
-    Cases,
-    DataError,
-    InteractionLog,
-    SequenceSplit,
-    leave_one_out,
-    ratio,
-    temporal,
-)
+from mmkd.data import SPLITS, Cases, InteractionLog, SequenceSplit, leave_one_out, ratio, temporal
+from mmkd.errors import DataError
 
 ITEMS = 40
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmkd.data import DataError
 from mmkd.data.readers import Format, read_table
 from mmkd.data.readers.columns import read_ids, read_lists, read_text
+from mmkd.errors import DataError
 
 ROWS: list[dict[str, str | None]] = [
     {"id": "007", "name": "Café, crème", "note": None},

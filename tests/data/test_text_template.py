@@ -2,8 +2,8 @@
 
 import pytest
 
-from mmkd.data import DataError
 from mmkd.data.text_template import TextTemplate
+from mmkd.errors import DataError
 
 FILM = "{title}. {genres}. {director}. {plot}"
 

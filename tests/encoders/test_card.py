@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from mmkd.encoders import EncoderCard, EncoderError, build_encoder, hashed_text, load_card
+from mmkd.encoders import EncoderCard, build_encoder, hashed_text, load_card
 from mmkd.encoders.card import LABELS
+from mmkd.errors import EncoderError
 
 CLIP: Mapping[str, Any] = {
     "name": "clip",

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from mmkd.encoders import EncoderCard, EncoderError, build_encoder, list_cards, load_card
+from mmkd.encoders import EncoderCard, build_encoder, list_cards, load_card
+from mmkd.errors import EncoderError
 
 CARDS = Path(__file__).parents[2] / "encoders"
 NAMES = sorted(path.stem for path in CARDS.glob("*.yaml"))

@@ -9,7 +9,8 @@ import torch
 import transformers
 from PIL import Image
 
-from mmkd.encoders import Encoder, EncoderCard, EncoderError, build_encoder
+from mmkd.encoders import Encoder, EncoderCard, build_encoder
+from mmkd.errors import EncoderError
 
 LIBRARY: Any = transformers  # partly untyped
 CLASSES = {"clip": LIBRARY.CLIPModel, "siglip": LIBRARY.SiglipModel}

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from mmkd.encoders import EncoderError
 from mmkd.encoders.color_image import ColorImageEncoder
+from mmkd.errors import EncoderError
 
 RED, BLUE, GREEN = (200, 30, 30), (30, 30, 200), (30, 160, 30)
 

@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmkd.encoders import ENCODERS, Encoder, EncoderError, PreparingEncoder
+from mmkd.encoders import ENCODERS, Encoder, PreparingEncoder
 from mmkd.encoders.precomputed import PrecomputedEncoder
+from mmkd.errors import EncoderError
 
 # padding and the blocking of matrix products change the order of float32 sums, nothing else
 TOLERANCE = 2e-6

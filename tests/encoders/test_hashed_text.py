@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
-from mmkd.encoders import EncoderError, FittedEncoder
+from mmkd.encoders import FittedEncoder
 from mmkd.encoders.hashed_text import HashedTextEncoder
+from mmkd.errors import EncoderError
 
 
 def test_full_rank_keeps_the_cosines_of_tf_idf(catalogue: list[str]) -> None:

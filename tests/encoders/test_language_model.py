@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from mmkd.encoders import EncoderCard, EncoderError, build_encoder, load_card
+from mmkd.encoders import EncoderCard, build_encoder, load_card
+from mmkd.errors import EncoderError
 
 Make = Callable[..., EncoderCard]
 DECODERS = ("llama", "qwen3", "opt", "gpt2")

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mmkd.encoders import Encoder, EncoderCard, EncoderError, PreparingEncoder, build_encoder
+from mmkd.encoders import Encoder, EncoderCard, PreparingEncoder, build_encoder
+from mmkd.errors import EncoderError
 
 MakeCard = Callable[..., EncoderCard]
 

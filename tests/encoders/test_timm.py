@@ -11,7 +11,8 @@ from encoders.image_models import TIMM_MODEL
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mmkd.encoders import Encoder, EncoderCard, EncoderError, build_encoder
+from mmkd.encoders import Encoder, EncoderCard, build_encoder
+from mmkd.errors import EncoderError
 
 
 def pictures() -> list[Image.Image]:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mmkd.encoders import Encoder, EncoderCard, EncoderError, build_encoder
+from mmkd.encoders import Encoder, EncoderCard, build_encoder
+from mmkd.errors import EncoderError
 
 LIBRARY: Any = transformers  # partly untyped
 FAMILIES = {

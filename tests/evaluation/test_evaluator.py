@@ -13,10 +13,10 @@ import torch.distributed as dist
 from references.ranking import reference_rank
 from torch import Tensor
 
-from mmkd.data.sequences import Cases, SequenceSplit
+from mmkd.data.splits import Cases, SequenceSplit
+from mmkd.errors import EvaluationError
 from mmkd.evaluation import (
     CaseRanks,
-    EvaluationError,
     compare,
     evaluate_cases,
     gather,

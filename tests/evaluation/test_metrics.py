@@ -7,13 +7,8 @@ import pytest
 import torch
 from references.ranking import reference_metric
 
-from mmkd.evaluation import (
-    EvaluationError,
-    coverage_at_k,
-    metrics_from_ranks,
-    per_case,
-    rank_and_ties,
-)
+from mmkd.errors import EvaluationError
+from mmkd.evaluation import coverage_at_k, metrics_from_ranks, per_case, rank_and_ties
 
 
 def test_hand_worked_metrics() -> None:

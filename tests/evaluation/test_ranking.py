@@ -5,7 +5,8 @@ import torch
 from references.ranking import reference_rank
 from torch import Tensor
 
-from mmkd.evaluation import EvaluationError, rank_and_ties, rank_targets, top_k
+from mmkd.errors import EvaluationError
+from mmkd.evaluation import rank_and_ties, rank_targets, top_k
 
 
 def _case(seed: int, levels: int = 7) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,7 +7,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from mmkd.evaluation import EvaluationError, RetentionProbe
+from mmkd.errors import EvaluationError
+from mmkd.evaluation import RetentionProbe
 
 ITEMS = 120
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mmkd.evaluation import EvaluationError, bootstrap_intervals, paired_permutation_test
+from mmkd.errors import EvaluationError
+from mmkd.evaluation import bootstrap_intervals, paired_permutation_test
 from mmkd.evaluation import significance as module
 
 

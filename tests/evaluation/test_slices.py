@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from mmkd.evaluation import EvaluationError, metrics_from_ranks, sliced_metrics
-from mmkd.evaluation.slices import SLICES, head_threshold, slice_of_items
+from mmkd.errors import EvaluationError
+from mmkd.evaluation import metrics_from_ranks, sliced_metrics
+from mmkd.evaluation.metrics import SLICES, head_threshold, slice_of_items
 
 # items 1..7; 100 training events: 40 and 20 make up at least half
 COUNTS = np.array([999, 0, 1, 5, 6, 28, 40, 20])

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmkd.training.checkpoint import CheckpointError, CheckpointFolder, replace_file
+from mmkd.errors import CheckpointError
+from mmkd.files import replace_file
+from mmkd.training.checkpoint import CheckpointFolder
 
 STEP_NAME = "step-00000007"
 

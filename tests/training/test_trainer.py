@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from training.tiny import TinyRun, tiny_stream
 
 from mmkd.data.batches import seeded_generator
-from mmkd.training.interruption import TrainingInterrupted
+from mmkd.errors import TrainingInterrupted
 from mmkd.training.optimizer import Frozen, Interval, Ramp
 from mmkd.training.trainer import Trainer, TrainReport
 
@@ -279,7 +279,7 @@ def test_an_epochs_seconds_include_those_before_a_checkpoint(
     def a_second_later(done: int) -> None:
         now[0] += 1.0
 
-    monkeypatch.setattr("mmkd.training.loop.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("mmkd.training.trainer.time.monotonic", lambda: now[0])
     run = TinyRun(tmp_path, {"epochs": 2, "checkpoint_every_s": 1.5}, before_batch=a_second_later)
     report = run.fit()
     each = run.batches / 2

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmkd.data import SequenceSplit
-from mmkd.data.batches import BatchStream
-from mmkd.data.sequences import Cases
-from mmkd.data.windows import TrainingWindows
+from mmkd.data.batches import BatchStream, TrainingWindows
+from mmkd.data.splits import Cases
 from mmkd.distiller import CorrelationDistiller
-from mmkd.objectives.correlation import CorrelationLoss
-from mmkd.objectives.objective import Objective
-from mmkd.objectives.recommendation import RecommendationLoss, SoftmaxLoss
+from mmkd.losses.correlation import CorrelationLoss
+from mmkd.losses.objective import Objective
+from mmkd.losses.recommendation import RecommendationLoss, SoftmaxLoss
 from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone
 from mmkd.training.optimizer import AsynchronousUpdate, NoAsynchrony
 from mmkd.training.step import TrainStep

@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmkd.data.errors import DataError, shown
 from mmkd.data.readers.tables import Table
 from mmkd.data.timestamps import parse_moments, parse_numbers
+from mmkd.errors import DataError, shown
 
 
 def read_ids(table: Table, name: str, *, setting: str) -> pl.Series:

@@ -1,25 +1,164 @@
-"""Table files (CSV, TSV, Parquet, JSONL, RecBole; plain or gzip) to a Table of named columns.
+"""Delimited text (CSV, TSV): bytes to a frame of text columns, missing cells null."""
 
-Ids must come out as they went in, so text formats are read as text, never guessed at: '007' stays
-'007'. What is found wrong with a file is reported here, with the file's name.
-"""
-
+import csv
 import gzip
 import io
+import json
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
 
-from mmkd.data.errors import DataError, did_you_mean
-from mmkd.data.readers.delimited import parse_delimited
-from mmkd.data.readers.jsonl import parse_jsonl
-from mmkd.data.readers.recbole import parse_recbole
+from mmkd.data.items import repeated
+from mmkd.errors import DataError, did_you_mean, shown
+
+
+def parse_delimited(
+    data: bytes, source: str, *, separator: str, quote: str | None = '"'
+) -> pl.DataFrame:
+    """Reads delimited text with a header line; every column stays text.
+
+    Args:
+        data: The file's content, UTF-8 with or without a byte order mark.
+        source: The file, for messages.
+        separator: One character.
+        quote: Quote character; None where the format has none.
+
+    Returns:
+        The columns; an empty cell is null, and so are the cells a short row lacks.
+
+    Raises:
+        DataError: If a column name is repeated or blank, a row is too long, or the text is not
+            UTF-8.
+    """
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    try:
+        header = next(_rows(data, separator, quote), [])
+    except csv.Error as error:
+        raise DataError(f"{source}: the header line is not text cells ({error})") from error
+    twice = repeated(header)
+    if twice:
+        raise DataError(
+            f"{source}: column {shown(twice)} occurs more than once in the header; rename or "
+            "remove one"
+        )
+    try:
+        return pl.read_csv(
+            io.BytesIO(data),
+            separator=separator,
+            quote_char=quote,
+            infer_schema=False,
+        )
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{source}: {_fault(data, separator, quote, error)}") from error
+
+
+def _rows(data: bytes, separator: str, quote: str | None) -> Iterator[list[str]]:
+    text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="replace", newline="")
+    if quote is None:
+        return csv.reader(text, delimiter=separator, quoting=csv.QUOTE_NONE)
+    return csv.reader(text, delimiter=separator, quotechar=quote)
+
+
+def _fault(data: bytes, separator: str, quote: str | None, error: Exception) -> str:
+    """Reads a refused file once more, slowly, to name the first line at fault."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as wrong:
+        line = data.count(b"\n", 0, wrong.start) + 1
+        return f"line {line} is not UTF-8 text; save the file as UTF-8"
+    rows = enumerate(_rows(data, separator, quote), start=1)
+    try:
+        width = len(next(rows)[1])
+        for number, row in rows:
+            if len(row) > width:
+                return (
+                    f"record {number} (the header is 1) has {len(row)} cells, the header {width}: "
+                    f"{shown(row)}; quote cells that contain {separator!r}"
+                )
+    except csv.Error as wrong:
+        return f"{wrong}; check its quotes"
+    first_line = str(error).splitlines()[0]
+    return f"not readable as text separated by {separator!r} ({first_line}); check its quotes"
+
+
+def parse_jsonl(data: bytes, source: str) -> pl.DataFrame:
+    """Reads one JSON object a line; a key that an object lacks is a missing cell.
+
+    Args:
+        data: The file's content, UTF-8.
+        source: The file, for messages.
+
+    Returns:
+        The columns, with types found from all lines; a column of numbers and text becomes text.
+
+    Raises:
+        DataError: If a line is not a JSON object, or lines disagree about a column's type.
+    """
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{source}: {_jsonl_fault(data, error)}") from error
+
+
+def _jsonl_fault(data: bytes, error: Exception) -> str:
+    """Reads a refused file once more, slowly, to name the first line at fault."""
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as wrong:
+            return f"line {number} is not JSON ({wrong}); write one object a line"
+        if not isinstance(value, dict):
+            return f"line {number} is a JSON {type(value).__name__}; write one object a line"
+    return f"the lines do not form a table ({error}); give each key values of one type"
+
+
+_TYPES = ("token", "token_seq", "float", "float_seq")
+
+
+def parse_recbole(
+    data: bytes, source: str, *, separator: str = "\t"
+) -> tuple[pl.DataFrame, frozenset[str]]:
+    """Reads an atomic file.
+
+    Args:
+        data: The file's content, UTF-8.
+        source: The file, for messages.
+        separator: One character between columns; the format has no quotes.
+
+    Returns:
+        The columns, all text, and the names of the ``_seq`` columns, whose cells are lists
+        separated by spaces.
+
+    Raises:
+        DataError: If a header cell is not ``name:type`` with one of the four types, or two columns
+            have one name.
+    """
+    frame = parse_delimited(data, source, separator=separator, quote=None)
+    split = {header: header.rpartition(":") for header in frame.columns}
+    wrong = [header for header, (name, _, kind) in split.items() if not name or kind not in _TYPES]
+    if wrong:
+        raise DataError(
+            f"{source}: header {shown(wrong)} is not name:type with a type of {', '.join(_TYPES)}; "
+            "correct the header, or set format to csv or tsv"
+        )
+    names = [name for name, _, _ in split.values()]
+    if repeated(names):
+        raise DataError(
+            f"{source}: column {shown(repeated(names))} occurs more than once in the header; "
+            "rename or remove one"
+        )
+    lists = frozenset(name for name, _, kind in split.values() if kind.endswith("_seq"))
+    return frame.rename({header: name for header, (name, _, _) in split.items()}), lists
+
 
 Format = Literal["auto", "csv", "tsv", "parquet", "jsonl", "recbole"]
-
 _BY_SUFFIX = {
     ".csv": "csv",
     ".tsv": "tsv",

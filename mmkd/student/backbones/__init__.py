@@ -8,8 +8,8 @@ from typing import Any, Protocol, cast
 from torch import Tensor, nn
 
 BACKBONES: dict[str, str] = {
-    "sasrec": "mmkd.student.backbones.sasrec:SASRec",
-    "bert4rec": "mmkd.student.backbones.bert4rec:BERT4Rec",
+    "sasrec": "mmkd.student.backbones.transformer:SASRec",
+    "bert4rec": "mmkd.student.backbones.transformer:BERT4Rec",
     "gru4rec": "mmkd.student.backbones.gru4rec:GRU4Rec",
 }
 """Kind to `module:Class`; imported only when asked for."""

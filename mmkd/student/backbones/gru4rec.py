@@ -6,8 +6,7 @@ Hidasi et al., Session-based Recommendations with Recurrent Neural Networks (arX
 import torch
 from torch import Tensor, nn
 
-from mmkd.student.arguments import check_counts, check_dropout
-from mmkd.student.dropout import dropout
+from mmkd.student.layers import check_counts, check_dropout, dropout
 
 
 class GRU4Rec(nn.Module):

@@ -1,0 +1,127 @@
+"""The commands that make something of a recipe: validate, embed, train, compress, demo."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmkd.cli.arguments import (
+    RUNS,
+    AsJson,
+    Overrides,
+    Overwrite,
+    RecipeName,
+    Resume,
+    Runs,
+)
+
+
+def validate(recipe: RecipeName, overrides: Overrides = None, json: AsJson = False) -> None:
+    """Report every mistake of a recipe at once; loads no data and no model."""
+    from mmkd.cli import show
+    from mmkd.config.plan import check
+    from mmkd.errors import RecipeError
+
+    try:
+        loaded = check(recipe, overrides or []).recipe
+    except RecipeError as error:
+        if not json:
+            raise
+        show.as_json({"recipe": recipe, "valid": False, "problems": error.problems})
+        raise typer.Exit(2) from error
+    show.valid(loaded, as_json=json)
+
+
+def embed(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Items a forward pass; as embed.batch_size=.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cpu or cuda; as embed.device=.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Encode the catalogue's modalities into the cache; what it holds is not encoded again.
+
+    Started several times, by hand or by a launcher, the processes share the work.
+    """
+    from mmkd.cli import show
+    from mmkd.cli.progress import EmbeddingProgress
+    from mmkd.config.plan import check
+    from mmkd.data.readers import load_items
+    from mmkd.embeddings import RunReport, share_cores
+    from mmkd.pipeline.embed import absent_reasons
+    from mmkd.pipeline.embed import embed as run_embed
+
+    given = {"batch_size": batch_size, "device": device}
+    changes = [f"embed.{key}={value}" for key, value in given.items() if value is not None]
+    planned = check(recipe, [*(overrides or []), *changes])
+    share_cores()
+    items = load_items(root=planned.recipe.data.folder, **planned.items)
+    reports: dict[str, RunReport] = {}
+    if os.environ.get("RANK", "0") != "0":  # the first process speaks for all
+        run_embed(planned, items)
+        return
+    with EmbeddingProgress() as progress:
+        tables = run_embed(planned, items, progress=progress.advance, report=reports.__setitem__)
+    show.tables(
+        tables,
+        absent_reasons(planned, tables),
+        encoded=progress.encoded,
+        reports=reports,
+        as_json=json,
+    )
+
+
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    runs: Runs = RUNS,
+    json: AsJson = False,
+) -> None:
+    """Train a recipe: embed, distil, train, select on validation, test once."""
+    from mmkd.cli import show
+    from mmkd.cli.progress import EmbeddingProgress, note
+    from mmkd.config.plan import check
+    from mmkd.pipeline.train import train as run_train
+
+    loaded = check(recipe, overrides or []).recipe
+    folder = out or runs / loaded.name
+    with EmbeddingProgress() as progress:
+        result = run_train(
+            loaded,
+            folder=folder,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress.advance,
+            announce=note,
+        )
+    if int(os.environ.get("RANK", "0")) == 0:
+        show.result(result, folder, as_json=json)
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo works.")] = Path("demo"),
+    items: Annotated[int, typer.Option(min=50, help="Items of the catalogue.")] = 1000,
+    users: Annotated[int, typer.Option(min=100, help="Users of the log.")] = 4000,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="At most, for each variant; default the recipe's.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """The main job on a made-up catalogue, offline: six variants and a table, in minutes."""
+    from mmkd.cli import show
+    from mmkd.cli.progress import EmbeddingProgress
+    from mmkd.demo.run import run_demo
+
+    with EmbeddingProgress() as progress:
+        results = run_demo(
+            folder, items=items, users=users, epochs=epochs, progress=progress.advance
+        )
+    show.demo(results, folder, as_json=json)

@@ -1,0 +1,484 @@
+"""Recipe files: from a name to a path, and from a file, its base and overrides to mappings."""
+
+import copy
+import difflib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from mmkd.config.options import model_problems
+from mmkd.errors import RecipeError
+
+SUFFIXES = (".yaml", ".yml")
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """Finds a recipe's file.
+
+    Args:
+        name_or_path: A path that ends in `.yaml` or `.yml`, or a name to be looked up in
+            `./recipes`, then in the package, then in the checkout.
+
+    Returns:
+        The path of an existing file.
+
+    Raises:
+        RecipeError: When there is none; names what was meant and where it was looked for.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.suffix in SUFFIXES:
+        if path.is_file():
+            return path
+        raise RecipeError([f"{name_or_path}: no such recipe file"])
+    folders = list(_folders())
+    for folder in folders:
+        candidate = folder / f"{name_or_path}.yaml"
+        if candidate.is_file():
+            return candidate
+    close = difflib.get_close_matches(name_or_path, recipe_names(), n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(recipe_names()) or 'none'}"
+    looked = ", ".join(display_path(folder) for folder in folders)
+    raise RecipeError([f"{name_or_path}: no such recipe; {hint} (looked in {looked})"])
+
+
+def recipe_names() -> list[str]:
+    """The names of all recipes that can be loaded by name, sorted."""
+    return sorted({path.stem for folder in _folders() for path in folder.glob("*.yaml")})
+
+
+def read_with_base(path: Path) -> dict[str, object]:
+    """Reads a recipe file and puts it over the base it names, if any.
+
+    Args:
+        path: The recipe's file.
+
+    Returns:
+        The merged mapping, interpolations and `???` still in it, without the key `base`.
+
+    Raises:
+        RecipeError: When a file is no YAML mapping, or the base is missing or has a base itself.
+    """
+    base_path = base_of(path)
+    content = _read(path)
+    base = content.pop("base", None)
+    if base_path is None:
+        return content
+    lower = _read(base_path)
+    if "base" in lower:
+        where = f"{display_path(path)}: base"
+        raise RecipeError([f"{where}: {base!r} has a base itself; one level is the limit"])
+    return merge(lower, content)
+
+
+def base_of(path: Path) -> Path | None:
+    """The file of the base that a recipe names, or None.
+
+    Raises:
+        RecipeError: When the recipe is no YAML mapping, or the base is missing.
+    """
+    base = _read(path).get("base")
+    if base is None:
+        return None
+    where = f"{display_path(path)}: base"
+    if not isinstance(base, str):
+        raise RecipeError([f"{where}: got {base!r}, wanted the name of a recipe"])
+    base_path = path.parent / (base if Path(base).suffix in SUFFIXES else f"{base}.yaml")
+    if not base_path.is_file():
+        siblings = [p.stem for p in path.parent.glob("*.yaml") if p != path]
+        close = difflib.get_close_matches(base, siblings, n=1)
+        hint = f"did you mean {close[0]}?" if close else "it must lie beside the recipe"
+        raise RecipeError([f"{where}: no recipe {base!r} in {display_path(path.parent)}; {hint}"])
+    return base_path
+
+
+def parse_overrides(overrides: Sequence[str]) -> tuple[dict[str, object], list[str]]:
+    """Turns overrides such as `training.lr=1e-3` into one nested mapping.
+
+    Args:
+        overrides: Dotted key, `=`, and a value in YAML.
+
+    Returns:
+        The mapping, and a problem for each override that cannot be read.
+    """
+    changes: dict[str, object] = {}
+    problems = []
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not all(part.strip() for part in key.split(".")):
+            problems.append(f"override {override!r}: wanted key=value, such as training.lr=1e-3")
+            continue
+        try:
+            change = _plain(OmegaConf.from_dotlist([override]))
+        except (yaml.YAMLError, OmegaConfBaseException):
+            problems.append(
+                f"override {override!r}: its value is not YAML; quote it: {key}='\"...\"'"
+            )
+            continue
+        changes = merge(changes, change)
+    return changes, problems
+
+
+def merge(lower: Mapping[str, object], upper: Mapping[str, object]) -> dict[str, object]:
+    """Puts one mapping over another.
+
+    Mappings merge key by key; anything else is replaced, and so is a mapping whose `kind` changes,
+    since the options of one kind mean nothing to another.
+
+    Args:
+        lower: What holds where `upper` says nothing.
+        upper: What wins.
+
+    Returns:
+        A new mapping.
+    """
+    merged = dict(lower)
+    for key, value in upper.items():
+        below = merged.get(key)
+        if isinstance(below, str) and isinstance(value, Mapping) and "kind" not in value:
+            below = {"kind": below}  # options added to a kind that was written as a bare name
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            kinds = [mapping["kind"] for mapping in (below, value) if "kind" in mapping]
+            other_kind = len(kinds) == 2 and kinds[0] != kinds[1]
+            merged[key] = dict(value) if other_kind else merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def display_path(path: Path) -> str:
+    """A path as a message shows it: relative where it lies in the working folder."""
+    absolute = path.absolute()
+    inside = absolute.is_relative_to(Path.cwd())
+    return str(absolute.relative_to(Path.cwd()) if inside else absolute)
+
+
+def _folders() -> Iterator[Path]:
+    """Where names are looked up, first match wins; folders that do not exist are left out."""
+    checkout = Path(__file__).parents[2]
+    candidates = [Path("recipes"), Path(str(files("mmkd"))) / "_bundled" / "recipes"]
+    if (checkout / "pyproject.toml").is_file():
+        candidates.append(checkout / "recipes")
+    unique = dict.fromkeys(candidate.absolute() for candidate in candidates)
+    return (folder for folder in unique if folder.is_dir())
+
+
+def _read(path: Path) -> dict[str, object]:
+    source = display_path(path)
+    try:
+        config = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(
+            [f"{source}: not readable as YAML: {' '.join(str(error).split())}"]
+        ) from error
+    if not isinstance(config, DictConfig):
+        raise RecipeError([f"{source}: holds a list, wanted a mapping of recipe sections"])
+    return _plain(config)
+
+
+def _plain(config: DictConfig) -> dict[str, object]:
+    """OmegaConf's mapping as a plain one with text keys, interpolations left as they are."""
+    content = OmegaConf.to_container(config, resolve=False)
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+
+
+Options = dict[str, object]
+# by required key: what lets the rest of a recipe be checked where the key is wrong
+_STAND_INS: dict[str, object] = {
+    "name": "unnamed",
+    "data.root": ".",
+    "data.items": {},
+    "data.interactions": {},
+    "data.split": "leave_one_out",
+    "student.backbone": "sasrec",
+    "student.score_with": "id",
+    "objective.recommendation": "next_item",
+}
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and without room for unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Spec(BaseModel):
+    """A choice by name with its options, in YAML `{kind: sasrec, layers: 2}` or just `sasrec`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: str
+
+    @property
+    def options(self) -> Options:
+        """Everything beside `kind`."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
+
+
+class DataSection(Section):
+    """Where the catalogue and the interactions are, and how they are split."""
+
+    root: str
+    items: Options
+    interactions: Options
+    split: Spec
+
+    @property
+    def folder(self) -> Path:
+        """`root` as an absolute path; a relative root counts from the working folder."""
+        return Path(self.root).expanduser().absolute()
+
+
+class StudentSection(Section):
+    """The recommender: item embedding, backbone, and the item vectors it scores with."""
+
+    embedding: Options = Field(default_factory=dict)
+    backbone: Spec
+    score_with: Literal["id", "fused"]
+
+
+class ObjectiveSection(Section):
+    """The recommendation loss and, unless null, what is added to it.
+
+    `correlation` is KDSR's, `attributes`, `contrastive` and `mutual` are EMKD's, `compression`
+    holds the student to a trained run.
+    """
+
+    recommendation: Spec
+    correlation: Options | None = None
+    attributes: Options | None = None
+    contrastive: Options | None = None
+    mutual: Options | None = None
+    compression: Options | None = None
+    exact_reference: StrictBool = False
+
+
+class Recipe(Section):
+    """Everything a run depends on.
+
+    `encoders` maps a modality to the name of its encoder card and may be empty; a null card drops a
+    modality that a base recipe has. `distiller: null` is the distiller's own defaults; whether
+    anything is distilled is said by `objective.correlation`.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # it names a folder
+    seed: Annotated[StrictInt, Field(ge=0, le=2**32 - 1)] = 0  # what numpy and sklearn take
+    data: DataSection
+    encoders: dict[str, str] = Field(default_factory=dict)
+    cache: Options = Field(default_factory=dict)
+    embed: Options = Field(default_factory=dict)
+    distiller: Options | None = None
+    student: StudentSection
+    ensemble: Options = Field(default_factory=dict)
+    objective: ObjectiveSection
+    asynchronous: Spec = Spec(kind="none")
+    training: Options = Field(default_factory=dict)
+    evaluation: Options = Field(default_factory=dict)
+
+    _source: str = PrivateAttr(default="")
+
+    @field_validator("encoders", mode="before")
+    @classmethod
+    def _without_null(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return {} if value is None else value
+        return {modality: card for modality, card in value.items() if card is not None}
+
+    def __eq__(self, other: object) -> bool:
+        """Two recipes are equal when they say the same, wherever they were read from."""
+        return isinstance(other, Recipe) and self.model_dump() == other.model_dump()
+
+    def __hash__(self) -> int:
+        """Consistent with `==`."""
+        return hash(recipe_digest(self))
+
+    def where(self, section: str) -> str:
+        """The start of a message about a section, such as `recipes/x.yaml: distiller`."""
+        return f"{self._source or self.name}: {section}"
+
+    def to_yaml(self) -> str:
+        """The whole recipe, bases and overrides resolved; reading it gives an equal recipe."""
+        content = {key: _escaped(value) for key, value in self.model_dump().items()}
+        return OmegaConf.to_yaml(OmegaConf.create(content))
+
+    def save(self, path: Path) -> None:
+        """Writes `to_yaml()` to a file, whole or not at all; its folder is made when missing."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(self.to_yaml())
+            os.replace(partial, path)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A recipe as far as it could be read, for reporting all its mistakes at once.
+
+    Attributes:
+        recipe: With stand-ins where a key was wrong or missing.
+        problems: Of the structure.
+        broken: The dotted keys that hold a stand-in, or something else than was asked for.
+    """
+
+    recipe: Recipe
+    problems: tuple[str, ...] = ()
+    broken: frozenset[str] = frozenset()
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe, puts it over its base, applies overrides and checks the structure.
+
+    A recipe may name one `base`, a recipe beside it, and then holds just the differences. Mappings
+    merge key by key and lists are replaced; a mapping whose `kind` changes is replaced as well, for
+    the options of one kind mean nothing to another. Overrides merge in the same way.
+
+    Args:
+        name_or_path: A path that ends in `.yaml`, or a name to be found in `./recipes`, among the
+            recipes that came with the package, or in the checkout.
+        overrides: Such as `training.lr=1e-3`; the part after `=` is YAML.
+
+    Returns:
+        The recipe, with interpolations resolved.
+
+    Raises:
+        RecipeError: With every problem found, each with file and dotted key.
+    """
+    draft = read_draft(name_or_path, overrides)
+    if draft.problems:
+        raise RecipeError(draft.problems)
+    return draft.recipe
+
+
+def read_draft(name_or_path: str, overrides: Sequence[str] = ()) -> Draft:
+    """Reads a recipe like `load_recipe`, and reports what is wrong with its structure.
+
+    Raises:
+        RecipeError: When a file cannot be found or read.
+    """
+    path = find_recipe(name_or_path)
+    source = display_path(path)
+    changes, problems = parse_overrides(overrides)
+    content = merge(read_with_base(path), changes)
+    missing = list(_missing(content))
+    broken = set(missing)
+    problems += [
+        f"{source}: {key}: has no value yet (???); set it in the file or with {key}=VALUE"
+        for key in missing
+    ]
+    resolved: Any
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(content), resolve=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "interpolation"
+        problems.append(f"{source}: {key}: {str(error).splitlines()[0]}")
+        resolved = content  # go on unresolved, to report the other problems too
+        broken |= set(_unresolved(content))
+    try:
+        recipe = Recipe.model_validate(resolved)
+    except ValidationError as error:
+        found = model_problems(Recipe, error)
+        problems += [
+            f"{'override' if _touches(changes, key) else source}: {key}: {message}"
+            for key, message in found
+            if key not in missing
+        ]
+        wrong = {key.removesuffix(".kind") for key, _ in found}  # options need their kind
+        try:
+            recipe = _mended(resolved, wrong)
+        except ValidationError:  # a key that is no text or has a dot: give up its whole section
+            wrong = {key.split(".")[0] for key in wrong}
+            known = {k: v for k, v in resolved.items() if k in Recipe.model_fields}
+            recipe = _mended(known, wrong)
+        broken |= wrong
+    recipe._source = source
+    return Draft(recipe, tuple(problems), frozenset(broken))
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """A hexadecimal digest of all a recipe says, for naming and comparing runs."""
+    text = json.dumps(recipe.model_dump(), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _missing(content: object, prefix: str = "") -> Iterator[str]:
+    """Dotted keys whose value is `???`."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _missing(value, f"{prefix}.{key}" if prefix else str(key))
+    elif content == "???":
+        yield prefix
+
+
+def _unresolved(content: object, prefix: str = "") -> Iterator[str]:
+    """Dotted keys whose value is an interpolation."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _unresolved(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(content, str) and "${" in content:
+        yield prefix
+
+
+def _mended(content: Any, wrong: Collection[str]) -> Recipe:
+    """A recipe without its wrong keys, and with stand-ins for required ones."""
+    mended: dict[str, Any] = copy.deepcopy(dict(content))
+    for key in wrong:
+        *sections, last = key.split(".")
+        section: Any = mended
+        for part in sections:
+            section = section.get(part) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section.pop(last, None)
+    for key, value in _STAND_INS.items():
+        section = mended
+        *sections, last = key.split(".")
+        for part in sections:
+            section = section.setdefault(part, {})
+        section.setdefault(last, copy.deepcopy(value))
+    return Recipe.model_validate(mended)
+
+
+def _touches(changes: object, key: str) -> bool:
+    """Whether a dotted key was written by an override."""
+    for part in key.split("."):
+        if not isinstance(changes, Mapping) or part not in changes:
+            return False
+        changes = changes[part]
+    return True
+
+
+def _escaped(value: object) -> object:
+    """Keeps a literal `${` literal: read again, it would be an interpolation."""
+    if isinstance(value, str):
+        return value.replace("${", "\\${")
+    if isinstance(value, Mapping):
+        return {key: _escaped(item) for key, item in value.items()}
+    return [_escaped(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,115 @@
+"""The work of a run in chunks that any number of processes can share.
+
+A chunk is claimed by a file lock named by its keys, so processes need not know of each other,
+and the operating system frees the claim of a killed one. The order of the work and its cuts depend
+on the work alone: every process sees the same chunks, and since a killed one commits whole chunks
+only, those left after any of them is done or lost stay as they were. So vectors are the same
+whatever the number of processes and whenever one was killed. (A run that is stopped on request
+commits part of a chunk: what is left is cut anew, and may be rounded otherwise.)
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mmkd.embeddings.inputs import Work, content_key
+from mmkd.embeddings.shards import ShardStore
+from mmkd.files import unwritable, writer_lock
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Work that is encoded by one process and committed together.
+
+    Attributes:
+        name: Identity of its keys.
+        work: Its inputs.
+    """
+
+    name: str
+    work: Sequence[Work]
+
+
+def cut(work: Sequence[Work], *, size: int) -> list[Chunk]:
+    """Orders the work and cuts it.
+
+    Texts go by falling length: batches then hold texts of like lengths, and one that needs too
+    much memory says so at the start. Equal lengths, and pictures, go by key.
+
+    Args:
+        work: Each key once, in any order.
+        size: Inputs a chunk; the last may hold fewer.
+    """
+    ordered = sorted(work, key=lambda item: (-_length(item), item.key))
+    parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    return [Chunk(_name(part), part) for part in parts]
+
+
+class Committed:
+    """What other processes have committed since the work was made out.
+
+    Args:
+        store: The store.
+        known: The shards that the work was made out from.
+    """
+
+    def __init__(self, store: ShardStore, known: Iterable[int]) -> None:
+        self._store = store
+        self._seen = set(known)
+        self._keys: set[str] = set()
+
+    def left(self, chunk: Chunk) -> Sequence[Work]:
+        """What of a chunk is not committed yet; reads the records of shards that are new."""
+        for number in set(self._store.numbers()) - self._seen:
+            self._keys.update(self._store.keys_of(number))
+            self._seen.add(number)
+        return [item for item in chunk.work if item.key not in self._keys]
+
+    def own(self, number: int) -> None:
+        """Leaves out a shard of this process, whose chunk will not be asked for again."""
+        self._seen.add(number)
+
+
+@contextmanager
+def claimed(folder: Path, chunk: Chunk) -> Iterator[bool]:
+    """Claims a chunk for the duration of the block, unless another process or thread has it.
+
+    Args:
+        folder: The store's folder.
+        chunk: The chunk.
+
+    Yields:
+        Whether it is claimed here. Ask then whether it was committed meanwhile.
+
+    Raises:
+        CacheError: The folder cannot be written.
+    """
+    path = folder / "claims" / f"{chunk.name}.lock"
+    try:
+        lock = FileLock(path)
+        try:
+            with writer_lock(folder):  # not while the store is being removed
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield True
+        # done, so of no more use; whoever holds the old file open finds the chunk committed
+        path.unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def _name(work: Sequence[Work]) -> str:
+    return content_key("\n".join(item.key for item in work).encode())
+
+
+def _length(item: Work) -> int:
+    return len(item.source) if isinstance(item.source, str) else 0

@@ -1,0 +1,443 @@
+"""Which FAISS index: by the number of vectors, or as a factory string says.
+
+From a number of vectors to a factory string, and from that to an empty index of
+inner products. How the choice was measured is in ``docs/cache.md``.
+"""
+
+import json
+import logging
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mmkd.embeddings.stores import table_manifests
+from mmkd.embeddings.table import EmbeddingTable, StoredVectors
+from mmkd.errors import CacheError
+from mmkd.files import file_checksum, remove_temporaries, replacing, write_text
+
+EXACT_BELOW = 50_000
+EXACT = "Flat"
+_POINTS_A_LIST = 39  # below it FAISS warns that the lists' centres are guesses
+_TRAINING_ROWS = 65_536
+_SEARCH_BREADTH = 128
+
+
+def default_kind(count: int, *, exact_below: int = EXACT_BELOW) -> str:
+    """The factory string for a catalogue.
+
+    Below ``exact_below`` vectors all are compared. Above, they are parted into about 4 sqrt(n)
+    lists and coded in a byte a component: of what was measured that lost least, was built soonest,
+    and suits any width. The codes only choose candidates: these are compared exactly.
+
+    Args:
+        count: Number of vectors.
+        exact_below: Where approximation begins.
+
+    Returns:
+        Such as ``IVF1024,SQ8``.
+    """
+    if count < exact_below:
+        return EXACT
+    most = max(1, min(4 * math.isqrt(count), count // _POINTS_A_LIST))
+    return f"IVF{2 ** (most.bit_length() - 1)},SQ8"
+
+
+def check_factory(kind: str) -> None:
+    """Builds an empty index of some width that the factory string's parts divide.
+
+    Raises:
+        CacheError: FAISS does not know it, or it maps ids itself.
+    """
+    parts = [int(number) for number in re.findall(r"PQ(\d{1,4})", kind) if int(number)]
+    width = 8 * math.lcm(*parts) if parts else 64
+    empty_index(kind, width if width <= 65_536 else 8 * max(parts))
+
+
+def empty_index(kind: str, dim: int) -> Any:
+    """An empty index of inner products.
+
+    Raises:
+        CacheError: FAISS does not know the factory string or it does not fit the width.
+    """
+    try:
+        index: Any = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        told = str(error).strip().splitlines()[-1].rpartition("Error: ")[2][:120]
+        raise CacheError(
+            f"cache.index {kind!r} is no FAISS index of width {dim} ({told}); leave it out, or use "
+            "a factory string such as IVF1024,PQ48x8 or HNSW32"
+        ) from error
+    if "IDMap" in kind:
+        raise CacheError(f"cache.index {kind!r}: leave IDMap out; rows are mapped already")
+    return index
+
+
+def training_rows(index: Any, count: int) -> int:
+    """How many of ``count`` vectors an index is trained on: bounded, whatever the catalogue."""
+    return 0 if index.is_trained else min(count, _TRAINING_ROWS)
+
+
+def set_breadth(index: Any, candidates: int) -> None:
+    """Sets how far a search goes, for so many candidates."""
+    inner: Any = faiss.downcast_index(index.index if hasattr(index, "chain") else index)
+    if hasattr(inner, "nlist"):
+        inner.nprobe = min(inner.nlist, max(128, inner.nlist // 16))
+    elif hasattr(inner, "hnsw"):
+        inner.hnsw.efSearch = max(_SEARCH_BREADTH, 2 * candidates)
+
+
+_QUERIES = 128  # whose candidates' vectors are held at once
+_CANDIDATES = 100
+
+
+class NeighbourIndex:
+    """Cosine search over a table's present items.
+
+    Args:
+        table: The vectors.
+        index: A FAISS index of normalised vectors.
+        rows: ``[n]`` item row of each of its positions; 0 where the item is gone.
+        kind: Its factory string.
+        trained_on: How many vectors there were when it was built.
+    """
+
+    def __init__(
+        self,
+        table: EmbeddingTable,
+        index: Any,
+        rows: NDArray[np.int64],
+        *,
+        kind: str,
+        trained_on: int,
+    ) -> None:
+        self._table = table
+        self.index = index
+        self.rows = rows
+        self.kind = kind
+        self.trained_on = trained_on
+        self._count = int((rows > 0).sum())
+
+    @classmethod
+    def build(
+        cls, table: EmbeddingTable, *, kind: str | None = None, exact_below: int = EXACT_BELOW
+    ) -> "NeighbourIndex":
+        """Builds the index of a table.
+
+        Args:
+            table: The vectors.
+            kind: FAISS factory string; by default by the number of vectors.
+            exact_below: Number of present items from which on the default is approximate.
+
+        Returns:
+            The index.
+
+        Raises:
+            CacheError: The factory string does not fit the vectors.
+        """
+        present = np.flatnonzero(table.present)
+        kind = kind or default_kind(len(present), exact_below=exact_below)
+        index = empty_index(kind, table.dim)
+        wanted = training_rows(index, len(present))
+        if wanted:
+            sample = np.random.default_rng(0).choice(present, wanted, replace=False)
+            try:
+                index.train(unit(table.vectors[np.sort(sample)]))
+            except RuntimeError as error:
+                told = str(error).strip().splitlines()[-1][:120]
+                raise CacheError(
+                    f"cache.index {kind!r} cannot be trained on {len(present)} vectors ({told}); "
+                    "use fewer lists, or leave it out"
+                ) from error
+        built = cls(table, index, np.zeros(0, np.int64), kind=kind, trained_on=len(present))
+        built.add(table.present)
+        return built
+
+    def add(self, wanted: NDArray[np.bool_]) -> None:
+        """Adds the vectors of the rows where ``wanted`` ``[I+1]`` is true."""
+        added = [self.rows]
+        for rows, vectors in self._table.chunks():
+            chosen = wanted[rows]
+            if chosen.any():
+                self.index.add(unit(vectors[chosen]))
+                added.append(rows[chosen])
+        self.rows = np.concatenate(added)
+        self._count = int((self.rows > 0).sum())
+
+    def search(
+        self, rows: NDArray[np.int64], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Finds the nearest items of items, some queries at a time.
+
+        Args:
+            rows: ``[n]`` item rows that have a vector.
+            k: How many neighbours.
+
+        Returns:
+            Rows ``[n, k]`` int64 by falling cosine, the item itself left out, and the cosines
+            ``[n, k]`` float32.
+
+        Raises:
+            CacheError: A row is out of range or has no vector, or fewer than k others have one.
+        """
+        rows = np.asarray(rows)
+        self._check(rows, k)
+        found = np.zeros((len(rows), k), np.int64)
+        cosines = np.zeros((len(rows), k), np.float32)
+        for start in range(0, len(rows), _QUERIES):
+            cut = slice(start, start + _QUERIES)
+            found[cut], cosines[cut] = self._search(rows[cut], k)
+        return found, cosines
+
+    @classmethod
+    def exact(
+        cls, table: EmbeddingTable, rows: NDArray[np.int64], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """What `search` would find without an index: all vectors are compared, in chunks."""
+        everything = np.flatnonzero(table.present)
+        index = cls(table, None, everything, kind=EXACT, trained_on=len(everything))
+        index._check(rows, k)
+        return index._compare_all(unit(table.vectors[rows]), rows, k)
+
+    def _search(
+        self, own: NDArray[np.int64], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        queries = unit(self._table.vectors[own])
+        candidates = self._candidates(queries, k)
+        candidates[candidates == own[:, None]] = 0
+        distinct, where = np.unique(candidates, return_inverse=True)
+        vectors = unit(self._table.vectors[distinct])
+        found = np.zeros((len(own), k), np.int64)
+        cosines = np.zeros((len(own), k), np.float32)
+        short = []
+        for n, at in enumerate(where.reshape(candidates.shape)):
+            kept = at[candidates[n] > 0]
+            if len(kept) < k:
+                short.append(n)
+                continue
+            cosine = vectors[kept] @ queries[n]
+            best = np.lexsort((distinct[kept], -cosine))[:k]
+            found[n], cosines[n] = distinct[kept[best]], cosine[best]
+        if short:  # a graph or a few lists may end before k
+            found[short], cosines[short] = self._compare_all(queries[short], own[short], k)
+        return found, cosines
+
+    def _candidates(self, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        """Rows ``[n, c]``, 0 where there is none: more than k, for what gets lost afterwards."""
+        wanted = k + 1 if self.kind == EXACT else max(_CANDIDATES, 4 * (k + 1))
+        gone = len(self.rows) - self._count
+        wanted = min(len(self.rows), -(-wanted * len(self.rows) // self._count) if gone else wanted)
+        set_breadth(self.index, wanted)
+        _, positions = self.index.search(queries, wanted)
+        return np.where(positions < 0, 0, self.rows[positions])
+
+    def _compare_all(
+        self, queries: NDArray[np.float32], own: NDArray[np.int64], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        best = np.zeros((len(own), 0), np.int64)
+        cosines = np.zeros((len(own), 0), np.float32)
+        for rows, vectors in self._table.chunks():
+            cosine = queries @ unit(vectors).T  # [n, chunk]
+            cosine[rows == own[:, None]] = -np.inf
+            if k < len(rows):
+                top = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
+                cosine, part = np.take_along_axis(cosine, top, axis=1), rows[top]
+            else:
+                part = np.broadcast_to(rows, cosine.shape)
+            best = np.concatenate([best, part], axis=1)
+            cosines = np.concatenate([cosines, cosine], axis=1)
+            order = np.lexsort((best, -cosines))[:, :k]
+            best = np.take_along_axis(best, order, axis=1)
+            cosines = np.take_along_axis(cosines, order, axis=1)
+        return best, cosines
+
+    def _check(self, rows: NDArray[np.int64], k: int) -> None:
+        present = self._table.present
+        if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
+            raise CacheError(f"rows {rows.dtype} {rows.shape}; wanted [n] integers")
+        outside = rows[(rows < 1) | (rows >= len(present))]
+        if len(outside):
+            raise CacheError(f"rows {_shown(outside)} are no items; rows are 1..{len(present) - 1}")
+        absent = rows[~present[rows]]
+        if len(absent):
+            raise CacheError(
+                f"rows {_shown(absent)} have no {self._table.modality} vector, so no neighbours; "
+                "ask for rows where table.present is True"
+            )
+        if not 1 <= k < max(self._count, 1):
+            raise CacheError(
+                f"k {k} neighbours: {self._count} items have a vector; use 1 to "
+                f"{max(self._count - 1, 0)}"
+            )
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows scaled to length 1; a zero row stays zero, its cosine with anything 0."""
+    wide = vectors.astype(np.float32, copy=True)
+    # scaled by the largest entry first, so that squares neither overflow nor vanish
+    for scale in (np.abs(wide).max(axis=1, keepdims=True, initial=0), None):
+        norm = np.linalg.norm(wide, axis=1, keepdims=True) if scale is None else scale
+        np.divide(wide, norm, out=wide, where=norm > 0)
+    return wide
+
+
+def _shown(rows: NDArray[np.int64]) -> str:
+    more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+    return ", ".join(map(str, rows[:5].tolist())) + more
+
+
+_logger = logging.getLogger(__name__)
+INDEX_FORMAT = 2
+# beyond these a carried-over index is built anew
+_CHANGED_SHARE = 0.2
+_GROWTH = 2
+
+
+def index_of(
+    table: EmbeddingTable,
+    folder: Path | None,
+    *,
+    kind: str | None = None,
+    exact_below: int = EXACT_BELOW,
+) -> NeighbourIndex:
+    """The index of a table.
+
+    Args:
+        table: The vectors.
+        folder: The table's folder in its store; None if it is in no cache.
+        kind: FAISS factory string; by default by the number of vectors.
+        exact_below: Number of vectors from which on the default is approximate.
+
+    Returns:
+        The index, saved where the folder can be written.
+
+    Raises:
+        CacheError: The factory string does not fit the vectors.
+    """
+    if folder is None or not isinstance(table.vectors, StoredVectors):
+        return NeighbourIndex.build(table, kind=kind, exact_below=exact_below)
+    count = int(table.present.sum())
+    wanted = kind or default_kind(count, exact_below=exact_below)
+    others = [manifest.parent for manifest in table_manifests(folder.parent)]
+    for source in dict.fromkeys([folder, *others]):
+        index = _carried_over(table, table.vectors, source, wanted, any_kind=kind is None)
+        if index is not None:
+            break
+    else:
+        source, index = None, NeighbourIndex.build(table, kind=wanted)
+    if source != folder:
+        try:
+            _save(index, table.vectors, folder)
+        except CacheError as error:
+            _logger.info("the index is not kept: %s", error)
+    return index
+
+
+def index_damage(folder: Path) -> str | None:
+    """What is wrong with a table's saved index, if there is one and something is."""
+    if not (folder / "index.json").exists():
+        return None
+    try:
+        known = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        for name, checksum in known["files"].items():
+            if file_checksum(folder / name) != checksum:
+                return f"{name}: its checksum differs"
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        return f"unreadable ({error})"
+    return None
+
+
+def remove_index(folder: Path) -> None:
+    """Removes a table's index; it is built again when it is wanted."""
+    for name in ("index.json", "index.faiss", "index.npy"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _carried_over(
+    table: EmbeddingTable, vectors: StoredVectors, source: Path, wanted: str, *, any_kind: bool
+) -> NeighbourIndex | None:
+    """The index saved in a folder, made to fit a table; None if that cannot be."""
+    try:
+        known: dict[str, Any] = json.loads((source / "index.json").read_text(encoding="utf-8"))
+        kind, trained_on = str(known["kind"]), int(known["trained_on"])
+        similar = kind == wanted or (any_kind and EXACT not in (kind, wanted))
+        if known["format"] != INDEX_FORMAT or known["dim"] != table.dim or not similar:
+            return None
+        if file_checksum(source / "index.npy") != known["files"]["index.npy"]:
+            return None
+        places = np.load(source / "index.npy", allow_pickle=False)[1]
+        rows, added = _matched(vectors, places, known["shards"])
+        gone = int((rows == 0).sum())
+        if (gone or added.any()) and (
+            kind == EXACT
+            or max(gone / len(rows), added.sum() / len(rows)) > _CHANGED_SHARE
+            or table.present.sum() > _GROWTH * trained_on
+        ):
+            return None
+        if file_checksum(source / "index.faiss") != known["files"]["index.faiss"]:
+            return None
+        stored = faiss.read_index(str(source / "index.faiss"))
+        if stored.ntotal != len(rows) or stored.d != table.dim:
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError):
+        return None
+    index = NeighbourIndex(table, stored, rows, kind=kind, trained_on=trained_on)
+    if added.any():
+        index.add(added)
+    return index
+
+
+def _matched(
+    vectors: StoredVectors, places: NDArray[np.int64], shards: dict[str, int]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Rows ``[n]`` for the positions' places, 0 where gone; and ``[I+1]`` which rows are new."""
+    same = [
+        number
+        for number, file in vectors.files.items()
+        if shards.get(str(number)) == file.info.checksum
+    ]
+    held = np.where(np.isin(places >> 32, same) & (places >= 0), places, -1)
+    present = np.flatnonzero(vectors.places >= 0)
+    # several rows may share a place, and a position then belongs to one of them
+    old = pl.DataFrame({"place": held, "position": np.arange(len(held))}).filter(
+        pl.col("place") >= 0
+    )
+    new = pl.DataFrame({"place": vectors.places[present], "row": present})
+    nth = pl.int_range(pl.len()).over("place").alias("nth")
+    pairs = old.with_columns(nth).join(new.with_columns(nth), on=["place", "nth"])
+    rows = np.zeros(len(places), np.int64)
+    rows[pairs["position"].to_numpy()] = pairs["row"].to_numpy()
+    added = vectors.places >= 0
+    added[rows] = False
+    return rows, added
+
+
+def _save(index: NeighbourIndex, vectors: StoredVectors, folder: Path) -> None:
+    """Writes an index into a table's folder.
+
+    Raises:
+        CacheError: The folder cannot be written.
+    """
+    remove_temporaries(folder)
+    with replacing(folder / "index.faiss") as temporary:
+        try:
+            faiss.write_index(index.index, str(temporary))
+        except RuntimeError as error:  # how FAISS reports whatever a file system refuses
+            raise OSError(f"FAISS cannot write it: {error}") from error
+    with replacing(folder / "index.npy") as temporary, temporary.open("wb") as file:
+        places = np.where(index.rows > 0, vectors.places[index.rows], -1)
+        np.save(file, np.stack([index.rows, places]), allow_pickle=False)
+    identity = {
+        "format": INDEX_FORMAT,
+        "kind": index.kind,
+        "dim": vectors.shape[1],
+        "trained_on": index.trained_on,
+        "shards": {number: file.info.checksum for number, file in vectors.files.items()},
+        "files": {name: file_checksum(folder / name) for name in ("index.faiss", "index.npy")},
+    }
+    write_text(folder / "index.json", json.dumps(identity) + "\n")

@@ -1,0 +1,263 @@
+"""Decoding pictures found in the wild: the bytes of a file to an 8-bit RGB image, or a reason.
+
+Pillow converts some modes in ways that lose the picture (16-bit grey clips to white, transparent
+pixels show whatever colour lies under them), so those are brought to RGB here.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mmkd.embeddings.inputs import Loaded, Work, content_key, storable
+from mmkd.errors import CacheError
+
+# Pillow's own threshold of suspicion: 256 MiB as RGB, more than any catalogue picture needs
+MAX_PIXELS = 89_478_485
+
+
+class ImageProblem(Exception):  # noqa: N818 - a finding about one file that is recorded, not a failure
+    """Why a file gives no picture; becomes the item's reason in the manifest."""
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes a picture.
+
+    The first frame of an animation is taken, the EXIF orientation applied, transparency laid on
+    white, and 16-bit or floating-point greys scaled to 8 bits.
+
+    Args:
+        data: The bytes of the file.
+        max_pixels: Pictures with more pixels are refused before they are decoded.
+
+    Returns:
+        An image in mode RGB.
+
+    Raises:
+        ImageProblem: The bytes are no picture, damaged, or too large.
+    """
+    if not data:
+        raise ImageProblem("the file is empty")
+    try:
+        with Image.open(BytesIO(data)) as image:
+            if image.width * image.height > max_pixels:
+                raise ImageProblem(_too_large(image.size, max_pixels))
+            image.load()
+            return _rgb(_upright(image))
+    except ImageProblem:
+        raise
+    except UnidentifiedImageError:
+        raise ImageProblem("not a picture in a format that Pillow reads") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageProblem(f"too large: {error}") from None
+    # plugins raise whatever their parsing meets (struct.error, KeyError, SyntaxError...): with a
+    # damaged file each means the same
+    except Exception as error:
+        raise ImageProblem(f"damaged picture: {type(error).__name__}: {error}") from None
+
+
+def _too_large(size: tuple[int, int], max_pixels: int) -> str:
+    return f"too large: {size[0]} x {size[1]} pixels, at most {max_pixels} are decoded"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF data is no reason to lose a sound picture
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _eight_bit(image)
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        straight = image.convert("RGBA")
+        white = Image.new("RGBA", straight.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, straight)
+    # a copy, so that the returned image is no file image and holds no buffer open
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits to 8: 16-bit values by their range, others by the picture's own."""
+    grey = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(grey).all():
+        raise ImageProblem("pixels are not finite numbers")
+    low, high = float(grey.min()), float(grey.max())
+    if image.mode != "F" and low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0
+    elif image.mode == "F" and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    scaled = (grey - low) * (255.0 / (high - low)) if high > low else np.zeros_like(grey)
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+
+Prepare = Callable[[Image.Image], NDArray[Any]]
+_THREADS = min(8, os.cpu_count() or 1)
+_WORTH_PROCESSES = 512  # below, starting them takes longer than they save
+_AHEAD_WHOLE = 16  # whole pictures waiting for the encoder; one may be 256 MiB
+
+
+class PictureLoader:
+    """Reads, decodes and prepares pictures some way ahead of who takes them; a context manager.
+
+    Args:
+        prepare: The encoder's preprocessing, picklable; None gives whole RGB images.
+        workers: Processes; None takes half of this process's share of the cores (at most 8) where
+            there is much to do, 0 stays in this process.
+        ahead: Prepared pictures held ready.
+        count: Pictures in all, to judge whether processes pay.
+    """
+
+    def __init__(
+        self, prepare: Prepare | None, *, workers: int | None, ahead: int, count: int
+    ) -> None:
+        if workers is None:
+            beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of a launcher, on this machine
+            share = max(1, (os.cpu_count() or 1) // (2 * beside))
+            workers = min(8, share) if count >= _WORTH_PROCESSES else 0
+        self._prepare = prepare
+        self._workers = workers
+        self._ahead = max(ahead, 2 * workers) if prepare else max(_AHEAD_WHOLE, 2 * workers)
+        self._pool: Executor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def load(self, work: Sequence[Work]) -> Iterator[Loaded]:
+        """Pictures in order; a file that is gone since it was hashed is left out.
+
+        Args:
+            work: Pictures to read.
+
+        Raises:
+            CacheError: Worker processes cannot be started.
+        """
+        waiting: deque[tuple[Work, Future[Loaded | None]]] = deque()
+        left = deque(work)
+        while left or waiting:
+            while left and len(waiting) < self._ahead:
+                waiting.append((left[0], self._submit(left[0])))
+                left.popleft()
+            item, future = waiting.popleft()
+            try:
+                loaded = future.result()
+            except BrokenProcessPool:
+                # whoever was at work when the pool broke is under suspicion: each goes alone
+                suspects = [item, *(other for other, _ in waiting)]
+                waiting.clear()
+                self._close()
+                for suspect in suspects:
+                    alone = self._alone(suspect)
+                    if alone is not None:
+                        yield alone
+                continue
+            if loaded is not None:
+                yield loaded
+
+    def _submit(self, item: Work) -> "Future[Loaded | None]":
+        if self._pool is None:
+            self._pool = self._started()
+        try:
+            return self._pool.submit(_load, item, self._prepare if self._workers == 0 else None)
+        except BrokenProcessPool as error:
+            broken: Future[Loaded | None] = Future()
+            broken.set_exception(error)
+            return broken
+
+    def _alone(self, item: Work) -> Loaded | None:
+        try:
+            return self._submit(item).result()
+        except BrokenProcessPool:
+            self._close()
+            reason = "the process that decoded it died; the picture may need too much memory"
+            return Loaded(item.key, item.item_id, None, reason)
+
+    def _started(self) -> Executor:
+        if self._workers == 0:
+            return ThreadPoolExecutor(_THREADS)
+        # not fork: this process may hold a GPU, and threads that hold locks
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(
+            self._workers, mp_context=context, initializer=_set_up, initargs=(self._prepare,)
+        )
+        try:
+            pool.submit(os.getpid).result()
+        except (BrokenProcessPool, OSError) as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise CacheError(
+                f"processes that decode pictures cannot be started ({error}); use workers 0 to "
+                "decode in the main process (a script that is run needs its "
+                "`if __name__ == '__main__':`)"
+            ) from error
+        return pool
+
+    def _close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+_prepare_here: Prepare | None = None  # a worker process's, set once when it starts
+
+
+def _set_up(prepare: Prepare | None) -> None:
+    global _prepare_here
+    _prepare_here = prepare
+    # Ctrl-C reaches the whole group of processes; the main one decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with suppress(ImportError):
+        import torch
+
+        torch.set_num_threads(1)  # the cores are the model's
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the main one is killed, which closes no queue that would tell."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _load(work: Work, prepare: Prepare | None) -> Loaded | None:
+    prepare = prepare or _prepare_here
+    try:
+        data = Path(work.source).read_bytes()
+    except OSError:
+        return None  # gone since it was hashed; its key says nothing about it any more
+    key = content_key(data)
+    try:
+        image = decode_image(data)
+    except ImageProblem as problem:
+        return Loaded(key, work.item_id, None, storable(str(problem)))
+    if prepare is None:
+        return Loaded(key, work.item_id, image)
+    try:
+        return Loaded(key, work.item_id, prepare(image))
+    except Exception as error:
+        reason = f"the encoder cannot prepare it: {type(error).__name__}: {error}"
+        return Loaded(key, work.item_id, None, storable(reason))

@@ -1,0 +1,90 @@
+"""Kinds of encoder: from a card's ``kind`` to the class, and from a card to a ready encoder.
+
+A kind is a name in `ENCODERS` or ``package.module:Class`` of an installed package. The class's
+constructor takes keyword-only arguments named like the card's fields; it is given those it names
+(and those of `RUNTIME_ARGUMENTS` it names), plus the card's ``options``.
+"""
+
+import difflib
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from mmkd.errors import EncoderError
+
+if TYPE_CHECKING:
+    pass
+
+ENCODERS: dict[str, str] = {
+    "clip": "mmkd.encoders.clip:ClipEncoder",
+    "color_image": "mmkd.encoders.color_image:ColorImageEncoder",
+    "hashed_text": "mmkd.encoders.hashed_text:HashedTextEncoder",
+    "language_model": "mmkd.encoders.language_model:LanguageModelEncoder",
+    "open_clip": "mmkd.encoders.open_clip:OpenClipEncoder",
+    "precomputed": "mmkd.encoders.precomputed:PrecomputedEncoder",
+    "sentence_transformer": "mmkd.encoders.sentence_transformer:SentenceTransformerEncoder",
+    "timm": "mmkd.encoders.timm:TimmEncoder",
+    "vision": "mmkd.encoders.vision:VisionEncoder",
+}
+
+
+def encoder_class(kind: str) -> type[Any]:
+    """The class behind a kind; imports its module but no model library.
+
+    Args:
+        kind: A name in `ENCODERS` or ``package.module:Class``.
+
+    Returns:
+        The class, with an integer ``version``.
+
+    Raises:
+        EncoderError: The kind is unknown or malformed, or its module or class does not exist.
+    """
+    check_kind(kind)
+    target = ENCODERS.get(kind, kind)
+    module_name, _, class_name = target.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise EncoderError(
+            f"kind {kind!r} cannot be imported ({error}); install the package that has it, or "
+            "correct the name"
+        ) from error
+    if not isinstance(cls, type) or not isinstance(getattr(cls, "version", None), int):
+        raise EncoderError(
+            f"kind {kind!r} is not a class with an integer `version`; add `version: "
+            "ClassVar[int] = 1` and raise it whenever the vectors change"
+        )
+    return cls
+
+
+def check_kind(kind: str) -> None:
+    """Raises EncoderError unless ``kind`` is built in or reads ``package.module:Class``."""
+    if kind in ENCODERS:
+        return
+    if kind.split(":")[0].endswith(".py") or "/" in kind or "\\" in kind:
+        raise EncoderError(
+            f"kind {kind!r} is a path to a file; a card never runs a file: put the class in an "
+            "installed package and write package.module:Class"
+        )
+    module_name, separator, class_name = kind.partition(":")
+    parts = [*module_name.split("."), class_name]
+    if separator and all(part.isidentifier() for part in parts):
+        return
+    raise EncoderError(
+        f"kind {kind!r} is unknown{did_you_mean(kind, ENCODERS)}; built in: "
+        f"{', '.join(ENCODERS)}; or write package.module:Class"
+    )
+
+
+def constructor_arguments(cls: type[Any]) -> list[str]:
+    """Names of the keyword arguments that the class's constructor takes."""
+    parameters = inspect.signature(cls).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.kind in kinds]
+
+
+def did_you_mean(name: str, known: Any) -> str:
+    """``"; did you mean x?"`` for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

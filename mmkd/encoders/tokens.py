@@ -1,0 +1,238 @@
+"""Pooling: from the states of a text's tokens to one vector.
+
+From: ``[n, l, d]`` states and the ``[n, l]`` attention mask. To: ``[n, d]`` float32. The mask alone
+says which tokens count, so padding may be on either side. ``weighted_mean`` is SGPT's (Muennighoff,
+arXiv:2202.08904): later tokens of a causal model have seen more, so token i of a text weighs i.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mmkd.errors import EncoderError
+
+if TYPE_CHECKING:
+    import torch
+
+POOLINGS = ("mean", "weighted_mean", "last", "eos", "cls", "max")
+
+
+def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """One vector per text.
+
+    Args:
+        states: ``[n, l, d]``, any floating type; what stands on padding is never read.
+        mask: ``[n, l]``, 1 on a text's own tokens; each text has at least one.
+        pooling: A name in `POOLINGS`: ``mean``; ``weighted_mean``, by position; ``last`` token;
+            ``eos``, the last token too, once the caller has put the end-of-sequence token there;
+            ``cls``, the first token; ``max`` of each feature.
+
+    Returns:
+        ``[n, d]`` float32, summed in float32.
+
+    Raises:
+        ValueError: ``pooling`` is unknown.
+    """
+    real = mask.bool()
+    if pooling in ("mean", "weighted_mean"):
+        weights = real.float()  # [n, l]
+        if pooling == "weighted_mean":
+            weights = real.cumsum(dim=1) * weights
+        # a zero weight would not hide the NaN that attention may leave on a padded token
+        own = states.float().masked_fill(~real[..., None], 0)
+        sums = (own * weights[..., None]).sum(dim=1)  # [n, d]
+        return sums / weights.sum(dim=1, keepdim=True)
+    if pooling == "max":
+        return states.float().masked_fill(~real[..., None], float("-inf")).amax(dim=1)
+    if pooling in ("last", "eos"):
+        place = real.shape[1] - 1 - real.flip(1).int().argmax(dim=1)  # [n]
+    elif pooling == "cls":
+        place = real.int().argmax(dim=1)
+    else:
+        raise ValueError(f"pooling {pooling!r} is unknown; use one of {', '.join(POOLINGS)}")
+    return states[torch.arange(len(states), device=states.device), place].float()
+
+
+# a fast tokenizer's encodings are many times larger than the ids that are kept of them
+_TEXTS_PER_CALL = 4096
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Some texts as the model takes them.
+
+    Attributes:
+        rows: ``[n]`` positions of the texts in the input.
+        ids: ``[n, l]`` token ids, padded.
+        mask: ``[n, l]`` 1 on a text's own tokens and 0 on padding.
+    """
+
+    rows: "torch.Tensor"
+    ids: "torch.Tensor"
+    mask: "torch.Tensor"
+
+
+def tokenise(
+    texts: Sequence[str],
+    tokenizer: Any,
+    *,
+    max_length_tokens: int | None,
+    append: int | None = None,
+) -> list[NDArray[np.int32]]:
+    """Token ids of each text, with the tokenizer's own special tokens.
+
+    Args:
+        texts: n strings.
+        tokenizer: A transformers tokenizer.
+        max_length_tokens: Longer texts are cut to this many tokens, special ones included.
+        append: A token put behind every text that does not end with it already.
+
+    Returns:
+        n arrays of at least one id: a text without tokens (some tokenizers add none of their own)
+        gets the token that begins texts, or else the one that ends them, or else the padding.
+    """
+    room = max_length_tokens
+    if room is not None and append is not None and not _ends_with(tokenizer, append):
+        room -= 1
+    found: list[NDArray[np.int32]] = []
+    for start in range(0, len(texts), _TEXTS_PER_CALL):
+        ids = tokenizer(
+            list(texts[start : start + _TEXTS_PER_CALL]),
+            truncation=room is not None,
+            max_length=room,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        found += [np.asarray(one, np.int32) for one in ids]
+    if append is not None:
+        end = np.asarray([append], np.int32)
+        found = [
+            one if len(one) and one[-1] == append else np.concatenate([one, end]) for one in found
+        ]
+    nothing = np.asarray([_token_for_nothing(tokenizer)], np.int32)
+    return [one if len(one) else nothing for one in found]
+
+
+def plan_batches(
+    lengths: Sequence[int], *, batch_size: int, batch_tokens: int | None = None
+) -> list[list[int]]:
+    """Which texts go through the model together.
+
+    Args:
+        lengths: Tokens of each text.
+        batch_size: Most texts of a batch.
+        batch_tokens: Most tokens of a batch, padding included: its count times its longest text. A
+            single longer text is a batch by itself.
+
+    Returns:
+        Positions into ``lengths``, longest first and equal ones in their order, so the most memory
+        is asked for first. A function of the lengths alone.
+
+    Raises:
+        EncoderError: ``batch_tokens`` is not positive.
+    """
+    if batch_tokens is not None and batch_tokens < 1:
+        raise EncoderError(f"batch_tokens {batch_tokens} is not positive; use 1 or more, or none")
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable").tolist()
+    batches = []
+    start = 0
+    while start < len(order):
+        count = batch_size
+        if batch_tokens is not None:
+            count = min(count, max(1, batch_tokens // max(1, lengths[order[start]])))
+        batches.append(order[start : start + count])
+        start += count
+    return batches
+
+
+def token_batches(
+    tokens: Sequence[NDArray[np.int32]],
+    *,
+    batch_size: int,
+    batch_tokens: int | None = None,
+    pad: int = 0,
+    padding_side: Literal["left", "right"] = "right",
+) -> Iterator[TokenBatch]:
+    """The batches of `plan_batches`, each padded to its own longest text.
+
+    Args:
+        tokens: Ids of each text, as `tokenise` gives them.
+        batch_size: Most texts of a batch.
+        batch_tokens: Most tokens of a batch.
+        pad: Id on padding; the mask hides it.
+        padding_side: Where the padding goes.
+
+    Yields:
+        Batches on the CPU that cover every text once.
+
+    Raises:
+        EncoderError: ``batch_tokens`` is not positive.
+    """
+    import torch
+
+    lengths = [len(one) for one in tokens]
+    for rows in plan_batches(lengths, batch_size=batch_size, batch_tokens=batch_tokens):
+        longest = lengths[rows[0]]
+        ids = np.full((len(rows), longest), pad, np.int64)
+        mask = np.zeros((len(rows), longest), np.int64)
+        for place, row in enumerate(rows):
+            if padding_side == "right":
+                own = slice(0, lengths[row])
+            else:
+                own = slice(longest - lengths[row], longest)
+            ids[place, own] = tokens[row]
+            mask[place, own] = 1
+        yield TokenBatch(torch.tensor(rows), torch.from_numpy(ids), torch.from_numpy(mask))
+
+
+def encode_batches(
+    batches: Iterator[TokenBatch],
+    vectors_of: Callable[[TokenBatch], "torch.Tensor"],
+    *,
+    count: int,
+    dim: int,
+) -> NDArray[np.float32]:
+    """Puts the vectors of all batches into the order of the texts.
+
+    Args:
+        batches: What `token_batches` gives.
+        vectors_of: From a batch on the CPU to its ``[n, dim]`` vectors, on any device.
+        count: Number of texts, N.
+        dim: Width of a vector.
+
+    Returns:
+        ``[N, dim]`` float32 on the CPU.
+    """
+    import torch
+
+    found: torch.Tensor | None = None
+    with torch.inference_mode():
+        for batch in batches:
+            vectors = vectors_of(batch)  # [n, dim]
+            # on the model's device until the end: copying each batch would make the device wait
+            if found is None:
+                found = torch.zeros((count, dim), dtype=torch.float32, device=vectors.device)
+            found[batch.rows.to(found.device)] = vectors.float()
+    if found is None:
+        return np.zeros((count, dim), np.float32)
+    return found.cpu().numpy()
+
+
+def _ends_with(tokenizer: Any, token: int) -> bool:
+    """Whether the tokenizer puts this token behind texts by itself."""
+    ids: list[int] = tokenizer("a")["input_ids"]
+    return ids[-1:] == [token]
+
+
+def _token_for_nothing(tokenizer: Any) -> int:
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        token = getattr(tokenizer, name, None)
+        if token is not None:
+            return int(token)
+    return 0

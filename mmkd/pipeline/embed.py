@@ -1,0 +1,126 @@
+"""Embedding: a catalogue to tables, why items lack a vector, and an encoder's neighbours."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mmkd.config.plan import Plan
+from mmkd.data import ItemTable
+from mmkd.data.readers import load_items
+from mmkd.embeddings import EmbeddingCache, EmbeddingTable, RunReport
+from mmkd.encoders import build_encoder
+from mmkd.errors import CacheError, RunError
+from mmkd.interruption import Interruption
+
+EmbedProgress = Callable[[str, int, int], None]  # (modality name, done, of)
+
+
+def embed(
+    planned: Plan,
+    items: ItemTable,
+    *,
+    device: str | None = None,
+    progress: EmbedProgress | None = None,
+    report: Callable[[str, RunReport], None] | None = None,
+) -> dict[str, EmbeddingTable]:
+    """Encode each modality of the catalogue once; what the cache holds is not encoded again.
+
+    Any number of processes may do this at once: they share the work, and none waits for another
+    while there is something left to encode.
+
+    Args:
+        planned: The recipe.
+        items: The catalogue.
+        device: Where the encoders run; None leaves it to the recipe.
+        progress: Told how far each modality is.
+        report: Told what this process did for a modality.
+
+    Raises:
+        EmbeddingInterrupted: After SIGINT or SIGTERM, once what is encoded is committed.
+    """
+    cache = EmbeddingCache(**planned.cache)
+    settings = planned.encoding
+    tables = {}
+    with Interruption() as interruption:
+        for name, card in planned.cards.items():
+            tables[name] = cache.table(
+                card,
+                items,
+                encoder_factory=partial(
+                    build_encoder,
+                    card,
+                    device=device or settings.resolved_device(),
+                    batch_tokens=settings.batch_tokens,
+                    allow_random_weights=planned.allow_random_weights,
+                ),
+                batch_size=settings.batch_size,
+                workers=settings.workers,
+                progress=partial(progress, name) if progress else None,
+                report=partial(report, name) if report else None,
+                stop=lambda: interruption.requested,
+            )
+            if interruption.requested:  # while there was nothing to encode
+                raise KeyboardInterrupt
+    return tables
+
+
+def encoder_neighbours(
+    planned: Plan,
+    item: str,
+    *,
+    modality: str,
+    k: int = 10,
+    progress: EmbedProgress | None = None,
+) -> list[dict[str, Any]]:
+    """The k nearest items by an encoder's vectors, encoding what the cache lacks.
+
+    Args:
+        planned: The recipe.
+        item: The item's id.
+        modality: Name of one of the recipe's encoders.
+        k: How many.
+        progress: Told how far the embedding is.
+
+    Returns:
+        ``{"item", "title", "score"}`` each, best first; scores are cosines.
+
+    Raises:
+        RunError: The recipe has no such modality.
+        DataError: The id is not in the catalogue.
+        CacheError: The item lacks the modality.
+    """
+    if modality not in planned.cards:
+        raise RunError(
+            f"{planned.recipe.name} has no encoder for {modality}; it has "
+            f"{', '.join(planned.cards) or 'none'}"
+        )
+    items = load_items(root=planned.recipe.data.folder, **planned.items)
+    row = items.row(item)
+    only = replace(planned, cards={modality: planned.cards[modality]})
+    table = embed(only, items, progress=progress)[modality]
+    rows, scores = EmbeddingCache(**planned.cache).neighbours(table, np.array([row]), k)
+    return [
+        {"item": items.ids[r], "title": items.titles[r], "score": float(score)}
+        for r, score in zip(rows[0], scores[0], strict=True)
+        if r > 0
+    ]
+
+
+def absent_reasons(
+    planned: Plan, tables: Mapping[str, EmbeddingTable]
+) -> dict[str, dict[str, int]]:
+    """Why items lack a vector: modality name to reason to count."""
+    cache = EmbeddingCache(**planned.cache)
+    found: dict[str, dict[str, int]] = {}
+    for name, table in tables.items():
+        try:
+            reasons = Counter(item.reason for item in cache.absent(table))
+        except CacheError:  # a cache that cannot be written keeps no reasons
+            absent = len(table) - int(table.present.sum())
+            reasons = Counter({"a reason that a read-only cache cannot keep": absent})
+        found[name] = dict((+reasons).most_common())
+    return found

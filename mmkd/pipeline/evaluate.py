@@ -1,0 +1,89 @@
+"""Questions to a cache or a trained run, asked by recipe; ``pipeline`` makes what is asked about.
+
+Why items lack a vector, what is near an item by its encoder, and how a trained run ranks again.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmkd.config.plan import Plan, plan
+from mmkd.config.recipe import Recipe, load_recipe
+from mmkd.data.splits import SequenceSplit
+from mmkd.errors import RunError
+from mmkd.evaluation import CaseRanks, compare
+from mmkd.evaluation.evaluator import Evaluator
+from mmkd.pipeline.stages import digests_of, load_data, rank_cases
+from mmkd.runs.folder import RunFolder
+
+
+def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:
+    """Evaluate a run's student again on its own split.
+
+    Args:
+        folder: A trained run.
+        cases: ``test`` or ``valid``.
+
+    Returns:
+        The report, as ``summarise`` gives it.
+
+    Raises:
+        RunError: The folder holds no trained run, or the data changed since.
+    """
+    run = RunFolder(folder)
+    planned = plan(load_recipe(str(run.recipe)), needs_teacher=False)
+    split, ranks = _rank_again(planned, run, cases)
+    return planned.evaluator.report(ranks, split, seed=planned.recipe.seed)
+
+
+def compare_runs(
+    first: Path, second: Path, *, cases: str = "test", metric: str = "NDCG@10"
+) -> dict[str, Any]:
+    """Is one run better than another? The ``test`` cases are those the runs keep.
+
+    Args:
+        first: A trained run.
+        second: Another on the same data.
+        cases: ``test``, or ``valid`` to choose between settings: both runs rank those again.
+        metric: Which metric to compare.
+
+    Returns:
+        As ``compare`` gives it.
+
+    Raises:
+        RunError: A folder holds no trained run, the data changed since, or the runs were trained
+            on different data or rank among different candidates.
+    """
+    runs = (RunFolder(first), RunFolder(second))
+    recipes = [load_recipe(str(run.recipe)) for run in runs]
+    _check_comparable(runs, recipes)
+    if cases == "test":
+        return compare(runs[0].ranks(), runs[1].ranks(), metric=metric)
+    plans = [plan(recipe, needs_teacher=False) for recipe in recipes]
+    ranks = [_rank_again(planned, run, cases)[1] for planned, run in zip(plans, runs, strict=True)]
+    return compare(ranks[0], ranks[1], metric=metric)
+
+
+def _check_comparable(runs: Sequence[RunFolder], recipes: Sequence[Recipe]) -> None:
+    """Raise RunError unless a difference of two runs' figures is one of the runs."""
+    first, second = (run.marker()["data"] for run in runs)
+    differ = [f"data ({k})" for k in sorted({*first, *second}) if first.get(k) != second.get(k)]
+    usual = Evaluator().exclude_seen
+    seen = [recipe.evaluation.get("exclude_seen", usual) for recipe in recipes]
+    if seen[0] != seen[1]:
+        differ.append(f"evaluation.exclude_seen ({seen[0]} and {seen[1]})")
+    if differ:
+        raise RunError(
+            f"{runs[0].path} and {runs[1].path} differ in {', '.join(differ)}, so their figures "
+            "can't be compared; train both on the same data, with the same candidates"
+        )
+
+
+def _rank_again(planned: Plan, run: RunFolder, cases: str) -> tuple[SequenceSplit, CaseRanks]:
+    student = run.student()
+    data = load_data(planned)
+    run.check_data(digests_of(data))
+    processes = planned.trainer.processes()
+    student.to(processes.device)
+    chosen = data.split.test if cases == "test" else data.split.valid
+    return data.split, rank_cases(planned, data.split, student, processes, chosen)

@@ -1,0 +1,158 @@
+"""The stages of the flow: items -> encoders -> cache -> distiller -> student -> ranks.
+
+Each function takes the checked plan of a recipe and what the stage before it returned;
+``pipeline`` runs them in their order.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from torch import Tensor
+
+from mmkd import __version__
+from mmkd.config.plan import Plan
+from mmkd.data import SPLITS, Cases, ItemTable, SequenceSplit
+from mmkd.data.dataset import Dataset, data_digests
+from mmkd.data.items import AttributeVocabulary
+from mmkd.data.readers import load_interactions, load_items
+from mmkd.distiller import CorrelationDistiller, CorrelationTargets
+from mmkd.embeddings import EmbeddingTable
+from mmkd.errors import RunError
+from mmkd.evaluation.evaluator import LIST_LENGTH
+from mmkd.evaluation.ranking import CaseRanks
+from mmkd.evaluation.retention import RetentionProbe
+from mmkd.student import Ensemble
+from mmkd.student.build import build_student
+from mmkd.student.ensemble import scorer
+from mmkd.training.step import TrainStep
+
+
+def load_data(planned: Plan) -> Dataset:
+    """Read the catalogue and the log, and split the sequences."""
+    root = planned.recipe.data.folder
+    items = load_items(root=root, **planned.items)
+    log = load_interactions(items, root=root, **planned.interactions)
+    split = SPLITS[planned.recipe.data.split.kind](log, len(items), **planned.split)
+    return Dataset(items=items, log=log, split=split)
+
+
+def distil(planned: Plan, tables: Mapping[str, EmbeddingTable]) -> CorrelationDistiller | None:
+    """Reduce the teachers and fit their codebooks; None without encoders.
+
+    Raises:
+        RunError: A modality's vectors can't be distilled.
+    """
+    if planned.distiller is None:
+        return None
+    try:
+        return CorrelationDistiller(**planned.distiller).fit(tables)
+    except ValueError as error:  # vectors that can't be distilled, such as all equal ones
+        raise RunError(f"{planned.recipe.name}: distiller: {error}") from error
+
+
+def build_step(
+    planned: Plan,
+    data: Dataset,
+    distiller: CorrelationDistiller | None,
+    *,
+    vocabulary: AttributeVocabulary | None = None,
+    compressed: Ensemble | None = None,
+) -> tuple[TrainStep, dict[str, Any]]:
+    """Student and objective, and the spec from which the student can be built again.
+
+    Args:
+        planned: The recipe.
+        data: What it trains on.
+        distiller: Of ``distil``.
+        vocabulary: Of ``vocabulary_of``.
+        compressed: The ensemble to compress, on the device.
+    """
+    teachers = distiller.reduced if distiller else {}
+    spec = {
+        "mmkd": __version__,
+        "item_count": data.split.item_count,
+        "max_length": planned.trainer.max_length,
+        "embedding": planned.embedding,
+        "backbone": planned.backbone,
+        "score_with": planned.recipe.student.score_with,
+        "ensemble": planned.ensemble,
+        "modalities": {name: teacher.shape[1] for name, teacher in teachers.items()},
+    }
+    present = distiller.present if distiller else {}
+    student = build_student(spec, teachers, present, seed=planned.recipe.seed)
+    objective = planned.objective.build(
+        train_counts=torch.from_numpy(data.split.train_counts()),
+        modalities=tuple(teachers),
+        members=len(student.members),
+        width=planned.width,
+        vocabulary=vocabulary,
+    )
+    return TrainStep(student, objective, compressed), spec
+
+
+def targets_of(
+    planned: Plan, distiller: CorrelationDistiller | None, accelerator: Accelerator
+) -> Callable[[Tensor, torch.Generator], Mapping[str, CorrelationTargets]]:
+    """A batch's items to the teachers' correlations, of each process a share."""
+    if distiller is None or planned.objective.correlation is None:
+        return lambda items, generator: {}
+    distiller.to(accelerator.device)
+    share = 1 / accelerator.num_processes
+    return lambda items, generator: distiller.targets(items, generator=generator, share=share)
+
+
+def retention_of(
+    planned: Plan, student: Ensemble, distiller: CorrelationDistiller | None
+) -> Callable[[], dict[str, float]]:
+    """How much of each modality the student's table still holds, by ``retention.NAME.FIGURE``."""
+    probes = {}
+    if distiller is not None:
+        probes = {
+            name: RetentionProbe(
+                teacher=teacher, present=distiller.present[name], seed=planned.recipe.seed
+            )
+            for name, teacher in distiller.reduced.items()
+        }
+
+    def measure() -> dict[str, float]:
+        return {
+            f"retention.{name}.{figure}": value
+            for name, probe in probes.items()
+            # the mask token's row has no teacher
+            for figure, value in probe.measure(student.vectors(name)[:-1]).items()
+        }
+
+    return measure
+
+
+def rank_cases(
+    planned: Plan,
+    split: SequenceSplit,
+    student: Ensemble,
+    processes: Accelerator | PartialState,
+    cases: Cases,
+    list_length: int = LIST_LENGTH,
+) -> CaseRanks:
+    """Rank every case's target among the whole catalogue; the processes share the work."""
+    return planned.evaluator.ranks(
+        scorer(student, item_count=split.item_count, max_length=planned.trainer.max_length),
+        split,
+        cases,
+        max_length=planned.trainer.max_length,
+        device=processes.device,
+        rank=processes.process_index,
+        world_size=processes.num_processes,
+        list_length=list_length,
+    )
+
+
+def vocabulary_of(planned: Plan, items: ItemTable) -> AttributeVocabulary | None:
+    """The attributes to predict, where the recipe has them predicted."""
+    return None if planned.objective.attributes is None else AttributeVocabulary.of(items)
+
+
+def digests_of(data: Dataset) -> dict[str, str]:
+    """What identifies the data a run trains on."""
+    return data_digests(item_ids=data.items.ids, user_ids=data.log.user_ids, split=data.split)

@@ -1,0 +1,304 @@
+"""Planning a recipe: every shipped one fits, and every mistake of a wrong one is told at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mmkd.config.plan import DEFAULT_WIDTH, Plan, check, plan
+from mmkd.config.recipe import load_recipe, recipe_names
+from mmkd.errors import RecipeError
+
+
+@pytest.fixture(autouse=True)
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def planned(*overrides: str, name: str = "quickstart") -> Plan:
+    return plan(load_recipe(name, ["data.root=x", *overrides]), needs_data=False)
+
+
+def problems(overrides: Sequence[str], *, name: str = "quickstart") -> list[str]:
+    with pytest.raises(RecipeError) as error:
+        planned(*overrides, name=name)
+    return [problem.split(": ", 1)[1] for problem in error.value.problems]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_can_be_planned(name: str) -> None:
+    found = planned(name=name)
+    assert set(found.cards) == set(found.recipe.encoders)
+    assert (found.distiller is None) == (not found.cards)
+    assert (found.objective.correlation is None) == (found.recipe.objective.correlation is None)
+    assert found.width % int(found.backbone.get("heads", 1)) == 0
+
+
+def test_values_of_the_recipe_reach_the_parts() -> None:
+    found = planned(
+        "seed=9", "training.epochs=3", "student.embedding.width=48", "distiller.codes=7"
+    )
+    assert found.trainer.epochs == 3 and found.trainer.lr == 2e-3
+    assert found.width == 48
+    assert found.distiller is not None
+    assert found.distiller["seed"] == 9 and found.distiller["codes"] == 7
+    assert found.objective.correlation is not None
+    assert found.objective.correlation["codes"] == 7 and found.objective.correlation["width"] == 48
+    assert found.objective.weights == {"holistic_weight": 0.4, "dissected_weight": 0.05}
+    assert found.evaluator.batch_size == 512
+    assert found.allow_random_weights is False
+
+
+def test_the_width_has_a_default() -> None:
+    assert planned("student.embedding={fusion: sum}", "student.embedding.width=64").width == 64
+    assert DEFAULT_WIDTH == 64
+
+
+def test_all_mistakes_are_told_together_with_what_was_meant() -> None:
+    found = problems(
+        [
+            "training.epoch=3",
+            "training.lr=fast",
+            "distiller.code=5",
+            "student.backbone.layer=2",
+            "evaluation.exclude_seen=histery",
+            "data.items.titel=title",
+            "objective.correlation.holistic_wieght=1",
+            "asynchronous.gama=2",
+            "encoders.text=hashed-txt",
+            "data.split=leave_on_out",
+        ]
+    )
+    told = dict(problem.split(": ", 1) for problem in found)
+    assert len(told) == len(found) == 10
+    assert told["training.epoch"] == "unknown; did you mean epochs?"
+    assert "wanted a number" in told["training.lr"]
+    assert told["distiller.code"] == "unknown; did you mean codes?"
+    assert told["student.backbone.layer"] == "unknown; did you mean layers?"
+    assert "one of history, none" in told["evaluation.exclude_seen"]
+    assert told["data.items.titel"] == "unknown; did you mean title?"
+    assert told["asynchronous.gama"] == "unknown; did you mean gamma?"
+    assert "hashed-text" in told["encoders.text"]
+    assert told["data.split.kind"] == "unknown; did you mean leave_one_out?"
+    assert "unknown" in told["objective.correlation.holistic_wieght"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (
+            ["student.backbone={kind: bert4rec, layers: 1, heads: 2}"],
+            "got next_item, wanted masked_item: backbone bert4rec is bidirectional",
+        ),
+        (
+            ["objective.recommendation=masked_item"],
+            "got masked_item, wanted next_item: backbone sasrec is causal",
+        ),
+    ],
+)
+def test_an_objective_of_the_other_direction_is_refused(overrides: list[str], wanted: str) -> None:
+    assert problems(overrides) == [f"objective.recommendation.kind: {wanted}"]
+
+
+def test_a_bidirectional_backbone_with_masked_items_is_planned() -> None:
+    found = planned(
+        "student.backbone={kind: bert4rec, layers: 1, heads: 2}",
+        "objective.recommendation={kind: masked_item, mask_ratio: 0.3}",
+    )
+    assert not found.objective.supervision.causal
+
+
+def test_correlation_without_encoders_is_refused() -> None:
+    assert problems(["encoders=null"]) == [
+        f"{key}: set, but there is no encoder to distil; add one to encoders"
+        for key in ("distiller", "objective.correlation")
+    ]
+    found = planned("encoders=null", "distiller=null", "objective.correlation=null")
+    assert found.distiller is None and found.cards == {}
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    [problem] = problems(["student.backbone.heads=3"])
+    assert problem.startswith("student.backbone: ")
+    assert "32" in problem and "3" in problem
+
+
+def test_facets_that_do_not_divide_the_teacher_are_refused() -> None:
+    [problem] = problems(["distiller.facets=5"])
+    assert problem.startswith("distiller: ") and "5 facets" in problem
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("training.epochs=0", "training: epochs: got 0, wanted at least 1"),
+        ("asynchronous.gamma=1", "asynchronous: gamma: got 1.0, wanted more than 1"),
+        ("objective.recommendation.negatives=5", "objective.recommendation: loss softmax has no"),
+        ("cache.allow_random_weights=1", "cache.allow_random_weights: wanted true or false"),
+        ("student.backbone=sasrek", "student.backbone.kind: backbone 'sasrek': unknown; did you"),
+        ("asynchronous=rampp", "asynchronous.kind: unknown; did you mean ramp?"),
+        ("distiller.seed=3", "distiller.seed: set by the program itself; remove it"),
+        ("training.select_metric=NDCG@7", "training.select_metric: got NDCG@7, wanted one of HR@5"),
+        ("objective.correlation.temperature=0", "objective.correlation: temperature must be"),
+        ("student.embedding.fusion=gates", "student.embedding.fusion: got 'gates', wanted one of"),
+        ("evaluation.ks=[0]", "evaluation.ks: "),
+        ("evaluation.resamples=0", "evaluation: resamples: got 0, wanted at least 1"),
+        ("evaluation.batch_size=0", "evaluation: batch_size: got 0, wanted at least 1"),
+        ("training.lr=0", "training: lr: got 0.0, wanted a number above 0"),
+        ("training.lr=-1", "training: lr: got -1.0, wanted a number above 0"),
+        ("training.betas=[0.9, 1]", "training: betas: got (0.9, 1.0), wanted two from 0 to below"),
+        ("training.betas=[-0.1, 0.9]", "training: betas: got (-0.1, 0.9)"),
+        ("training.gradient_clip=0", "training: gradient_clip: got 0.0, wanted a number above 0"),
+        ("training.weight_decay=-0.1", "training: weight_decay: got -0.1, wanted 0 or more"),
+        ("training.warmup_steps=-1", "training: warmup_steps: got -1, wanted 0 or more"),
+        ("training.patience=0", "training: patience: got 0, wanted at least 1"),
+        ("training.checkpoint_every_s=-1", "training: checkpoint_every_s: got -1.0, wanted 0 or"),
+        ("training.threads=0", "training: threads: got 0, wanted at least 1"),
+        ("training.max_length=0", "training: max_length: got 0, wanted at least 1"),
+        ("training.batch_size=0", "training: batch_size: got 0, wanted at least 1"),
+        ("student.embedding.dropout=1", "student.embedding: dropout: got 1.0, wanted 0 up to"),
+        ("student.embedding.dropout=-0.1", "student.embedding: dropout: got -0.1, wanted 0 up to"),
+        ("student.embedding.width=0", "student.embedding: width: got 0, wanted at least 1"),
+        ("student.embedding.gate_width=0", "student.embedding: gate_width: got 0, wanted at least"),
+        ("student.embedding.id_std=0", "student.embedding: id_std: got 0.0, wanted more than 0"),
+        ("student.embedding.modality_std=-1", "student.embedding: modality_std: got -1.0, wanted"),
+        ("student.backbone.dropout=1", "student.backbone: dropout: got 1.0, wanted 0 up to"),
+        ("student.backbone.heads=0", "student.backbone: heads: got 0, wanted at least 1"),
+        ("student.backbone.layers=0", "student.backbone: layers: got 0, wanted at least 1"),
+        ("student.backbone.feedforward=0", "student.backbone: feedforward: got 0, wanted at least"),
+        ("student.backbone={kind: gru4rec, hidden: 0}", "student.backbone: hidden: got 0, wanted"),
+        ("student.backbone={kind: gru4rec, dropout: 1}", "student.backbone: dropout: got 1.0"),
+        (
+            "objective.recommendation={kind: next_item, loss: gbce, negatives: 0}",
+            "objective.recommendation: negatives: got 0, wanted at least 1",
+        ),
+        (
+            "objective.recommendation={kind: next_item, loss: gbce, calibration: 1.1}",
+            "objective.recommendation: calibration: got 1.1, wanted 0 to 1",
+        ),
+        ("objective.correlation.hidden=-1", "objective.correlation: hidden must be at least 1"),
+        ("objective.correlation.hidden=0", "objective.correlation: hidden must be at least 1"),
+        (
+            "objective.correlation.holistic_weight=-1",
+            "objective.correlation: holistic_weight: got -1.0, wanted 0 or more",
+        ),
+        ("distiller.codes=1", "distiller: codes must be at least 2"),
+        ("distiller.dim=-8", "distiller: dim must be at least 1"),
+        ("distiller.max_pairs=0", "distiller: max_pairs must be at least 1"),
+        ("cache.shard_size=0", "cache: shard_size 0 is not positive"),
+        (
+            "training.select_metric=retention.text.spearmann",
+            "training.select_metric: got retention.text.spearmann, wanted one of HR@5",
+        ),
+        ("data.items.text='{title'", "data.items.text: text template '{title': "),
+        ("data.items.text=title", "data.items.text: text template 'title' has no placeholder"),
+        ("data.interactions.min_rating=3", "data.interactions.min_rating: needs ratings"),
+        ("encoders={a.b: hashed-text}", "encoders.a.b: modality 'a.b': wanted letters, digits"),
+        ("encoders={'': hashed-text}", "encoders.: modality '': wanted letters, digits"),
+        ("encoders={type: hashed-text}", "encoders.type: modality 'type': torch keeps this name"),
+        ("encoders={keys: hashed-text}", "encoders.keys: modality 'keys': torch keeps this name"),
+        ("encoders={items: hashed-text}", "encoders.items: modality 'items': torch keeps this"),
+        ("encoders={train: hashed-text}", "encoders.train: modality 'train': torch keeps this"),
+    ],
+)
+def test_a_value_that_a_part_refuses_is_a_mistake_of_the_recipe(override: str, wanted: str) -> None:
+    [problem] = problems([override])
+    assert problem.startswith(wanted)
+
+
+@pytest.mark.parametrize("figure", ["spearman", "recall@10"])
+def test_a_retention_metric_may_select(figure: str) -> None:
+    found = planned(f"training.select_metric=retention.text.{figure}")
+    assert found.trainer.select_metric == f"retention.text.{figure}"
+
+
+def test_every_number_a_part_refuses_is_told() -> None:
+    found = problems(["training.lr=0", "training.epochs=0", "training.weight_decay=-1"])
+    assert [problem.split(": ")[1] for problem in found] == ["epochs", "lr", "weight_decay"]
+
+
+def test_an_untrained_encoder_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
+    card = tmp_path / "blank.yaml"
+    card.write_text("modality: image\nkind: open_clip\nmodel: RN50\n", encoding="utf-8")
+    blank = f"encoders.image={card}"
+    [problem] = problems([blank])
+    assert problem.startswith("encoders.image: ") and "untrained" in problem
+    assert "cache.allow_random_weights" in problem
+    assert planned(blank, "cache.allow_random_weights=true").allow_random_weights
+    with card.open("a", encoding="utf-8") as file:
+        file.write("pretrained: openai\n")
+    assert not planned(blank).cards["image"].untrained
+
+
+def checked(*overrides: str) -> dict[str, str]:
+    with pytest.raises(RecipeError) as error:
+        check("quickstart", ["data.root=x", *overrides], needs_data=False)
+    lines = [problem.split(": ", 2)[1:] for problem in error.value.problems]
+    told = {key: message for key, message in lines}
+    assert len(told) == len(lines)
+    return told
+
+
+def test_mistakes_of_structure_and_of_options_come_together() -> None:
+    told = checked(
+        "name=a/b",
+        "seed=-1",
+        "trainning.lr=1",
+        "student.score_with=idd",
+        "distiller.code=5",
+        "student.backbone.heads=0",
+        "training.lr=???",
+        "data.split=leave_on_out",
+    )
+    assert told.keys() == {
+        "name",
+        "seed",
+        "trainning",
+        "student.score_with",
+        "distiller.code",
+        "student.backbone",
+        "training.lr",
+        "data.split.kind",
+    }
+    assert told["seed"] == "got -1, wanted at least 0"
+    assert told["student.backbone"].startswith("heads: got 0")
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("student=3", "student"),
+        ("student.backbone=[1]", "student.backbone"),
+        ("objective=3", "objective"),
+        ("objective.recommendation=null", "objective.recommendation"),
+        ("data=3", "data"),
+        ("data.items=file", "data.items"),
+        ("data={1: 2}", "data.1"),
+        ("encoders={text: 5, a.b: 6}", "encoders.text"),
+        ("encoders=5", "encoders"),
+        ("distiller=5", "distiller"),
+        ("training=[]", "training"),
+    ],
+)
+def test_a_broken_section_hides_no_mistake_and_causes_none(override: str, key: str) -> None:
+    told = checked(
+        override,
+        "asynchronous={kind: ramp, gamma: 1}",
+        *([] if key in ("student", "data") else ["student.embedding.id_std=0"]),
+    )
+    also = {"encoders.a.b"} if "a.b" in override else set()
+    hidden = set() if key in ("student", "data") else {"student.embedding"}
+    assert told.keys() == {key, "asynchronous"} | also | hidden
+
+
+def test_a_right_recipe_is_checked_to_its_plan() -> None:
+    found = check("quickstart", ["data.root=x"], needs_data=False)
+    assert found.recipe == planned().recipe
+
+
+def test_missing_data_matters_only_where_it_is_needed(tmp_path: Path) -> None:
+    recipe = load_recipe("quickstart", ["data.root=nowhere"])
+    with pytest.raises(RecipeError, match=r"data\.root: no such folder: nowhere"):
+        plan(recipe)
+    (tmp_path / "nowhere").mkdir()
+    assert plan(recipe).recipe is recipe

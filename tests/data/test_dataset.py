@@ -1,0 +1,53 @@
+"""Digests of the data: equal for equal data, and each tells of its own part."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from mmkd.data import Cases, SequenceSplit
+from mmkd.data.dataset import data_digests
+
+SPLIT = SequenceSplit(
+    items=np.array([1, 2, 3, 2, 1, 3]),
+    offsets=np.array([0, 3, 6]),
+    train_end=np.array([1, 1]),
+    valid=Cases(np.array([0, 1]), np.array([1, 1])),
+    test=Cases(np.array([0, 1]), np.array([2, 2])),
+    item_count=3,
+)
+ITEMS, USERS = ("", "a", "bc", "d"), ("u", "v")
+
+
+def digests(
+    items: tuple[str, ...] = ITEMS, users: tuple[str, ...] = USERS, split: SequenceSplit = SPLIT
+) -> dict[str, str]:
+    return data_digests(item_ids=items, user_ids=users, split=split)
+
+
+def differing(other: dict[str, str]) -> set[str]:
+    return {name for name, digest in digests().items() if other[name] != digest}
+
+
+def test_equal_data_has_equal_digests_however_it_lies_in_memory() -> None:
+    strided = np.repeat(SPLIT.items, 2)[::2]
+    assert not strided.flags["C_CONTIGUOUS"]
+    narrow = replace(SPLIT, items=strided, offsets=SPLIT.offsets.astype(np.int32))
+    assert differing(digests(split=narrow)) == set()
+
+
+def test_each_digest_tells_of_its_own_part() -> None:
+    assert differing(digests(items=("", "a", "d", "bc"))) == {"catalogue"}
+    assert differing(digests(users=("v", "u"))) == {"users"}
+    other_border = replace(SPLIT, offsets=np.array([0, 4, 6]))
+    assert differing(digests(split=other_border)) == {"events"}
+    assert differing(digests(split=replace(SPLIT, train_end=np.array([1, 2])))) == {"split"}
+    swapped = replace(SPLIT, valid=SPLIT.test, test=SPLIT.valid)
+    assert differing(digests(split=swapped)) == {"split"}
+
+
+def test_a_moved_border_between_ids_or_arrays_shows() -> None:
+    assert differing(digests(items=("", "ab", "c", "d"))) == {"catalogue"}
+    shifted = replace(
+        SPLIT, train_end=np.array([1, 1, 0]), valid=Cases(np.array([1]), np.array([1, 1]))
+    )
+    assert differing(digests(split=shifted)) == {"split"}

@@ -1,0 +1,13 @@
+"""Run as a program by test_store.py: encodes 60 texts slowly into the cache named on its line."""
+
+import sys
+from pathlib import Path
+
+from embeddings.fakes import LoggingText, card, catalogue
+
+from mmkd.embeddings import EmbeddingCache
+
+if __name__ == "__main__":
+    texts = [f"text number {n}" for n in range(60)]
+    cache = EmbeddingCache(Path(sys.argv[1]), shard_size=8)
+    cache.table(card(), catalogue(texts), encoder_factory=LoggingText)

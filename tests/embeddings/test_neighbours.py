@@ -1,0 +1,181 @@
+"""Neighbours by FAISS against a plain ranking in float64."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+from embeddings.fakes import TEXTS, FakeText, card, catalogue
+from numpy.typing import NDArray
+
+from mmkd.embeddings import EmbeddingCache, EmbeddingTable
+from mmkd.embeddings.neighbours import NeighbourIndex
+from mmkd.errors import CacheError
+
+
+def random_table(items: int = 300, dim: int = 16, *, seed: int = 0) -> EmbeddingTable:
+    generator = np.random.default_rng(seed)
+    present = generator.random(items + 1) > 0.2
+    present[0] = False
+    scale = generator.lognormal(size=(items + 1, 1))  # cosine must not care
+    vectors = (generator.normal(size=(items + 1, dim)) * scale).astype(np.float32)
+    vectors[~present] = 0
+    return EmbeddingTable(vectors, present, "card", "text", "somewhere.else")
+
+
+def naive(table: EmbeddingTable, row: int, k: int) -> tuple[list[int], list[float]]:
+    scored = []
+    query = table.vectors[row].astype(np.float64)
+    for other in range(1, len(table.present)):
+        if other == row or not table.present[other]:
+            continue
+        vector = table.vectors[other].astype(np.float64)
+        cosine = query @ vector / (np.sqrt(query @ query) * np.sqrt(vector @ vector))
+        scored.append((-cosine, other))
+    scored.sort()
+    return [other for _, other in scored[:k]], [-score for score, _ in scored[:k]]
+
+
+def queries(table: EmbeddingTable) -> NDArray[np.int64]:
+    return np.flatnonzero(table.present)[::-3].astype(np.int64)
+
+
+def test_exact_neighbours_equal_a_naive_ranking(tmp_path: Path) -> None:
+    table = random_table()
+    rows, scores = EmbeddingCache(tmp_path).neighbours(table, queries(table), 10)
+    assert rows.dtype == np.int64 and scores.dtype == np.float32
+    for query, found, cosine in zip(queries(table), rows, scores, strict=True):
+        wanted, wanted_cosine = naive(table, int(query), 10)
+        assert found.tolist() == wanted
+        np.testing.assert_allclose(cosine, wanted_cosine, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [None, "HNSW32", "IVF16,PQ8x8", "OPQ8,IVF16,PQ8x4fs"])
+def test_approximate_search_finds_nearly_all(tmp_path: Path, kind: str | None) -> None:
+    table = random_table(2000)
+    cache = EmbeddingCache(tmp_path, exact_below=100, index=kind)
+    rows, scores = cache.neighbours(table, queries(table), 10)
+    exact, _ = EmbeddingCache(tmp_path).neighbours(table, queries(table), 10)
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows, exact, strict=True)])
+    assert recall > 0.97
+    assert (rows != queries(table)[:, None]).all() and table.present[rows].all()
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("kind", [None, "HNSW32"])
+def test_a_search_that_ends_short_is_completed(tmp_path: Path, kind: str | None) -> None:
+    """Many copies of one vector cut an HNSW graph into parts that a search cannot leave."""
+    table = random_table(600)
+    vectors = np.asarray(table.vectors)
+    vectors[table.present] = 1.0
+    vectors[np.flatnonzero(table.present)[-1]] = -1.0
+    k = int(table.present.sum()) - 1
+    rows, _ = EmbeddingCache(tmp_path, exact_below=2, index=kind).neighbours(
+        table, queries(table)[:3], k
+    )
+    for query, found in zip(queries(table), rows, strict=False):
+        assert sorted([int(query), *found.tolist()]) == np.flatnonzero(table.present).tolist()
+
+
+def test_items_with_equal_vectors_are_neighbours_but_not_of_themselves(tmp_path: Path) -> None:
+    table = random_table(60)
+    same = np.flatnonzero(table.present)[:20]
+    np.asarray(table.vectors)[same] = table.vectors[same[0]]
+    rows, scores = EmbeddingCache(tmp_path).neighbours(table, same, 5)
+    assert (rows != same[:, None]).all()
+    assert np.isin(rows, same).all()
+    assert all(len(set(found)) == 5 for found in rows.tolist())
+    np.testing.assert_allclose(scores, 1.0, atol=1e-6)
+
+
+def test_all_others_can_be_asked_for_but_not_more(tmp_path: Path) -> None:
+    table = random_table(30)
+    count = int(table.present.sum())
+    cache = EmbeddingCache(tmp_path)
+    rows, _ = cache.neighbours(table, queries(table), count - 1)
+    for query, found in zip(queries(table), rows, strict=True):
+        assert sorted([int(query), *found.tolist()]) == np.flatnonzero(table.present).tolist()
+    for k in (0, count):
+        with pytest.raises(CacheError, match=f"use 1 to {count - 1}"):
+            cache.neighbours(table, queries(table), k)
+
+
+def test_rows_without_a_vector_and_rows_that_are_no_items_are_errors(tmp_path: Path) -> None:
+    table = random_table(30)
+    missing = np.flatnonzero(~table.present)[1]
+    cache = EmbeddingCache(tmp_path)
+    with pytest.raises(CacheError, match=f"rows {missing} have no text vector"):
+        cache.neighbours(table, np.array([queries(table)[0], missing]), 3)
+    for row in (0, 31, -1):
+        with pytest.raises(CacheError, match=r"rows are 1\.\.30"):
+            cache.neighbours(table, np.array([row]), 3)
+    wrong: Any = np.array([1.5])
+    with pytest.raises(CacheError, match="integers"):
+        cache.neighbours(table, wrong, 3)
+    assert cache.neighbours(table, np.zeros(0, np.int64), 3)[0].shape == (0, 3)
+
+
+def test_huge_tiny_and_zero_vectors(tmp_path: Path) -> None:
+    table = random_table(40)
+    rows = queries(table)
+    before, _ = EmbeddingCache(tmp_path).neighbours(table, rows, 5)
+    vectors = np.asarray(table.vectors)
+    vectors[:20] *= np.float32(1e25)
+    vectors[20:] *= np.float32(1e-25)
+    after, scores = EmbeddingCache(tmp_path).neighbours(table, rows, 5)
+    np.testing.assert_array_equal(before, after)
+    vectors[rows[0]] = 0
+    _, scores = EmbeddingCache(tmp_path).neighbours(table, rows[:1], 5)
+    np.testing.assert_array_equal(scores, np.zeros((1, 5)))
+
+
+def open_table(cache: EmbeddingCache, texts: list[str | None]) -> EmbeddingTable:
+    return EmbeddingCache(cache.folder).table(card(), catalogue(texts), encoder_factory=FakeText)
+
+
+def test_the_index_is_kept_beside_the_vectors_and_read_back(
+    cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [*TEXTS, None]
+    rows = np.arange(1, 51)
+    table = open_table(cache, texts)
+    first = cache.neighbours(table, rows, 5)
+    (saved,) = cache.folder.glob("*/tables/*/index.faiss")
+    assert faiss.read_index(str(saved)).ntotal == 50
+    monkeypatch.setattr(NeighbourIndex, "build", None)
+    again = EmbeddingCache(cache.folder).neighbours(open_table(cache, texts), rows, 5)
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "other vectors", "no description"])
+def test_a_stale_or_damaged_index_is_built_again(cache: EmbeddingCache, damage: str) -> None:
+    rows = np.arange(1, 51)
+    table = open_table(cache, TEXTS)
+    cache.neighbours(table, rows, 5)
+    (saved,) = cache.folder.glob("*/tables/*/index.faiss")
+    data = bytearray(saved.read_bytes())
+    if damage == "flip":
+        data[-3] ^= 0x40
+        saved.write_bytes(data)
+    elif damage == "truncate":
+        saved.write_bytes(data[:-100])
+    elif damage == "no description":
+        saved.with_name("index.json").unlink()
+    else:
+        vectors = np.asarray(table.vectors)
+        vectors[1:] = vectors[1:][::-1].copy()
+        table = replace(table, vectors=vectors)
+    found, _ = EmbeddingCache(cache.folder).neighbours(table, rows, 5)
+    for row in rows:
+        assert found[row - 1].tolist() == naive(table, int(row), 5)[0]
+
+
+def test_the_index_of_a_changed_catalogue_is_its_own(cache: EmbeddingCache) -> None:
+    cache.neighbours(open_table(cache, TEXTS), np.arange(1, 51), 5)
+    table = open_table(cache, TEXTS[::-1])
+    found, _ = cache.neighbours(table, np.arange(1, 51), 5)
+    for row in range(1, 51):
+        assert found[row - 1].tolist() == naive(table, row, 5)[0]

@@ -1,0 +1,80 @@
+"""Token batches cover every text once, stay within their budget and change no order."""
+
+import numpy as np
+import pytest
+import torch
+from encoders.language_models import tokenizer
+
+from mmkd.encoders.tokens import TokenBatch, encode_batches, plan_batches, token_batches, tokenise
+from mmkd.errors import EncoderError
+
+LENGTHS = np.random.default_rng(3).integers(1, 60, 200).tolist()
+
+
+@pytest.mark.parametrize(("size", "budget"), [(8, None), (8, 100), (1000, 64), (1000, 1), (1, 999)])
+def test_every_text_is_in_one_batch_within_the_caps(size: int, budget: int | None) -> None:
+    batches = plan_batches(LENGTHS, batch_size=size, batch_tokens=budget)
+    flat = [row for batch in batches for row in batch]
+    assert sorted(flat) == list(range(len(LENGTHS)))
+    # longest first; equal lengths in the order of the texts
+    assert flat == sorted(range(len(LENGTHS)), key=lambda row: (-LENGTHS[row], row))
+    for batch, following in zip(batches, [*batches[1:], None], strict=True):
+        tokens = len(batch) * max(LENGTHS[row] for row in batch)
+        assert len(batch) <= size
+        assert budget is None or tokens <= budget or len(batch) == 1
+        if following is not None:  # one more text would have been too many
+            more = (len(batch) + 1) * LENGTHS[batch[0]]
+            assert len(batch) == size or (budget is not None and more > budget)
+
+
+def test_budget_of_nothing_is_an_error() -> None:
+    with pytest.raises(EncoderError, match="batch_tokens 0 is not positive"):
+        plan_batches([3], batch_size=1, batch_tokens=0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_batches_hold_the_tokens_and_vectors_come_back_in_order(side: str) -> None:
+    tokens = [np.arange(1, length + 1, dtype=np.int32) * 7 for length in LENGTHS]
+
+    def first_last_and_sum(batch: TokenBatch) -> torch.Tensor:
+        own = [ids[mask.bool()] for ids, mask in zip(batch.ids, batch.mask, strict=True)]
+        assert (batch.ids[batch.mask == 0] == 99).all()
+        edge = batch.mask[:, 0 if side == "right" else -1]
+        assert edge.all()
+        return torch.stack([torch.stack([one[0], one[-1], one.sum()]) for one in own])
+
+    batches = token_batches(
+        tokens,
+        batch_size=9,
+        batch_tokens=150,
+        pad=99,
+        padding_side=side,  # type: ignore[arg-type]
+    )
+    found = encode_batches(batches, first_last_and_sum, count=len(tokens), dim=3)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, [[one[0], one[-1], one.sum()] for one in tokens])
+
+
+@pytest.mark.parametrize("sort", ["bare", "bos", "eos", "bert"])
+def test_texts_are_cut_with_their_special_tokens(sort: str) -> None:
+    own = tokenizer(sort)
+    texts = ["A cowboy doll", "", "query: " * 50]
+    for found, text in zip(tokenise(texts, own, max_length_tokens=12), texts, strict=True):
+        expected = own(text, truncation=True, max_length=12)["input_ids"]
+        # a tokenizer that adds nothing gives an empty text nothing; then it gets the first token
+        assert found.tolist() == (expected or [own.bos_token_id])
+
+
+@pytest.mark.parametrize("sort", ["bare", "bos", "eos", "bert"])
+def test_appended_token_is_there_once_and_within_the_length(sort: str) -> None:
+    own = tokenizer(sort)
+    end = own.eos_token_id
+    texts = ["A cowboy doll", "", "query: " * 50]
+    found = tokenise(texts, own, max_length_tokens=12, append=end)
+    for one in found:
+        assert one[-1] == end
+        assert (one == end).sum() == 1
+    assert len(found[2]) == 12
+    before = own(texts[2])["input_ids"]
+    kept = [token for token in before if token != end][: 12 - 1]
+    assert found[2][:-1].tolist() == kept

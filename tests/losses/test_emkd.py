@@ -1,0 +1,262 @@
+"""EMKD's losses against naive float64 re-derivations, values and gradients."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from references import emkd
+from torch import Tensor
+
+from mmkd.data.batches import seeded_generator
+from mmkd.data.items import AttributeVocabulary, ItemTable
+from mmkd.data.tasks import Batch, cloze_batch
+from mmkd.errors import DataError
+from mmkd.losses import mutual as module
+from mmkd.losses.attributes import AttributeLoss, attribute_loss
+from mmkd.losses.compression import CompressionLoss, soft_target_kl
+from mmkd.losses.contrastive import ContrastiveLoss
+from mmkd.losses.mutual import MutualLoss, joint_softmax, mutual_kl
+from mmkd.losses.objective import Objective
+from mmkd.losses.recommendation import RecommendationLoss, SoftmaxLoss
+from mmkd.student import StudentOutput
+
+N, B, L, D, ITEMS = 3, 4, 5, 6, 12
+SEQUENCES = [[0, 0, 1, 2, 3], [4, 5, 6, 7, 8], [0, 0, 0, 9, 10], [0, 11, 12, 1, 2]]
+LABELS: list[set[int]] = [set(), {1}, {1, 3}, {2}, set(), {4}, {2, 3}, {1}, {4}, {3}, {2}, {1}, {4}]
+
+
+def leaves(*shape: int, count: int = N, seed: int = 0) -> list[Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(shape, generator=g, dtype=torch.float64).requires_grad_() for _ in range(count)
+    ]
+
+
+def batch(views: int = 3) -> Batch:
+    return cloze_batch(
+        torch.tensor(SEQUENCES),
+        item_count=ITEMS,
+        generator=seeded_generator(2),
+        views=views,
+        mask_ratio=0.4,
+        clean=True,
+    )
+
+
+def labels() -> Tensor:
+    table = torch.zeros(ITEMS + 2, 2, dtype=torch.int64)
+    for row, own in enumerate(LABELS):
+        for column, label in enumerate(sorted(own)):
+            table[row, column] = label
+    return table
+
+
+def same_gradients(ours: Tensor, naive: Tensor, inputs: Sequence[Tensor]) -> None:
+    torch.testing.assert_close(ours, naive)
+    found = torch.autograd.grad(ours, inputs, retain_graph=True)
+    for a, b in zip(found, torch.autograd.grad(naive, inputs, retain_graph=True), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# contrast
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("tau", [1.0, 0.3])
+def test_contrast_is_the_formula(exact: bool, tau: float) -> None:
+    hidden, views = leaves(4, B, L, D), batch().views
+    found = ContrastiveLoss(temperature=tau, exact_reference=exact)(hidden, views)
+    each = [[emkd.contrast(hidden, views, x, y, tau, exact) for y in range(N)] for x in range(N)]
+    same_gradients(found.intra, sum((each[n][n] for n in range(N)), torch.zeros(())), hidden)
+    cross = [each[x][y] for x in range(N) for y in range(N) if x != y]
+    same_gradients(found.cross, torch.stack(cross).sum(), hidden)
+
+
+def test_padding_and_the_order_of_the_batch_change_no_contrast() -> None:
+    hidden, views = leaves(4, B, L, D), batch().views
+    loss = ContrastiveLoss(temperature=0.5)
+    wanted = loss(hidden, views)
+    more = [torch.cat([torch.full((4, B, 2, D), 7.0), h], 2) for h in hidden]
+    padded = loss(more, torch.nn.functional.pad(views, (2, 0)))
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = loss([h[:, order] for h in hidden], views[:, order])
+    for other in (padded, shuffled):
+        torch.testing.assert_close(other.intra, wanted.intra)
+        torch.testing.assert_close(other.cross, wanted.cross)
+
+
+def test_a_sequence_alone_in_its_batch_has_no_contrast_and_no_nan() -> None:
+    hidden = leaves(4, 1, L, D)
+    found = ContrastiveLoss()(hidden, batch().views[:, :1])
+    assert found.intra == found.cross == 0
+    assert all(not g.any() for g in torch.autograd.grad(found.intra + found.cross, hidden))
+
+
+# mutual
+
+
+@pytest.mark.parametrize("tau", [1.0, 0.3])
+@pytest.mark.parametrize("networks", [2, 3])
+def test_mutual_kl_is_the_symmetric_kl_of_every_pair(tau: float, networks: int) -> None:
+    logits = leaves(7, ITEMS, count=networks)
+    naive = emkd.mutual(logits, tau)
+    torch.testing.assert_close(mutual_kl(torch.stack(logits), tau), naive)
+    same_gradients(mutual_kl(torch.stack(logits), tau).sum(), naive.sum(), logits)
+
+
+def test_one_network_and_equal_networks_have_nothing_to_tell() -> None:
+    one = torch.stack(leaves(7, ITEMS, count=1))
+    torch.testing.assert_close(mutual_kl(one, 1.0), torch.zeros(7, dtype=torch.float64))
+    torch.testing.assert_close(mutual_kl(one.expand(3, -1, -1), 0.5), torch.zeros(7).double())
+
+
+@pytest.mark.parametrize("tau", [1.0, 0.3])
+def test_joint_softmax_in_chunks_is_both_losses_and_their_gradients(
+    tau: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CPU_LOGITS", 16 * N * ITEMS)  # 16 positions a chunk
+    states, matrices = leaves(37, D), leaves(ITEMS, D, seed=1)
+    column = torch.arange(37) % ITEMS
+    total, ce, kd = joint_softmax(states, matrices, column, temperature=tau, weight=0.7)
+    logits = [h @ m.mT for h, m in zip(states, matrices, strict=True)]
+    naive_ce = (
+        torch.stack(
+            [emkd.cross_entropy(z[m], int(column[m])) for z in logits for m in range(37)]
+        ).sum()
+        / N
+    )
+    naive_kd = emkd.mutual(logits, tau).sum()
+    assert not ce.requires_grad and not kd.requires_grad
+    torch.testing.assert_close(ce, naive_ce.detach())
+    torch.testing.assert_close(kd, naive_kd.detach())
+    same_gradients(total, naive_ce + 0.7 * naive_kd / N, [*states, *matrices])
+
+
+# attributes
+
+
+def test_attribute_loss_is_the_cross_entropy_of_a_multi_hot() -> None:
+    (logits,) = leaves(ITEMS, 4, count=1)
+    rows = labels()[1 : ITEMS + 1]
+    naive = emkd.attributes(logits, [{c - 1 for c in own} for own in LABELS[1:]])
+    torch.testing.assert_close(attribute_loss(logits, rows), naive)
+    same_gradients(attribute_loss(logits, rows).sum(), naive.sum(), [logits])
+
+
+def test_attributes_count_where_an_item_has_some() -> None:
+    loss = AttributeLoss(width=D, count=4, labels=labels(), members=N).double()
+    hidden, items = leaves(B, L, D), torch.tensor(SEQUENCES)
+    found = loss(hidden, items, torch.zeros_like(items))
+    places = [(b, i) for b, i in items.nonzero().tolist() if LABELS[items[b, i]]]
+    naive = []
+    for states, head in zip(hidden, loss.heads, strict=True):
+        logits = torch.stack([head(states[b, i]) for b, i in places])
+        own = [{c - 1 for c in LABELS[items[b, i]]} for b, i in places]
+        naive.append(emkd.attributes(logits, own).mean())
+    same_gradients(found, torch.stack(naive).sum(), hidden)
+    more = [torch.cat([torch.full((B, 3, D), 5.0), h], 1) for h in hidden]
+    padded = torch.nn.functional.pad(items, (3, 0))
+    torch.testing.assert_close(loss(more, padded, torch.zeros_like(padded)), found)
+
+
+def test_a_vocabulary_numbers_the_labels_of_a_catalogue() -> None:
+    def table(*own: tuple[str, ...]) -> ItemTable:
+        n = len(own)
+        ids = ("", *(f"i{k}" for k in range(n)))
+        return ItemTable(ids, ids, (None,) * (n + 1), (None,) * (n + 1), ((), *own))
+
+    found = AttributeVocabulary.of(table(("war", "drama"), (), ("drama", "drama"), ("comedy",)))
+    assert found.names == ("comedy", "drama", "war")
+    assert np.array_equal(found.labels, [[0, 0], [2, 3], [0, 0], [2, 0], [1, 0], [0, 0]])
+    with pytest.raises(DataError, match=r"no item .* has an attribute .*data\.items\.attributes"):
+        AttributeVocabulary.of(table((), ()))
+
+
+# compression
+
+
+@pytest.mark.parametrize("inference", ["logits", "probabilities"])
+@pytest.mark.parametrize("tau", [1.0, 2.0])
+@pytest.mark.parametrize("positions", [9, 41])
+def test_compression_is_the_kl_from_the_ensemble(
+    inference: str, tau: float, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmkd.losses.compression._CPU_LOGITS", 1)  # chunks of 16 positions
+    monkeypatch.setattr("mmkd.losses.compression._STATES", 16)
+    states, matrix = leaves(positions, D, count=1)[0], leaves(ITEMS, D, count=1, seed=3)[0]
+    teachers, matrices = leaves(positions, 4, seed=4), leaves(ITEMS, 4, seed=5)
+    logits = [h @ m.mT for h, m in zip(teachers, matrices, strict=True)]
+    naive = emkd.compression(states @ matrix.mT, logits, tau, inference == "logits").sum()
+    found = soft_target_kl(
+        states,
+        matrix,
+        teachers,
+        matrices,
+        temperature=tau,
+        inference=inference,  # type: ignore[arg-type]
+    )
+    same_gradients(found, naive, [states, matrix])
+    loss = CompressionLoss(temperature=tau)
+    whole = loss(states, matrix, teachers, matrices, inference)
+    torch.testing.assert_close(whole.prediction, tau**2 * naive / positions)
+    every = 1 if positions == 9 else 3  # 14 of 41 positions, both sides'
+    apart = emkd.states_apart(states[::every], [h[::every] for h in teachers])
+    torch.testing.assert_close(whole.states, apart)
+
+
+def test_a_network_that_is_the_ensemble_loses_nothing() -> None:
+    (states,), (matrix,) = leaves(9, D, count=1), leaves(ITEMS, D, count=1, seed=3)
+    found = CompressionLoss()(states, matrix, [states] * 2, [matrix] * 2, "logits")
+    torch.testing.assert_close(found.prediction, torch.zeros((), dtype=torch.float64))
+    torch.testing.assert_close(found.states, torch.zeros((), dtype=torch.float64))
+
+
+# the whole
+
+
+def test_the_exact_mode_is_the_public_codes_loss() -> None:
+    seen, shape = batch(), (4, B, L)
+    hidden, matrices = leaves(4 * B, L, D), leaves(ITEMS, D, seed=1)
+    loss = Objective(
+        RecommendationLoss(SoftmaxLoss()),
+        attributes=AttributeLoss(
+            width=D, count=4, labels=labels(), members=N, exact_reference=True
+        ),
+        contrastive=ContrastiveLoss(
+            intra_weight=0.2, cross_weight=0.1, temperature=0.3, exact_reference=True
+        ),
+        mutual=MutualLoss(weight=0.4, temperature=0.3),
+        views=3,
+        exact_reference=True,
+    ).double()
+    assert loss.attributes is not None
+    outputs = [
+        StudentOutput(hidden=h, modality={}, item_matrix=m)
+        for h, m in zip(hidden, matrices, strict=True)
+    ]
+    naive = emkd.total(
+        [h.view(*shape, D) for h in hidden],
+        matrices,
+        [(head.weight, head.bias) for head in loss.attributes.heads],  # type: ignore[misc]
+        items=seen.items,
+        views=seen.views,
+        targets=seen.targets,
+        labels=LABELS,
+        weights=(0.2, 0.1, 0.4),
+        tau=0.3,
+    )
+    same_gradients(loss(outputs, seen, {}).total * N * 3, naive, [*hidden, *matrices])
+
+
+def test_what_is_out_of_range_is_refused() -> None:
+    for build in (
+        lambda: ContrastiveLoss(intra_weight=-1),
+        lambda: MutualLoss(weight=-1),
+        lambda: CompressionLoss(states_weight=-1),
+        lambda: AttributeLoss(width=1, count=1, labels=labels(), members=1, weight=-1),
+    ):
+        with pytest.raises(ValueError, match=r"weight: got -1, wanted 0 or more"):
+            build()
+    with pytest.raises(ValueError, match=r"temperature: got 0, wanted more than 0"):
+        MutualLoss(temperature=0)
