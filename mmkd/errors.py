@@ -1,16 +1,167 @@
-"""What a user is told: every error of mmkd, and how offending values are quoted in it."""
+"""What a user is told: every error of mmkd, and the outside world's errors in the same form.
+
+A message says what was got, what was wanted, and the remedy. ``outside`` is the one place that
+turns errors of the operating system and of the libraries that read files into such a message;
+``at_least``, ``within`` and the others are how a part words that an option is out of range.
+"""
 
 import difflib
-from collections.abc import Iterable, Sequence
+import errno
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
 class MmkdError(ValueError):
-    """Something a user can mend; the message says got, wanted, remedy, and is all that is shown."""
+    """Something a user can mend; the message is all that is shown."""
 
 
 class DataError(MmkdError):
-    """The data a user gave cannot be used: what was found, what was wanted, what to do."""
+    """The data a user gave cannot be used."""
+
+
+class EncoderError(MmkdError):
+    """A card or a model that cannot give vectors."""
+
+
+class CacheError(MmkdError):
+    """The embedding cache cannot give what was asked."""
+
+
+class EvaluationError(MmkdError):
+    """Scores, ranks or cases that cannot be evaluated."""
+
+
+class TrainingError(MmkdError):
+    """A run cannot train as it was asked to."""
+
+
+class CheckpointError(MmkdError):
+    """A checkpoint cannot be written or does not fit the run."""
+
+
+class RunError(MmkdError):
+    """A run folder is not what was asked for."""
+
+
+class RecipeError(MmkdError):
+    """A recipe cannot be used; all its problems are reported together.
+
+    Args:
+        problems: One line each, with the file and the dotted key.
+
+    Attributes:
+        problems: The same lines; `str()` joins them.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class Interrupted(MmkdError):  # noqa: N818 - an order obeyed, not a fault
+    """Work stopped on request; what was done is kept."""
+
+
+class EmbeddingInterrupted(Interrupted):
+    """An embedding run stopped on request, after committing what it had encoded."""
+
+    def __init__(self, done: int, total: int) -> None:
+        super().__init__(
+            f"stopped: {done} of {total} inputs are encoded and kept; the same command goes on"
+        )
+
+
+class TrainingInterrupted(Interrupted):
+    """A run stopped on request, after writing a checkpoint."""
+
+    def __init__(self, epoch: int, folder: Path) -> None:
+        super().__init__(f"stopped in epoch {epoch + 1}; continue with --resume (run: {folder})")
+
+
+# ---- the outside world
+
+
+@contextmanager
+def outside(
+    kind: type[MmkdError],
+    path: Path | str,
+    what: str,
+    *,
+    remedy: str,
+    also: tuple[type[BaseException], ...] = (),
+) -> Iterator[None]:
+    """Turn what the outside world raises inside into ``kind``: path, what, cause, remedy.
+
+    Args:
+        kind: The error to raise.
+        path: What was read or written.
+        what: What could not be done, such as ``cannot be read``.
+        remedy: What to do; a disk that is full or a folder that is not one's own has a better one.
+        also: Further exceptions that mean the same here, such as KeyError in a damaged file.
+
+    Raises:
+        MmkdError: Of ``kind``; one that is raised inside passes as it is.
+    """
+    try:
+        yield
+    except MmkdError:
+        raise
+    except BaseException as error:  # a damaged Parquet file makes polars panic
+        told = cause(error)
+        if told is None and not isinstance(error, also):
+            raise
+        told = told or " ".join(str(error).split()) or type(error).__name__
+        number = error.errno if isinstance(error, OSError) else None
+        raise kind(f"{path}: {what} ({told}); {_REMEDIES.get(number, remedy)}") from error
+
+
+def cause(error: BaseException) -> str | None:
+    """An error of the outside world in one line; None where it is a fault of the program."""
+    if isinstance(error, OSError):
+        return error.strerror or " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    library = type(error).__module__.partition(".")[0]
+    if library in _LIBRARIES or isinstance(error, (UnicodeError, EOFError)):
+        return next(iter(str(error).splitlines()), "") or type(error).__name__
+    return None
+
+
+def remedied(error: OSError) -> str | None:
+    """What to tell of a place that cannot be used; None where the fault is not the place."""
+    if (remedy := _REMEDIES.get(error.errno)) is None:
+        return None
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror}; {remedy}"
+
+
+# whose exceptions speak of a file's content; polars' panics come as pyo3_runtime's
+_LIBRARIES = frozenset(
+    "json omegaconf PIL polars pyarrow pyo3_runtime safetensors safetensors_rust yaml zlib".split()
+)
+
+_REMEDIES: dict[int | None, str] = {
+    errno.EACCES: "give a place you may use",
+    errno.EDQUOT: "free some space or give another place",
+    errno.EEXIST: "give another name",
+    errno.EISDIR: "give the name of a file",
+    errno.EIO: "look after the disk; then try again",
+    errno.ELOOP: "give a path whose links end",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENFILE: "allow more open files",
+    errno.ENOSPC: "free some space or give another place",
+    errno.ENOTDIR: "give a place below a folder",
+    errno.EPERM: "give a place you may use",
+    errno.EROFS: "give a place you may write to",
+}
+
+
+# ---- how messages quote
 
 
 def shown(values: Sequence[object], *, limit: int = 5) -> str:
@@ -42,56 +193,46 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
 
 
-class CacheError(MmkdError):
-    """The cache cannot give what was asked: what was found, what was wanted, what to do."""
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The one name that may have been meant, or None."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
-class EmbeddingInterrupted(Exception):  # noqa: N818 - an order obeyed, not an error
-    """An embedding run stopped on request, after committing what it had encoded."""
-
-    def __init__(self, done: int, total: int) -> None:
-        super().__init__(
-            f"stopped: {done} of {total} inputs are encoded and kept; the same command goes on"
-        )
+# ---- ranges: a part's ``check`` joins these, its constructor and a recipe's check both call it
 
 
-class EvaluationError(MmkdError):
-    """Scores, ranks or cases that cannot be evaluated; the message says got, wanted, remedy."""
+def refuse(problems: Sequence[str]) -> None:
+    """Raise ValueError with a line a problem, if there is one."""
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
-class TrainingInterrupted(Exception):  # noqa: N818 - an order obeyed, not an error
-    """A run stopped on request, after writing a checkpoint."""
-
-    def __init__(self, epoch: int, folder: Path) -> None:
-        super().__init__(f"stopped in epoch {epoch + 1}; continue with --resume (run: {folder})")
-
-
-class EncoderError(MmkdError):
-    """A card or a model that cannot give vectors; the message names the remedy."""
+def at_least(minimum: float, hint: str = "raise it", /, **values: object) -> list[str]:
+    """A line for each number below ``minimum``; None and what is no number pass."""
+    return [
+        f"{name}: got {value}, wanted at least {minimum}; {hint}"
+        for name, value in values.items()
+        if _number(value) and not value >= minimum  # type: ignore[operator]
+    ]
 
 
-class RecipeError(MmkdError):
-    """A recipe cannot be used; all its problems are reported together.
-
-    Args:
-        problems: One line each, with the file and the dotted key.
-
-    Attributes:
-        problems: The same lines; `str()` joins them.
-    """
-
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = list(problems)
-        super().__init__("\n".join(self.problems))
+def positive(hint: str = "such as 1e-3", /, **values: object) -> list[str]:
+    """A line for each number that is not finite and above 0; None passes."""
+    return [
+        f"{name}: got {value}, wanted a number above 0; {hint}"
+        for name, value in values.items()
+        if _number(value) and not 0 < value < math.inf  # type: ignore[operator]
+    ]
 
 
-class RunError(MmkdError):
-    """A run folder isn't what was asked for."""
+def within(low: float, high: float, hint: str = "correct it", /, **values: object) -> list[str]:
+    """A line for each number outside ``low`` to ``high``, both included; None passes."""
+    return [
+        f"{name}: got {value}, wanted {low} to {high}; {hint}"
+        for name, value in values.items()
+        if _number(value) and not low <= value <= high  # type: ignore[operator]
+    ]
 
 
-class CheckpointError(MmkdError):
-    """A checkpoint can't be written or doesn't fit the run."""
-
-
-class TrainingError(MmkdError):
-    """A run can't train as it was asked to."""
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

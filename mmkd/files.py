@@ -1,4 +1,4 @@
-"""Writing so that a reader sees a file whole or not at all, and one writer at a time."""
+"""Files: written whole or not at all, by one writer at a time; JSON and YAML read in one way."""
 
 import json
 import logging
@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -57,6 +58,46 @@ def write_text(path: Path, text: str) -> None:
     """Writes a small UTF-8 file, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+        path: The file.
+        keys: That it must have.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It holds no JSON object, or lacks one of the keys.
+    """
+    content = json.loads(path.read_text("utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
+    if missing := sorted(set(keys) - content.keys()):
+        raise ValueError(f"lacks {', '.join(missing)}")
+    return content
+
+
+def read_yaml(path: Path, *, resolve: bool = False) -> dict[str, Any]:
+    """Reads a YAML mapping; ``1e-3`` is a number, and no object but plain ones is made.
+
+    Args:
+        path: The file.
+        resolve: Whether interpolations such as ``${seed}`` are replaced by what they name.
+
+    Raises:
+        OSError: It cannot be read.
+        yaml.YAMLError, OmegaConfBaseException: It is no YAML.
+        ValueError: It holds no mapping.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    config = OmegaConf.load(path)
+    if not isinstance(config, DictConfig):
+        raise ValueError("holds a list, wanted a mapping")
+    content = OmegaConf.to_container(config, resolve=resolve)
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
 
 def remove_temporaries(folder: Path, *, older_than_s: float = 86_400.0) -> None:

@@ -12,6 +12,7 @@ from mmkd.cli import cache as cache_commands
 from mmkd.cli import recipes as making
 from mmkd.cli import runs as asking
 from mmkd.cli.arguments import RUNS, AsJson, Runs
+from mmkd.errors import MmkdError, remedied
 
 app = typer.Typer(
     name="mmkd",
@@ -82,16 +83,14 @@ def _root(
 
 def main() -> None:
     """Run the command line; a user's mistake is one message and exit status 2."""
-    from mmkd.cli.errors import file_error, user_errors
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app()
-    except user_errors() as error:
+    except MmkdError as error:
         typer.echo(f"mmkd: {error}", err=True)
         sys.exit(2)
-    except OSError as error:
-        if (told := file_error(error)) is None:
+    except OSError as error:  # of a place that no reader or writer knows by name
+        if (told := remedied(error)) is None:
             raise
         typer.echo(f"mmkd: {told}", err=True)
         sys.exit(2)
