@@ -49,14 +49,14 @@ class RecipeError(MmkdError):
     """A recipe cannot be used; all its problems are reported together.
 
     Args:
-        problems: One line each, with the file and the dotted key.
+        problems: One line each, with the file and the dotted key; or the only one.
 
     Attributes:
         problems: The same lines; `str()` joins them.
     """
 
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = list(problems)
+    def __init__(self, problems: Iterable[str] | str) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
 
 

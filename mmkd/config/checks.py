@@ -1,15 +1,17 @@
 """Checks: a recipe's sections against the parts that take them; mistakes are collected, not raised.
 
-From options and a constructor to checked arguments or a built part, None where there is a mistake.
+A section's options are compared with the signature of the constructor that takes them, then with
+the part's own ranges (its ``check``). Nothing is built.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from mmkd.config.options import check_options, unknown
 from mmkd.config.recipe import Recipe, Spec
 
-T = TypeVar("T")
+Ranges = Callable[..., list[str]]
 
 
 class Checks:
@@ -17,62 +19,75 @@ class Checks:
 
     Args:
         recipe: The recipe.
-        broken: Dotted keys that are known to be wrong, about which nothing more is said.
 
     Attributes:
         problems: A line each.
     """
 
-    def __init__(self, recipe: Recipe, broken: Collection[str] = ()) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.broken = broken
         self.problems: list[str] = []
 
-    def problem(self, key: str, message: str, *, depends: Sequence[str] = ()) -> None:
-        """Note a problem, unless a part that it ``depends`` on is broken itself."""
-        pairs = ((f"{broken}.", f"{part}.") for broken in self.broken for part in depends)
-        if not any(a.startswith(b) or b.startswith(a) for a, b in pairs):
-            self.problems.append(f"{self.recipe.where(key)}: {message}")
-
-    def tried(self, key: str, build: Callable[[], T]) -> T | None:
-        """Build a part that costs nothing; its own refusals are problems of the recipe."""
-        try:
-            return build()
-        except ValueError as error:
-            for line in str(error).splitlines():
-                self.problem(key, line)
-            return None
+    def problem(self, key: str, message: str) -> None:
+        """Note a problem."""
+        self.problems.append(f"{self.recipe.where(key)}: {message}")
 
     def options(
         self,
         target: Callable[..., object],
         options: Mapping[str, object],
         key: str,
-        given: tuple[str, ...] = (),
+        *,
+        given: Mapping[str, object] | None = None,
+        check: Ranges | None = None,
     ) -> dict[str, Any]:
-        """The valid ones of a section's options; ``given`` are the program's own."""
-        checked, problems = check_options(
-            target, options, where=self.recipe.where(key), given=given
-        )
+        """Check one section.
+
+        A mistake in one option hides none in another: what has no problem of its own is judged by
+        the part's ranges, with the signature's defaults beside it.
+
+        Args:
+            target: What takes the options.
+            options: The section.
+            key: Its dotted key.
+            given: What the program passes itself, and a recipe may not set; None where its value
+                is known later.
+            check: The part's ranges; None takes those of ``target``, if it has any.
+
+        Returns:
+            The options without a problem of type or name.
+        """
+        given = given or {}
+        where = self.recipe.where(key)
+        accepted, problems = check_options(target, options, where=where, given=tuple(given))
+        if ranges := check or getattr(target, "check", None):
+            parameters = inspect.signature(target).parameters.values()
+            defaults = {
+                p.name: p.default
+                for p in parameters
+                if p.default is not p.empty and p.name not in {*options, *given}
+            }
+            known = {name: value for name, value in given.items() if value is not None}
+            problems += [
+                # an option's own line begins with its name
+                f"{where}.{line}" if line.partition(":")[0] in options else f"{where}: {line}"
+                for line in ranges(**(defaults | known | accepted))
+            ]
         self.problems += problems
-        return checked
+        return accepted
 
-    def build(self, target: Callable[..., T], options: Mapping[str, object], key: str) -> T | None:
-        """Check a section's options and build what takes them."""
-        before = len(self.problems)
-        checked = self.options(target, options, key)
-        if len(self.problems) > before:
-            return None
-        return self.tried(key, lambda: target(**checked))
-
-    def chosen(self, spec: Spec, registry: Mapping[str, Callable[..., T]], key: str) -> T | None:
-        """Build the part that a ``kind`` names."""
+    def chosen(
+        self,
+        spec: Spec,
+        registry: Mapping[str, Callable[..., Any]],
+        key: str,
+        *,
+        given: Mapping[str, object] | None = None,
+        checks: Mapping[str, Ranges] | None = None,
+    ) -> dict[str, Any]:
+        """Check the options of the part that a ``kind`` names; as ``options``."""
         if spec.kind not in registry:
             self.problem(f"{key}.kind", unknown(spec.kind, registry))
-            return None
-        return self.build(registry[spec.kind], spec.options, key)
-
-    def audible(self) -> list[str]:
-        """The problems, without those of keys that are known to be broken."""
-        silent = tuple(self.recipe.where(key) + end for key in self.broken for end in ".:")
-        return [line for line in self.problems if not line.startswith(silent)]
+            return {}
+        check = (checks or {}).get(spec.kind)
+        return self.options(registry[spec.kind], spec.options, key, given=given, check=check)

@@ -5,7 +5,6 @@ the constructor that receives them. `check_options` compares the two before anyt
 reports every mistake, so that a typing error costs a second and not an epoch.
 """
 
-import difflib
 import inspect
 import json
 import types
@@ -21,6 +20,8 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
+
+from mmkd.errors import closest
 
 _SIMPLE = {
     int: ("an integer", "integers"),
@@ -134,8 +135,8 @@ def unknown(key: str, choices: Iterable[str]) -> str:
     names = sorted(choices)
     if not names:
         return "unknown; nothing can be set here"
-    close = difflib.get_close_matches(key, names, n=1)
-    return f"unknown; did you mean {close[0]}?" if close else f"unknown; known: {', '.join(names)}"
+    close = closest(key, names)
+    return f"unknown; did you mean {close}?" if close else f"unknown; known: {', '.join(names)}"
 
 
 def show(value: object) -> str:
@@ -201,8 +202,8 @@ def _check_value(annotation: Any, value: object) -> tuple[str | None, object]:
             message += f" ({first['msg'].lower()})"
         if isinstance(value, str):
             choices = [choice for choice in _choices(annotation) if isinstance(choice, str)]
-            close = difflib.get_close_matches(value, choices, n=1)
-            message += f"; did you mean {close[0]}?" if close else ""
+            close = closest(value, choices)
+            message += f"; did you mean {close}?" if close else ""
         return message, None
 
 

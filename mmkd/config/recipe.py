@@ -1,13 +1,13 @@
-"""Recipe files: from a name to a path, and from a file, its base and overrides to mappings."""
+"""Recipes: a YAML file, its base and overrides to one frozen, checked ``Recipe``.
 
-import copy
-import difflib
+A recipe names everything a run depends on. Its structure is checked here; the options of each part
+are checked against the constructor that takes them (`mmkd.config.options`). No part is imported,
+so a recipe can be read, listed and compared without loading torch.
+"""
+
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,192 +28,11 @@ from pydantic import (
 )
 
 from mmkd.config.options import model_problems
-from mmkd.errors import RecipeError
+from mmkd.errors import RecipeError, closest, outside
+from mmkd.files import read_yaml, write_text
 
 SUFFIXES = (".yaml", ".yml")
-
-
-def find_recipe(name_or_path: str) -> Path:
-    """Finds a recipe's file.
-
-    Args:
-        name_or_path: A path that ends in `.yaml` or `.yml`, or a name to be looked up in
-            `./recipes`, then in the package, then in the checkout.
-
-    Returns:
-        The path of an existing file.
-
-    Raises:
-        RecipeError: When there is none; names what was meant and where it was looked for.
-    """
-    path = Path(name_or_path).expanduser()
-    if path.suffix in SUFFIXES:
-        if path.is_file():
-            return path
-        raise RecipeError([f"{name_or_path}: no such recipe file"])
-    folders = list(_folders())
-    for folder in folders:
-        candidate = folder / f"{name_or_path}.yaml"
-        if candidate.is_file():
-            return candidate
-    close = difflib.get_close_matches(name_or_path, recipe_names(), n=1)
-    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(recipe_names()) or 'none'}"
-    looked = ", ".join(display_path(folder) for folder in folders)
-    raise RecipeError([f"{name_or_path}: no such recipe; {hint} (looked in {looked})"])
-
-
-def recipe_names() -> list[str]:
-    """The names of all recipes that can be loaded by name, sorted."""
-    return sorted({path.stem for folder in _folders() for path in folder.glob("*.yaml")})
-
-
-def read_with_base(path: Path) -> dict[str, object]:
-    """Reads a recipe file and puts it over the base it names, if any.
-
-    Args:
-        path: The recipe's file.
-
-    Returns:
-        The merged mapping, interpolations and `???` still in it, without the key `base`.
-
-    Raises:
-        RecipeError: When a file is no YAML mapping, or the base is missing or has a base itself.
-    """
-    base_path = base_of(path)
-    content = _read(path)
-    base = content.pop("base", None)
-    if base_path is None:
-        return content
-    lower = _read(base_path)
-    if "base" in lower:
-        where = f"{display_path(path)}: base"
-        raise RecipeError([f"{where}: {base!r} has a base itself; one level is the limit"])
-    return merge(lower, content)
-
-
-def base_of(path: Path) -> Path | None:
-    """The file of the base that a recipe names, or None.
-
-    Raises:
-        RecipeError: When the recipe is no YAML mapping, or the base is missing.
-    """
-    base = _read(path).get("base")
-    if base is None:
-        return None
-    where = f"{display_path(path)}: base"
-    if not isinstance(base, str):
-        raise RecipeError([f"{where}: got {base!r}, wanted the name of a recipe"])
-    base_path = path.parent / (base if Path(base).suffix in SUFFIXES else f"{base}.yaml")
-    if not base_path.is_file():
-        siblings = [p.stem for p in path.parent.glob("*.yaml") if p != path]
-        close = difflib.get_close_matches(base, siblings, n=1)
-        hint = f"did you mean {close[0]}?" if close else "it must lie beside the recipe"
-        raise RecipeError([f"{where}: no recipe {base!r} in {display_path(path.parent)}; {hint}"])
-    return base_path
-
-
-def parse_overrides(overrides: Sequence[str]) -> tuple[dict[str, object], list[str]]:
-    """Turns overrides such as `training.lr=1e-3` into one nested mapping.
-
-    Args:
-        overrides: Dotted key, `=`, and a value in YAML.
-
-    Returns:
-        The mapping, and a problem for each override that cannot be read.
-    """
-    changes: dict[str, object] = {}
-    problems = []
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not all(part.strip() for part in key.split(".")):
-            problems.append(f"override {override!r}: wanted key=value, such as training.lr=1e-3")
-            continue
-        try:
-            change = _plain(OmegaConf.from_dotlist([override]))
-        except (yaml.YAMLError, OmegaConfBaseException):
-            problems.append(
-                f"override {override!r}: its value is not YAML; quote it: {key}='\"...\"'"
-            )
-            continue
-        changes = merge(changes, change)
-    return changes, problems
-
-
-def merge(lower: Mapping[str, object], upper: Mapping[str, object]) -> dict[str, object]:
-    """Puts one mapping over another.
-
-    Mappings merge key by key; anything else is replaced, and so is a mapping whose `kind` changes,
-    since the options of one kind mean nothing to another.
-
-    Args:
-        lower: What holds where `upper` says nothing.
-        upper: What wins.
-
-    Returns:
-        A new mapping.
-    """
-    merged = dict(lower)
-    for key, value in upper.items():
-        below = merged.get(key)
-        if isinstance(below, str) and isinstance(value, Mapping) and "kind" not in value:
-            below = {"kind": below}  # options added to a kind that was written as a bare name
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            kinds = [mapping["kind"] for mapping in (below, value) if "kind" in mapping]
-            other_kind = len(kinds) == 2 and kinds[0] != kinds[1]
-            merged[key] = dict(value) if other_kind else merge(below, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def display_path(path: Path) -> str:
-    """A path as a message shows it: relative where it lies in the working folder."""
-    absolute = path.absolute()
-    inside = absolute.is_relative_to(Path.cwd())
-    return str(absolute.relative_to(Path.cwd()) if inside else absolute)
-
-
-def _folders() -> Iterator[Path]:
-    """Where names are looked up, first match wins; folders that do not exist are left out."""
-    checkout = Path(__file__).parents[2]
-    candidates = [Path("recipes"), Path(str(files("mmkd"))) / "_bundled" / "recipes"]
-    if (checkout / "pyproject.toml").is_file():
-        candidates.append(checkout / "recipes")
-    unique = dict.fromkeys(candidate.absolute() for candidate in candidates)
-    return (folder for folder in unique if folder.is_dir())
-
-
-def _read(path: Path) -> dict[str, object]:
-    source = display_path(path)
-    try:
-        config = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(
-            [f"{source}: not readable as YAML: {' '.join(str(error).split())}"]
-        ) from error
-    if not isinstance(config, DictConfig):
-        raise RecipeError([f"{source}: holds a list, wanted a mapping of recipe sections"])
-    return _plain(config)
-
-
-def _plain(config: DictConfig) -> dict[str, object]:
-    """OmegaConf's mapping as a plain one with text keys, interpolations left as they are."""
-    content = OmegaConf.to_container(config, resolve=False)
-    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
-
-
 Options = dict[str, object]
-# by required key: what lets the rest of a recipe be checked where the key is wrong
-_STAND_INS: dict[str, object] = {
-    "name": "unnamed",
-    "data.root": ".",
-    "data.items": {},
-    "data.interactions": {},
-    "data.split": "leave_one_out",
-    "student.backbone": "sasrec",
-    "student.score_with": "id",
-    "objective.recommendation": "next_item",
-}
 
 
 class Section(BaseModel):
@@ -328,30 +147,7 @@ class Recipe(Section):
 
     def save(self, path: Path) -> None:
         """Writes `to_yaml()` to a file, whole or not at all; its folder is made when missing."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_yaml())
-            os.replace(partial, path)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A recipe as far as it could be read, for reporting all its mistakes at once.
-
-    Attributes:
-        recipe: With stand-ins where a key was wrong or missing.
-        problems: Of the structure.
-        broken: The dotted keys that hold a stand-in, or something else than was asked for.
-    """
-
-    recipe: Recipe
-    problems: tuple[str, ...] = ()
-    broken: frozenset[str] = frozenset()
+        write_text(path, self.to_yaml())
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -370,63 +166,204 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         The recipe, with interpolations resolved.
 
     Raises:
-        RecipeError: With every problem found, each with file and dotted key.
-    """
-    draft = read_draft(name_or_path, overrides)
-    if draft.problems:
-        raise RecipeError(draft.problems)
-    return draft.recipe
-
-
-def read_draft(name_or_path: str, overrides: Sequence[str] = ()) -> Draft:
-    """Reads a recipe like `load_recipe`, and reports what is wrong with its structure.
-
-    Raises:
-        RecipeError: When a file cannot be found or read.
+        RecipeError: With every problem of the structure, each with file and dotted key; or a file
+            cannot be found or read.
     """
     path = find_recipe(name_or_path)
     source = display_path(path)
     changes, problems = parse_overrides(overrides)
-    content = merge(read_with_base(path), changes)
+    content: Any = merge(read_with_base(path), changes)
     missing = list(_missing(content))
-    broken = set(missing)
     problems += [
         f"{source}: {key}: has no value yet (???); set it in the file or with {key}=VALUE"
         for key in missing
     ]
-    resolved: Any
     try:
-        resolved = OmegaConf.to_container(OmegaConf.create(content), resolve=True)
-    except OmegaConfBaseException as error:
+        content = OmegaConf.to_container(OmegaConf.create(content), resolve=True)
+    except OmegaConfBaseException as error:  # go on unresolved, to report the others too
         key = getattr(error, "full_key", None) or "interpolation"
         problems.append(f"{source}: {key}: {str(error).splitlines()[0]}")
-        resolved = content  # go on unresolved, to report the other problems too
-        broken |= set(_unresolved(content))
     try:
-        recipe = Recipe.model_validate(resolved)
+        recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        found = model_problems(Recipe, error)
         problems += [
             f"{'override' if _touches(changes, key) else source}: {key}: {message}"
-            for key, message in found
+            for key, message in model_problems(Recipe, error)
             if key not in missing
         ]
-        wrong = {key.removesuffix(".kind") for key, _ in found}  # options need their kind
-        try:
-            recipe = _mended(resolved, wrong)
-        except ValidationError:  # a key that is no text or has a dot: give up its whole section
-            wrong = {key.split(".")[0] for key in wrong}
-            known = {k: v for k, v in resolved.items() if k in Recipe.model_fields}
-            recipe = _mended(known, wrong)
-        broken |= wrong
+        raise RecipeError(problems) from None
+    if problems:
+        raise RecipeError(problems)
     recipe._source = source
-    return Draft(recipe, tuple(problems), frozenset(broken))
+    return recipe
 
 
 def recipe_digest(recipe: Recipe) -> str:
     """A hexadecimal digest of all a recipe says, for naming and comparing runs."""
     text = json.dumps(recipe.model_dump(), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """Finds a recipe's file.
+
+    Args:
+        name_or_path: A path that ends in `.yaml` or `.yml`, or a name to be looked up in
+            `./recipes`, then in the package, then in the checkout.
+
+    Returns:
+        The path of an existing file.
+
+    Raises:
+        RecipeError: When there is none; names what was meant and where it was looked for.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.suffix in SUFFIXES:
+        if path.is_file():
+            return path
+        raise RecipeError([f"{name_or_path}: no such recipe file"])
+    folders = list(_folders())
+    for folder in folders:
+        candidate = folder / f"{name_or_path}.yaml"
+        if candidate.is_file():
+            return candidate
+    close = closest(name_or_path, recipe_names())
+    hint = f"did you mean {close}?" if close else f"known: {', '.join(recipe_names()) or 'none'}"
+    looked = ", ".join(display_path(folder) for folder in folders)
+    raise RecipeError([f"{name_or_path}: no such recipe; {hint} (looked in {looked})"])
+
+
+def recipe_names() -> list[str]:
+    """The names of all recipes that can be loaded by name, sorted."""
+    return sorted({path.stem for folder in _folders() for path in folder.glob("*.yaml")})
+
+
+def read_with_base(path: Path) -> dict[str, object]:
+    """Reads a recipe file and puts it over the base it names, if any.
+
+    Args:
+        path: The recipe's file.
+
+    Returns:
+        The merged mapping, interpolations and `???` still in it, without the key `base`.
+
+    Raises:
+        RecipeError: When a file is no YAML mapping, or the base is missing or has a base itself.
+    """
+    base_path = base_of(path)
+    content = _read(path)
+    base = content.pop("base", None)
+    if base_path is None:
+        return content
+    lower = _read(base_path)
+    if "base" in lower:
+        where = f"{display_path(path)}: base"
+        raise RecipeError([f"{where}: {base!r} has a base itself; one level is the limit"])
+    return merge(lower, content)
+
+
+def base_of(path: Path) -> Path | None:
+    """The file of the base that a recipe names, or None.
+
+    Raises:
+        RecipeError: When the recipe is no YAML mapping, or the base is missing.
+    """
+    base = _read(path).get("base")
+    if base is None:
+        return None
+    where = f"{display_path(path)}: base"
+    if not isinstance(base, str):
+        raise RecipeError([f"{where}: got {base!r}, wanted the name of a recipe"])
+    base_path = path.parent / (base if Path(base).suffix in SUFFIXES else f"{base}.yaml")
+    if not base_path.is_file():
+        siblings = [p.stem for p in path.parent.glob("*.yaml") if p != path]
+        close = closest(base, siblings)
+        hint = f"did you mean {close}?" if close else "it must lie beside the recipe"
+        raise RecipeError([f"{where}: no recipe {base!r} in {display_path(path.parent)}; {hint}"])
+    return base_path
+
+
+def parse_overrides(overrides: Sequence[str]) -> tuple[dict[str, object], list[str]]:
+    """Turns overrides such as `training.lr=1e-3` into one nested mapping.
+
+    Args:
+        overrides: Dotted key, `=`, and a value in YAML.
+
+    Returns:
+        The mapping, and a problem for each override that cannot be read.
+    """
+    changes: dict[str, object] = {}
+    problems = []
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not all(part.strip() for part in key.split(".")):
+            problems.append(f"override {override!r}: wanted key=value, such as training.lr=1e-3")
+            continue
+        try:
+            change = _plain(OmegaConf.from_dotlist([override]))
+        except (yaml.YAMLError, OmegaConfBaseException):
+            problems.append(
+                f"override {override!r}: its value is not YAML; quote it: {key}='\"...\"'"
+            )
+            continue
+        changes = merge(changes, change)
+    return changes, problems
+
+
+def merge(lower: Mapping[str, object], upper: Mapping[str, object]) -> dict[str, object]:
+    """Puts one mapping over another.
+
+    Mappings merge key by key; anything else is replaced, and so is a mapping whose `kind` changes,
+    since the options of one kind mean nothing to another.
+
+    Args:
+        lower: What holds where `upper` says nothing.
+        upper: What wins.
+
+    Returns:
+        A new mapping.
+    """
+    merged = dict(lower)
+    for key, value in upper.items():
+        below = merged.get(key)
+        if isinstance(below, str) and isinstance(value, Mapping) and "kind" not in value:
+            below = {"kind": below}  # options added to a kind that was written as a bare name
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            kinds = [mapping["kind"] for mapping in (below, value) if "kind" in mapping]
+            other_kind = len(kinds) == 2 and kinds[0] != kinds[1]
+            merged[key] = dict(value) if other_kind else merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def display_path(path: Path) -> str:
+    """A path as a message shows it: relative where it lies in the working folder."""
+    absolute = path.absolute()
+    inside = absolute.is_relative_to(Path.cwd())
+    return str(absolute.relative_to(Path.cwd()) if inside else absolute)
+
+
+def _folders() -> Iterator[Path]:
+    """Where names are looked up, first match wins; folders that do not exist are left out."""
+    checkout = Path(__file__).parents[2]
+    candidates = [Path("recipes"), Path(str(files("mmkd"))) / "_bundled" / "recipes"]
+    if (checkout / "pyproject.toml").is_file():
+        candidates.append(checkout / "recipes")
+    unique = dict.fromkeys(candidate.absolute() for candidate in candidates)
+    return (folder for folder in unique if folder.is_dir())
+
+
+def _read(path: Path) -> dict[str, object]:
+    source, also = display_path(path), (ValueError,)
+    with outside(RecipeError, source, "not readable as YAML", remedy="correct the file", also=also):
+        return read_yaml(path)
+
+
+def _plain(config: DictConfig) -> dict[str, object]:
+    """OmegaConf's mapping as a plain one with text keys, interpolations left as they are."""
+    content = OmegaConf.to_container(config, resolve=False)
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
 
 def _missing(content: object, prefix: str = "") -> Iterator[str]:
@@ -436,34 +373,6 @@ def _missing(content: object, prefix: str = "") -> Iterator[str]:
             yield from _missing(value, f"{prefix}.{key}" if prefix else str(key))
     elif content == "???":
         yield prefix
-
-
-def _unresolved(content: object, prefix: str = "") -> Iterator[str]:
-    """Dotted keys whose value is an interpolation."""
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from _unresolved(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(content, str) and "${" in content:
-        yield prefix
-
-
-def _mended(content: Any, wrong: Collection[str]) -> Recipe:
-    """A recipe without its wrong keys, and with stand-ins for required ones."""
-    mended: dict[str, Any] = copy.deepcopy(dict(content))
-    for key in wrong:
-        *sections, last = key.split(".")
-        section: Any = mended
-        for part in sections:
-            section = section.get(part) if isinstance(section, dict) else None
-        if isinstance(section, dict):
-            section.pop(last, None)
-    for key, value in _STAND_INS.items():
-        section = mended
-        *sections, last = key.split(".")
-        for part in sections:
-            section = section.setdefault(part, {})
-        section.setdefault(last, copy.deepcopy(value))
-    return Recipe.model_validate(mended)
 
 
 def _touches(changes: object, key: str) -> bool:

@@ -109,7 +109,7 @@ def test_missing_sections_are_reported_each() -> None:
     ("text", "message"),
     [
         ("a: [1", "not readable as YAML"),
-        ("- 1\n- 2\n", "holds a list, wanted a mapping"),
+        ("- 1\n- 2\n", "not readable as YAML (holds a list, wanted a mapping"),
         ("name: a\nname: b\n", "not readable as YAML"),
         ("base: xx\n", "base: no recipe 'xx' in recipes; did you mean x?"),
         (
