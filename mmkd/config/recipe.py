@@ -4,8 +4,6 @@ import copy
 import difflib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -29,6 +27,7 @@ from pydantic import (
 
 from mmkd.config.options import model_problems
 from mmkd.errors import RecipeError
+from mmkd.files import write_text
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -328,15 +327,7 @@ class Recipe(Section):
 
     def save(self, path: Path) -> None:
         """Writes `to_yaml()` to a file, whole or not at all; its folder is made when missing."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_yaml())
-            os.replace(partial, path)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+        write_text(path, self.to_yaml())
 
 
 @dataclass(frozen=True)
