@@ -1,5 +1,10 @@
-"""Files: written whole or not at all, by one writer at a time; JSON and YAML read in one way."""
+"""Files: written whole or not at all, by one writer at a time; JSON and YAML read in one way.
 
+What the operating system refuses is an OSError here; each caller words it for its own readers with
+`mmkd.errors.outside`.
+"""
+
+import errno
 import json
 import logging
 import mmap
@@ -7,14 +12,12 @@ import os
 import secrets
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-
-from mmkd.errors import CacheError
 
 _logger = logging.getLogger(__name__)
 _TEMPORARY_SUFFIX = ".tmp"
@@ -25,39 +28,47 @@ def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary name beside ``path``; on success the file takes the place of ``path``.
 
     The bytes reach the disk before the name does, and the name before this returns, so that a
-    killed process or a power cut leaves the old file or the new one.
+    killed process or a power cut leaves the old file or the new one. The file may be read by whom
+    the process's umask lets, whatever library writes it.
 
     Args:
         path: The file to write; its folder is made where it does not exist.
 
     Yields:
-        The name to write to.
+        The name of an empty file to write to.
 
     Raises:
-        CacheError: The folder cannot be written.
+        OSError: The folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    temporary = temporary.with_name(temporary.name + _TEMPORARY_SUFFIX)
+    name = f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
+    temporary = path.with_name(name)
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = (
+            temporary.stat().st_mode
+        )  # asked of a new file: a process's umask is its threads' too
         yield temporary
+        temporary.chmod(mode)  # safetensors and `tempfile` make files that only their owner reads
         _sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        raise unwritable(path, error) from error
+        for folder in (path.parent, *(folder.parent for folder in made)):
+            _sync(folder)
     finally:
-        # the folder may not even exist; there is then nothing to remove
-        try:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        except OSError:
-            pass
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a small UTF-8 file, whole or not at all."""
+    """Writes a small UTF-8 file, whole or not at all; OSError where it cannot."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes JSON, whole or not at all; OSError where it cannot."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
@@ -100,67 +111,6 @@ def read_yaml(path: Path, *, resolve: bool = False) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
 
-def remove_temporaries(folder: Path, *, older_than_s: float = 86_400.0) -> None:
-    """Removes what killed writers left in a folder (not in its subfolders).
-
-    Args:
-        folder: The folder.
-        older_than_s: Age of what no living writer is taken to hold.
-
-    Raises:
-        CacheError: The folder cannot be written.
-    """
-    for path in folder.glob(f".*{_TEMPORARY_SUFFIX}"):
-        try:
-            if time.time() - path.stat().st_mtime >= older_than_s:
-                path.unlink()
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise unwritable(path, error) from error
-
-
-@contextmanager
-def writer_lock(folder: Path) -> Iterator[None]:
-    """Holds a folder's writer lock; waits while another process or thread holds it.
-
-    The operating system frees the lock of a killed process.
-
-    Raises:
-        CacheError: The folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "writer.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            _logger.info("%s: another process is writing; waiting for it", folder)
-            lock.acquire()
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def unwritable(path: Path, error: OSError) -> CacheError:
-    """The error for a file that cannot be written."""
-    return CacheError(
-        f"{path}: cannot be written ({error.strerror or error}); free the disk or the folder's "
-        "permissions, or choose another folder with MMKD_CACHE"
-    )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def file_checksum(path: Path) -> int:
     """CRC-32 of a file's bytes.
 
@@ -172,20 +122,51 @@ def file_checksum(path: Path) -> int:
         return zlib.crc32(content)
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextmanager
+def writer_lock(folder: Path) -> Iterator[None]:
+    """Holds a folder's writer lock; waits while another process or thread holds it.
+
+    The operating system frees the lock of a killed process.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "writer.lock")
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        lock.acquire(timeout=0)
+    except Timeout:
+        _logger.info("%s: another process is writing; waiting for it", folder)
+        lock.acquire()
+    try:
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        lock.release()
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write JSON to ``path`` atomically."""
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    replace_file(path, lambda file: file.write_text(text, "utf-8"))
+def remove_temporaries(folder: Path, *, older_than_s: float = 86_400.0) -> None:
+    """Removes what killed writers left in a folder (not in its subfolders).
+
+    Args:
+        folder: The folder.
+        older_than_s: Age of what no living writer is taken to hold.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    for path in folder.glob(f".*{_TEMPORARY_SUFFIX}"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime >= older_than_s:
+                path.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # some file systems know no sync of a folder; they keep the order of names by themselves
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(descriptor)

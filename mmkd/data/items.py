@@ -4,7 +4,6 @@ From a reader (`mmkd.data.readers`) to the encoders, which read `text` and `imag
 everything that turns a row back into the id a user knows. Row 0 is padding.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mmkd.errors import DataError, did_you_mean, shown
+from mmkd.files import replacing
 
 _COLUMNS: Final[dict[str, pl.DataType]] = {
     "id": pl.String(),
@@ -94,13 +94,8 @@ class ItemTable:
             {name: list(values) for name, values in zip(_COLUMNS, columns, strict=True)},
             schema=_COLUMNS,
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            frame.write_parquet(partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            frame.write_parquet(temporary)
 
     @classmethod
     def load(cls, path: Path) -> Self:

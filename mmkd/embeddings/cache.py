@@ -28,6 +28,7 @@ from mmkd.embeddings.shards import (
     StoreContents,
     StoredDtype,
     read_catalogue_manifest,
+    writing,
 )
 from mmkd.embeddings.stores import (
     CacheEntry,
@@ -171,11 +172,11 @@ class EmbeddingCache:
             places = statuses.filter(pl.col("status") == OK)
             opened, damaged = store.open(contents.shards, set(places["shard"].unique()))
             if not damaged:
-                with suppress(CacheError):  # reading needs no description
+                with suppress(CacheError, OSError):  # reading needs no description
                     describe_store(folder, card)
                 return new_table(card, folder, close_unread(statuses), opened)
             _logger.warning("%s: %d damaged shards are encoded again", folder, len(damaged))
-            with writer_lock(folder):
+            with writing(folder), writer_lock(folder):
                 store.discard(damaged)
         raise CacheError(f"{folder}: shards stay damaged; check the disk")
 
@@ -251,7 +252,7 @@ def _encode_missing(
 ) -> RunReport | None:
     """Encodes what the store lacks, after tidying it; None if others had encoded it by then."""
     store = ShardStore(folder)
-    with writer_lock(folder):
+    with writing(folder), writer_lock(folder):
         store.clean()
     contents = store.contents()
     work = work_left(card, items, item_statuses(inputs, contents, retry_failed=retry))
@@ -260,7 +261,7 @@ def _encode_missing(
 
     def ready() -> Encoder:
         encoder = ready_encoder(factory(), card, items, inputs, dim=contents.dim)
-        with writer_lock(folder):
+        with writing(folder), writer_lock(folder):
             describe_store(folder, card)
         return encoder
 

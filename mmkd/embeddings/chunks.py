@@ -9,15 +9,15 @@ commits part of a chunk: what is left is cut anew, and may be rounded otherwise.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from mmkd.embeddings.inputs import Work, content_key
-from mmkd.embeddings.shards import ShardStore
-from mmkd.files import unwritable, writer_lock
+from mmkd.embeddings.shards import ShardStore, writing
+from mmkd.files import writer_lock
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,15 @@ def claimed(folder: Path, chunk: Chunk) -> Iterator[bool]:
         CacheError: The folder cannot be written.
     """
     path = folder / "claims" / f"{chunk.name}.lock"
-    try:
-        lock = FileLock(path)
-        try:
-            with writer_lock(folder):  # not while the store is being removed
-                path.parent.mkdir(parents=True, exist_ok=True)
-                lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-    except OSError as error:
-        raise unwritable(path, error) from error
+    lock = FileLock(path)
+    # the writer's lock: not while the store is being removed
+    with writing(path), writer_lock(folder):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+    if not lock.is_locked:
+        yield False
+        return
     try:
         yield True
         # done, so of no more use; whoever holds the old file open finds the chunk committed

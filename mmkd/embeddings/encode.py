@@ -16,7 +16,7 @@ from PIL import Image
 from mmkd.embeddings.chunks import Chunk, Committed, claimed, cut
 from mmkd.embeddings.inputs import Loaded, Work, storable
 from mmkd.embeddings.pictures import PictureLoader
-from mmkd.embeddings.shards import NOT_IN_FILE, Outcome, ShardStore, StoreContents
+from mmkd.embeddings.shards import NOT_IN_FILE, Outcome, ShardStore, StoreContents, writing
 from mmkd.encoders.base import Encoder
 from mmkd.errors import CacheError, EmbeddingInterrupted
 from mmkd.files import writer_lock
@@ -453,7 +453,7 @@ class EmbeddingRun:
         )
         encoder.require_a_vector(nothing_stored=self._nothing_stored)
         if outcomes:
-            with writer_lock(self._folder):
+            with writing(self._folder), writer_lock(self._folder):
                 committed.own(self._store.commit(outcomes))
         self._encoded += len(outcomes)
         self._nothing_stored &= all(outcome.vector is None for outcome in outcomes)

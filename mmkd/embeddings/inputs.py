@@ -22,7 +22,6 @@ from PIL import Image
 from mmkd.data import ItemTable
 from mmkd.embeddings.shards import FAILED, MISSING
 from mmkd.encoders.card import EncoderCard
-from mmkd.errors import CacheError
 from mmkd.files import remove_temporaries, replacing
 
 Content = str | Image.Image | NDArray[Any]
@@ -226,7 +225,7 @@ class FileKeys:
             remove_temporaries(self._store.parent)
             with replacing(self._store) as temporary:
                 frame.write_parquet(temporary)
-        except CacheError:
+        except OSError:
             pass  # a read-only cache still serves; files are then hashed in each run
 
 

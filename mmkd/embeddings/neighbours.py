@@ -333,7 +333,7 @@ def index_of(
     if source != folder:
         try:
             _save(index, table.vectors, folder)
-        except CacheError as error:
+        except OSError as error:
             _logger.info("the index is not kept: %s", error)
     return index
 

@@ -8,6 +8,7 @@ to be the same; ``mmkd cache verify`` reads the bytes anyway.
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mmkd.errors import CacheError
-from mmkd.files import file_checksum, remove_temporaries, replacing, unwritable, write_text
+from mmkd.errors import CacheError, outside
+from mmkd.files import file_checksum, remove_temporaries, replacing, write_text
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _remember(store: Path, files: Mapping[int, ShardFile]) -> None:
         return
     try:
         write_text(store / "verified.json", json.dumps({**known, **found}) + "\n")
-    except CacheError:
+    except OSError:
         pass  # a read-only cache is checked each time
 
 
@@ -371,7 +372,7 @@ class ShardStore:
         sound = self.contents().shards
         for path in self._files():
             if _number(path) not in sound:
-                _unlink(path)
+                path.unlink(missing_ok=True)
 
     def discard(self, numbers: Sequence[int]) -> None:
         """Removes those of the named shards that are damaged, so that their inputs are encoded.
@@ -383,8 +384,8 @@ class ShardStore:
         for number in numbers:
             # another process may have repaired it, and even reused its number, meanwhile
             if number in shards and self.open(shards, [number], read_all=True)[1]:
-                _unlink(self._vectors(number).with_suffix(".parquet"))
-                _unlink(self._vectors(number))
+                self._vectors(number).with_suffix(".parquet").unlink(missing_ok=True)
+                self._vectors(number).unlink(missing_ok=True)
 
     def _write_vectors(self, path: Path, vectors: Sequence[NDArray[np.float32]]) -> ShardInfo:
         if not vectors:
@@ -439,8 +440,7 @@ def _number(path: Path) -> int:
     return int(path.stem)
 
 
-def _unlink(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise unwritable(path, error) from error
+def writing(path: Path) -> AbstractContextManager[None]:
+    """Words what keeps a cache's folder from being written."""
+    remedy = "free the disk or the folder's permissions, or choose another folder"
+    return outside(CacheError, path, "the cache (MMKD_CACHE) cannot be written", remedy=remedy)

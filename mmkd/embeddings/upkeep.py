@@ -13,7 +13,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mmkd.embeddings.neighbours import index_damage, remove_index
-from mmkd.embeddings.shards import ShardStore, read_catalogue_manifest, read_catalogue_shards
+from mmkd.embeddings.shards import (
+    ShardStore,
+    read_catalogue_manifest,
+    read_catalogue_shards,
+    writing,
+)
 from mmkd.embeddings.stores import (
     DamagedMetaError,
     is_fitted,
@@ -23,7 +28,7 @@ from mmkd.embeddings.stores import (
     table_manifests,
 )
 from mmkd.errors import CacheError
-from mmkd.files import unwritable, writer_lock
+from mmkd.files import writer_lock
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,7 @@ def free(waste: Collection[Waste]) -> list[Waste]:
         with _unused(store) as unused:
             if not unused:
                 continue
-            try:
+            with writing(one.path):
                 if one.path.is_dir():
                     if one.path == store:  # first: without it the rest is no store any more
                         (store / "meta.json").unlink(missing_ok=True)
@@ -177,8 +182,6 @@ def free(waste: Collection[Waste]) -> list[Waste]:
                 else:
                     one.path.with_suffix(".parquet").unlink(missing_ok=True)
                     one.path.unlink(missing_ok=True)
-            except OSError as error:
-                raise unwritable(one.path, error) from error
             removed.append(one)
     return removed
 
@@ -214,19 +217,16 @@ def _shard_damage(store: Path, number: int, sound: Collection[int]) -> Iterator[
 
 
 def _repair(store: Path, damage: Collection[Damage]) -> None:
-    with writer_lock(store):
+    with writing(store), writer_lock(store):
         shards = ShardStore(store)
         for one in damage:
             if one.path.suffix == ".npy":
                 shards.discard([int(one.path.stem)])
             else:
-                try:
-                    if one.path.name != "meta.json":
-                        remove_index(one.path.parent)
-                    if one.path.name != "index.json":
-                        one.path.unlink(missing_ok=True)
-                except OSError as error:
-                    raise unwritable(one.path, error) from error
+                if one.path.name != "meta.json":
+                    remove_index(one.path.parent)
+                if one.path.name != "index.json":
+                    one.path.unlink(missing_ok=True)
         shards.clean()
 
 

@@ -20,7 +20,7 @@ from mmkd import __version__
 from mmkd.data.items import ItemTable
 from mmkd.errors import RunError
 from mmkd.evaluation.ranking import CaseRanks
-from mmkd.files import replace_file, write_json
+from mmkd.files import replacing, write_json
 from mmkd.student import Ensemble
 from mmkd.student.build import build_student
 
@@ -251,7 +251,8 @@ class RunFolder:
             {"row": range(len(user_ids)), "user": list(user_ids)},
             schema={"row": pl.Int64, "user": pl.String},
         )
-        replace_file(self.path / "users.parquet", table.write_parquet)
+        with replacing(self.path / "users.parquet") as temporary:
+            table.write_parquet(temporary)
 
     def users(self) -> tuple[str, ...]:
         """External user ids; the ``user`` of a case is an index into them."""
@@ -313,7 +314,8 @@ class RunFolder:
                 "top_items": ranks.top_items,
             }
         )
-        replace_file(self.path / f"{name}_ranks.parquet", table.write_parquet)
+        with replacing(self.path / f"{name}_ranks.parquet") as temporary:
+            table.write_parquet(temporary)
 
     def ranks(self, name: str = "test") -> CaseRanks:
         """Read the cases back."""

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmkd.errors import CheckpointError
-from mmkd.files import replace_file, write_json
+from mmkd.files import replacing, write_json
 
 _PREFIX = "step-"
 
@@ -32,7 +32,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     # clone: safetensors refuses tensors that share storage
     content = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     try:
-        replace_file(path, lambda file: save_file(content, file))
+        with replacing(path) as temporary:
+            save_file(content, temporary)
     except SafetensorError as error:
         raise CheckpointError(
             f"{path}: can't be written ({error}); free some space or choose another folder"

@@ -21,7 +21,6 @@ from embeddings.fakes import TEXTS, FakeText, LoggingText, card, catalogue, neve
 from mmkd.embeddings import EmbeddingCache
 from mmkd.embeddings.inputs import text_key
 from mmkd.errors import CacheError
-from mmkd.files import replacing
 
 ROOT = Path(__file__).parents[2]
 
@@ -216,25 +215,13 @@ def test_a_read_only_cache_serves_what_it_has(readable_folder: Path) -> None:
             np.testing.assert_array_equal(cache.open(table.key).vectors, whole.vectors)
             neighbours, _ = cache.neighbours(table, rows, 3)
             assert neighbours.shape == (50, 3)
-            with pytest.raises(CacheError, match=r"cannot be written.*MMKD_CACHE"):
+            with pytest.raises(CacheError, match=r"MMKD_CACHE.*cannot be written"):
                 cache.table(card(), catalogue([*TEXTS, "new"]), encoder_factory=FakeText)
             with pytest.raises(CacheError, match="cannot be written"):
                 EmbeddingCache(readable_folder / "cache" / "other").table(card(), catalogue(TEXTS))
     finally:
         for path in folders:
             path.chmod(0o755)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.write_text("new")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(CacheError, match="cannot be written"), replacing(path / "b"):
-        pass
 
 
 def test_a_folder_that_is_a_file_is_an_error(tmp_path: Path) -> None:
@@ -273,7 +260,7 @@ def test_a_full_disk_is_a_clear_error_and_keeps_what_was_written(
         table = cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
         np.testing.assert_array_equal(table.vectors[50], text_vector("text number 49"))
     else:
-        with pytest.raises(CacheError, match=r"No space left on device.*free the disk"):
+        with pytest.raises(CacheError, match=r"No space left on device.*free some space"):
             cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
     monkeypatch.undo()
     assert len(committed(cache.folder)) == (50 if at == "manifest" else 32)

@@ -1,0 +1,155 @@
+"""Files: replaced whole, readable like any other, by one writer at a time."""
+
+import json
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mmkd import files
+from mmkd.files import (
+    file_checksum,
+    read_json,
+    read_yaml,
+    remove_temporaries,
+    replacing,
+    write_json,
+    write_text,
+    writer_lock,
+)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OSError), replacing(path / "b"):
+        pass
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("call", ["os.fsync", "os.replace"])
+def test_a_disk_that_fails_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(call, fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_text(tmp_path / "new", "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def plain(path: Path) -> None:
+    path.write_text("x")
+
+
+def by_tempfile(path: Path) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    os.close(handle)
+    os.replace(name, path)
+
+
+def by_safetensors(path: Path) -> None:
+    save_file({"x": torch.zeros(2)}, path)
+
+
+@pytest.mark.parametrize("write", [plain, by_tempfile, by_safetensors])
+@pytest.mark.parametrize(("umask", "wanted"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_who_may_read_a_file_is_up_to_the_umask(
+    tmp_path: Path, write: Callable[[Path], None], umask: int, wanted: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        for _ in range(2):  # a new file, and one that is replaced
+            with replacing(tmp_path / "file") as temporary:
+                write(temporary)
+            assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == wanted
+    finally:
+        os.umask(before)
+
+
+def test_the_file_and_the_names_on_the_way_to_it_are_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(files, "_sync", lambda path: synced.append(path.name))
+    write_text(tmp_path / "a" / "b" / "file", "x")
+    assert synced[0].startswith(".file.") and synced[0].endswith(".tmp")
+    assert synced[1:] == ["b", "a", tmp_path.name]
+    synced.clear()
+    write_text(tmp_path / "a" / "b" / "file", "y")
+    assert synced[1:] == ["b"]
+
+
+def test_what_killed_writers_left_goes_once_it_is_old(tmp_path: Path) -> None:
+    left = tmp_path / ".file.1-2.tmp"
+    left.touch()
+    (tmp_path / "file").touch()
+    remove_temporaries(tmp_path)
+    assert left.exists()
+    os.utime(left, (0, 0))
+    remove_temporaries(tmp_path)
+    remove_temporaries(tmp_path / "no such folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_json_is_an_object_with_the_keys_it_must_have(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"name": "päper", "n": 1})
+    assert read_json(path, "n") == {"name": "päper", "n": 1} == json.loads(path.read_text("utf-8"))
+    with pytest.raises(ValueError, match="lacks m"):
+        read_json(path, "n", "m")
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match="no JSON object"):
+        read_json(path)
+
+
+def test_yaml_is_a_mapping_whose_numbers_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("lr: 1e-3\nseed: 4\ncopy: ${seed}\n")
+    assert read_yaml(path) == {"lr": 1e-3, "seed": 4, "copy": "${seed}"}
+    assert read_yaml(path, resolve=True)["copy"] == 4
+    path.write_text("- 1\n")
+    with pytest.raises(ValueError, match="holds a list"):
+        read_yaml(path)
+
+
+def test_one_byte_changes_a_checksum_and_an_empty_file_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"123456789")
+    assert file_checksum(path) == 0xCBF43926  # the check value of CRC-32
+    path.write_bytes(b"123456788")
+    assert file_checksum(path) != 0xCBF43926
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="empty"):
+        file_checksum(path)
+
+
+def test_a_second_writer_waits(tmp_path: Path) -> None:
+    entered = threading.Event()
+
+    def second() -> None:
+        with writer_lock(tmp_path):
+            entered.set()
+
+    thread = threading.Thread(target=second)
+    with writer_lock(tmp_path):
+        thread.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(10)
+    thread.join()
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError), writer_lock(tmp_path / "file"):
+        pass
