@@ -2,16 +2,12 @@
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mmkd import __version__
-from mmkd.cli import cache as cache_commands
-from mmkd.cli import recipes as making
-from mmkd.cli import runs as asking
-from mmkd.cli.arguments import RUNS, AsJson, Runs
+from mmkd.cli import cache, encoders, listing, recipes, runs
 from mmkd.errors import MmkdError, remedied
 
 app = typer.Typer(
@@ -23,47 +19,20 @@ app = typer.Typer(
 )
 
 for command in (
-    making.validate,
-    making.embed,
-    making.train,
-    asking.compress,
-    asking.evaluate,
-    asking.recommend,
-    asking.neighbours,
-    asking.encode,
+    recipes.validate,
+    recipes.embed,
+    recipes.train,
+    runs.compress,
+    runs.evaluate,
+    runs.recommend,
+    runs.neighbours,
+    encoders.encode,
 ):
     app.command()(command)
-
-
-@app.command("ls")
-def list_(
-    what: Annotated[str, typer.Argument(help="recipes, encoders, runs or cache.")] = "recipes",
-    runs: Runs = RUNS,
-    cache: Annotated[Path, typer.Option(help="The cache's folder.", envvar="MMKD_CACHE")] = Path(
-        "cache"
-    ),
-    json: AsJson = False,
-) -> None:
-    """List recipes, encoder cards, runs, or what the cache holds."""
-    from mmkd.cli import listing
-
-    listing.show(what, runs=runs, cache=cache, as_json=json)
-
-
-@app.command("cp")
-def copy(
-    name: Annotated[str, typer.Argument(help="A recipe's or an encoder card's name.")],
-    destination: Annotated[Path, typer.Argument(help="A .yaml file or a folder.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
-) -> None:
-    """Copy a recipe or an encoder card to edit it."""
-    from mmkd.cli import listing
-
-    typer.echo(listing.copy(name, destination, force=force))
-
-
-app.command()(making.demo)
-app.add_typer(cache_commands.app, name="cache")
+app.command("ls")(listing.list_)
+app.command("cp")(listing.copy)
+app.command()(recipes.demo)
+app.add_typer(cache.app, name="cache")
 
 
 def _version(value: bool) -> None:

@@ -1,9 +1,13 @@
-"""Arguments that several commands share, and a run's name to its folder."""
+"""Arguments that several commands share; a run's name to its folder, a recipe's name to its plan."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from mmkd.config.plan import Plan
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe's path or name (mmkd ls recipes).")]
 Overrides = Annotated[
@@ -30,3 +34,15 @@ def find_run(name: str, runs: Path) -> Path:
         f"no run {name} (looked at {name} and {runs / name}); "
         f"runs there are: {', '.join(known) or 'none'}"
     )
+
+
+def planned(recipe: str, overrides: Sequence[str] | None = None) -> "Plan":
+    """Read and plan a recipe; keys in an old spelling are told on standard error."""
+    from mmkd.cli.progress import note
+    from mmkd.config.plan import plan
+    from mmkd.config.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    for line in loaded.notices:
+        note(line)
+    return plan(loaded)

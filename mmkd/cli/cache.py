@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
+from mmkd.cli.arguments import AsJson
+
 app = typer.Typer(
     help="The embedding cache: list it, verify it, free what no recipe uses.",
     no_args_is_help=True,
 )
 Folder = Annotated[Path, typer.Option("--cache", help="The cache's folder.", envvar="MMKD_CACHE")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 CACHE = Path("cache")
 
 

@@ -3,22 +3,41 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from mmkd.embeddings.pictures import ImageProblem, decode_image
-from mmkd.encoders import EncoderCard, build_encoder, load_card
+from mmkd.cli.arguments import AsJson
 from mmkd.errors import EncoderError
+
+if TYPE_CHECKING:
+    from mmkd.encoders import EncoderCard
 
 _VALUES = 5  # of each vector, to show
 _LABEL = 32  # characters of an input in a table
 
 
-def encode(card_name: str, inputs: Sequence[str], *, device: str) -> dict[str, Any]:
+def encode(
+    card: Annotated[str, typer.Argument(help="A card's name or path (mmkd ls encoders).")],
+    inputs: Annotated[list[str], typer.Argument(help="Texts, or paths of pictures.")],
+    device: Annotated[str, typer.Option(help="Such as cpu or cuda.")] = "cpu",
+    json: AsJson = False,
+) -> None:
+    """Try an encoder on texts or pictures: width, norm, first values, cosines."""
+    from mmkd.cli import show
+
+    found = encoded(card, inputs, device=device)
+    if json:
+        show.as_json(found)
+    else:
+        _show(found)
+
+
+def encoded(card_name: str, inputs: Sequence[str], *, device: str) -> dict[str, Any]:
     """Encodes inputs with a card.
 
     Args:
@@ -34,6 +53,8 @@ def encode(card_name: str, inputs: Sequence[str], *, device: str) -> dict[str, A
     Raises:
         EncoderError: The card, its model or an input is missing or unfit.
     """
+    from mmkd.encoders import build_encoder, load_card
+
     card = load_card(card_name)
     if card.fitted:
         raise EncoderError(
@@ -59,7 +80,7 @@ def encode(card_name: str, inputs: Sequence[str], *, device: str) -> dict[str, A
     return found
 
 
-def show(found: dict[str, Any]) -> None:
+def _show(found: dict[str, Any]) -> None:
     """Prints what `encode` found."""
     console = Console(width=None if Console().is_terminal else 120)
     console.print(
@@ -80,8 +101,10 @@ def show(found: dict[str, Any]) -> None:
         console.print(cosine)
 
 
-def _read(card: EncoderCard, inputs: Sequence[str]) -> list[Any]:
+def _read(card: "EncoderCard", inputs: Sequence[str]) -> list[Any]:
     """What the card's encoder takes, from what was typed."""
+    from mmkd.embeddings.pictures import ImageProblem, decode_image
+
     if card.modality == "text" or card.reads != "content":
         return list(inputs)
     images = []

@@ -3,26 +3,30 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from mmkd.cli import show as shown
-from mmkd.cli.cache import stores
-from mmkd.config.options import unknown
-from mmkd.config.recipe import base_of, find_recipe, recipe_names
-from mmkd.encoders import list_cards
-from mmkd.encoders.card import card_path
+import typer
+
+from mmkd.cli.arguments import RUNS, AsJson, Runs
+from mmkd.cli.cache import CACHE, Folder, stores
 from mmkd.errors import EncoderError, RecipeError, RunError
-from mmkd.runs.folder import RunFolder, run_folders
+
+if TYPE_CHECKING:
+    from mmkd.runs.folder import RunFolder
 
 KINDS = ("recipes", "encoders", "runs", "cache")
 
 
-def show(what: str, *, runs: Path, cache: Path, as_json: bool) -> None:
-    """List one kind of thing.
+def list_(
+    what: Annotated[str, typer.Argument(help="recipes, encoders, runs or cache.")] = "recipes",
+    runs: Runs = RUNS,
+    cache: Folder = CACHE,
+    json: AsJson = False,
+) -> None:
+    """List recipes, encoder cards, runs, or what the cache holds."""
+    from mmkd.cli import show
+    from mmkd.config.options import unknown
 
-    Raises:
-        RecipeError: ``what`` is none of ``KINDS``.
-    """
     makers: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "recipes": _recipes,
         "encoders": _encoders,
@@ -30,56 +34,55 @@ def show(what: str, *, runs: Path, cache: Path, as_json: bool) -> None:
         "cache": lambda: stores(cache),
     }
     if what not in makers:
-        raise RecipeError([f"ls {what}: {unknown(what, KINDS)}"])
-    records = makers[what]()
-    shown.records(records, none=f"no {what}", as_json=as_json)
+        raise RecipeError(f"ls {what}: {unknown(what, KINDS)}")
+    show.records(makers[what](), none=f"no {what}", as_json=json)
 
 
-def copy(name: str, destination: Path, *, force: bool) -> str:
-    """Copy a recipe or, where no recipe has this name, an encoder card.
+def copy(
+    name: Annotated[str, typer.Argument(help="A recipe's or an encoder card's name.")],
+    destination: Annotated[Path, typer.Argument(help="A .yaml file or a folder.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Copy a recipe or an encoder card to edit it; a variant brings the recipe it is based on."""
+    from mmkd.config.recipe import base_of, recipe_names
 
-    Args:
-        name: Its name.
-        destination: A ``.yaml`` file, or a folder in which it keeps its name.
-        force: Replace what is there.
-
-    Returns:
-        What was done, for a person.
-
-    Raises:
-        RecipeError: Neither a recipe nor a card has the name, or the file exists.
-    """
     source = _source(name)
     target = destination
     if destination.is_file() and destination.suffix not in (".yaml", ".yml"):
-        raise RecipeError([f"{destination}: is a file; give a folder or a name ending in .yaml"])
+        raise RecipeError(f"{destination}: is a file; give a folder or a name ending in .yaml")
     if destination.suffix not in (".yaml", ".yml"):
         target = destination / source.name
     if target.exists() and not force:
-        raise RecipeError([f"{target}: exists; give --force to replace it or another name"])
+        raise RecipeError(f"{target}: exists; give --force to replace it or another name")
     if target.exists() and target.samefile(source):
-        raise RecipeError([f"{target}: is what would be copied; give another name"])
+        raise RecipeError(f"{target}: is what would be copied; give another name")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-    told = f"{source.name} -> {target}"
+    typer.echo(f"{source.name} -> {target}")
     base = base_of(source) if name in recipe_names() else None
     if base is not None and not (target.parent / base.name).exists():
-        shutil.copyfile(base, target.parent / base.name)  # a variant is read with its base
-        told += f"\n{base.name} -> {target.parent / base.name}"
-    return told
+        shutil.copyfile(base, target.parent / base.name)
+        typer.echo(f"{base.name} -> {target.parent / base.name}")
 
 
 def _source(name: str) -> Path:
+    from mmkd.config.options import unknown
+    from mmkd.config.recipe import find_recipe, recipe_names
+    from mmkd.encoders import list_cards
+    from mmkd.encoders.card import card_path
+
     if name in recipe_names():
         return find_recipe(name)
     try:
         return card_path(name)
     except EncoderError as error:
         known = [*recipe_names(), *(card.name for card in list_cards())]
-        raise RecipeError([f"{name}: {unknown(name, known)}"]) from error
+        raise RecipeError(f"{name}: {unknown(name, known)}") from error
 
 
 def _recipes() -> list[dict[str, Any]]:
+    from mmkd.config.recipe import find_recipe, recipe_names
+
     records = []
     for name in recipe_names():
         try:
@@ -91,6 +94,8 @@ def _recipes() -> list[dict[str, Any]]:
 
 
 def _encoders() -> list[dict[str, Any]]:
+    from mmkd.encoders import list_cards
+
     return [
         {
             "card": card.name,
@@ -106,10 +111,12 @@ def _encoders() -> list[dict[str, Any]]:
 
 
 def _runs(folder: Path) -> list[dict[str, Any]]:
+    from mmkd.runs.folder import run_folders
+
     return [{"run": run.path.name, **_state(run)} for run in run_folders(folder)]
 
 
-def _state(run: RunFolder) -> dict[str, Any]:
+def _state(run: "RunFolder") -> dict[str, Any]:
     state: dict[str, Any] = {"state": "unfinished", "epochs": None}
     state |= {"valid NDCG@10": None, "test NDCG@10": None}
     try:

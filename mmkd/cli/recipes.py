@@ -1,4 +1,4 @@
-"""The commands that make something of a recipe: validate, embed, train, compress, demo."""
+"""The commands that make something of a recipe: validate, embed, train, demo."""
 
 import os
 from pathlib import Path
@@ -14,17 +14,17 @@ from mmkd.cli.arguments import (
     RecipeName,
     Resume,
     Runs,
+    planned,
 )
 
 
 def validate(recipe: RecipeName, overrides: Overrides = None, json: AsJson = False) -> None:
     """Report every mistake of a recipe at once; loads no data and no model."""
     from mmkd.cli import show
-    from mmkd.config.plan import check
     from mmkd.errors import RecipeError
 
     try:
-        loaded = check(recipe, overrides or []).recipe
+        loaded = planned(recipe, overrides).recipe
     except RecipeError as error:
         if not json:
             raise
@@ -50,7 +50,6 @@ def embed(
     """
     from mmkd.cli import show
     from mmkd.cli.progress import EmbeddingProgress
-    from mmkd.config.plan import check
     from mmkd.data.readers import load_items
     from mmkd.embeddings import RunReport, share_cores
     from mmkd.pipeline.embed import absent_reasons
@@ -58,18 +57,18 @@ def embed(
 
     given = {"batch_size": batch_size, "device": device}
     changes = [f"embed.{key}={value}" for key, value in given.items() if value is not None]
-    planned = check(recipe, [*(overrides or []), *changes])
+    plan = planned(recipe, [*(overrides or []), *changes])
     share_cores()
-    items = load_items(root=planned.recipe.data.folder, **planned.items)
+    items = load_items(root=plan.recipe.data.folder, **plan.items)
     reports: dict[str, RunReport] = {}
     if os.environ.get("RANK", "0") != "0":  # the first process speaks for all
-        run_embed(planned, items)
+        run_embed(plan, items)
         return
     with EmbeddingProgress() as progress:
-        tables = run_embed(planned, items, progress=progress.advance, report=reports.__setitem__)
+        tables = run_embed(plan, items, progress=progress.advance, report=reports.__setitem__)
     show.tables(
         tables,
-        absent_reasons(planned, tables),
+        absent_reasons(plan, tables),
         encoded=progress.encoded,
         reports=reports,
         as_json=json,
@@ -88,14 +87,13 @@ def train(
     """Train a recipe: embed, distil, train, select on validation, test once."""
     from mmkd.cli import show
     from mmkd.cli.progress import EmbeddingProgress, note
-    from mmkd.config.plan import check
     from mmkd.pipeline.train import train as run_train
 
-    loaded = check(recipe, overrides or []).recipe
-    folder = out or runs / loaded.name
+    plan = planned(recipe, overrides)
+    folder = out or runs / plan.recipe.name
     with EmbeddingProgress() as progress:
         result = run_train(
-            loaded,
+            plan,
             folder=folder,
             resume=resume,
             overwrite=overwrite,

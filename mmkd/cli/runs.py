@@ -1,4 +1,4 @@
-"""The commands that ask a run or an encoder: evaluate, recommend, neighbours, encode."""
+"""The commands that ask a trained run: evaluate, recommend, neighbours, compress."""
 
 import os
 from pathlib import Path
@@ -16,6 +16,7 @@ from mmkd.cli.arguments import (
     RunName,
     Runs,
     find_run,
+    planned,
 )
 
 
@@ -82,7 +83,6 @@ def neighbours(
     """The nearest items by the encoder and by the trained student, side by side."""
     from mmkd.cli import show
     from mmkd.cli.progress import EmbeddingProgress
-    from mmkd.config.plan import check
     from mmkd.errors import RunError
     from mmkd.pipeline.embed import encoder_neighbours
     from mmkd.runs.folder import RunFolder
@@ -90,11 +90,11 @@ def neighbours(
 
     if not item:
         raise RunError("--item: give the id of an item of the catalogue")
-    planned = check(recipe, overrides or [])
-    folder = find_run(run, runs) if run else runs / planned.recipe.name
+    plan = planned(recipe, overrides)
+    folder = find_run(run, runs) if run else runs / plan.recipe.name
     with EmbeddingProgress() as progress:
         by_encoder = encoder_neighbours(
-            planned, item, modality=modality, k=k, progress=progress.advance
+            plan, item, modality=modality, k=k, progress=progress.advance
         )
     by_student = (
         student_neighbours(RunFolder(folder), item, modality=modality, k=k)
@@ -102,23 +102,6 @@ def neighbours(
         else None
     )
     show.neighbours(by_encoder, by_student, folder, as_json=json)
-
-
-def encode(
-    card: Annotated[str, typer.Argument(help="A card's name or path (mmkd ls encoders).")],
-    inputs: Annotated[list[str], typer.Argument(help="Texts, or paths of pictures.")],
-    device: Annotated[str, typer.Option(help="Such as cpu or cuda.")] = "cpu",
-    json: AsJson = False,
-) -> None:
-    """Try an encoder on texts or pictures: width, norm, first values, cosines."""
-    from mmkd.cli import encoders as encode_command
-    from mmkd.cli import show
-
-    found = encode_command.encode(card, inputs, device=device)
-    if json:
-        show.as_json(found)
-    else:
-        encode_command.show(found)
 
 
 def compress(

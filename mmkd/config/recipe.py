@@ -310,6 +310,11 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[dict[str, object], list[s
     return changes, problems
 
 
+def quoted(path: Path) -> str:
+    """A path as an override's value, which is YAML: it may hold `#`, `: ` or `${`."""
+    return json.dumps(str(path).replace("${", "\\${"), ensure_ascii=False)
+
+
 def merge(lower: Mapping[str, object], upper: Mapping[str, object]) -> dict[str, object]:
     """Puts one mapping over another.
 

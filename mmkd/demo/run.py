@@ -5,11 +5,10 @@ holds the modalities to the encoders' correlations; EMKD, three networks on ids 
 other; both together; and one network that learnt from those.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from mmkd.config.recipe import load_recipe
+from mmkd.config.recipe import load_recipe, quoted
 from mmkd.demo.catalogue import make_synthetic
 from mmkd.pipeline.embed import EmbedProgress
 from mmkd.pipeline.train import train
@@ -57,14 +56,14 @@ def run_demo(
     """
     make_synthetic(folder / "data", items=items, users=users, seed=seed)
     shared = [
-        f"data.root={_quoted(folder / 'data')}",
-        f"cache.folder={_quoted(folder / 'cache')}",
+        f"data.root={quoted(folder / 'data')}",
+        f"cache.folder={quoted(folder / 'cache')}",
         f"seed={seed}",
     ]
     if epochs is not None:
         shared.append(f"training.epochs={epochs}")
     runs = folder / "runs"
-    taught = f"objective.compression.teacher={_quoted(runs / 'demo-full')}"
+    taught = f"objective.compression.teacher={quoted(runs / 'demo-full')}"
     return {
         title: train(
             load_recipe(
@@ -76,8 +75,3 @@ def run_demo(
         )
         for title, changes in VARIANTS.items()
     }
-
-
-def _quoted(path: Path) -> str:
-    """A path as an override's value, which is YAML: it may hold `#`, `: ` or `${`."""
-    return json.dumps(str(path).replace("${", "\\${"), ensure_ascii=False)

@@ -1,10 +1,8 @@
 """Compressing a run: from a trained ensemble's folder to the recipe of one network held to it."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
-from mmkd.config.recipe import Recipe, load_recipe
+from mmkd.config.recipe import Recipe, load_recipe, quoted
 from mmkd.errors import RunError
 from mmkd.runs.folder import RunFolder
 
@@ -31,7 +29,7 @@ def compressing(run: RunFolder, overrides: Sequence[str] = ()) -> Recipe:
             "ensemble.members=1",
             "objective.contrastive=null",
             "objective.mutual=null",
-            f"objective.compression.teacher={_quoted(run.path)}",
+            f"objective.compression.teacher={quoted(run.path)}",
             *overrides,
         ],
     )
@@ -41,7 +39,3 @@ def compressing(run: RunFolder, overrides: Sequence[str] = ()) -> Recipe:
             "leave out ensemble.members and objective.compression=null, or use mmkd train"
         )
     return recipe
-
-
-def _quoted(path: Path) -> str:
-    return json.dumps(str(path).replace("${", "\\${"), ensure_ascii=False)

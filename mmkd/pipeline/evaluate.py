@@ -1,20 +1,16 @@
-"""Questions to a cache or a trained run, asked by recipe; ``pipeline`` makes what is asked about.
-
-Why items lack a vector, what is near an item by its encoder, and how a trained run ranks again.
-"""
+"""Evaluating trained runs: rank a run's cases again, or compare two runs case by case."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmkd.config.plan import Plan, plan
+from mmkd.config.plan import plan
 from mmkd.config.recipe import Recipe, load_recipe
 from mmkd.data.splits import SequenceSplit
 from mmkd.errors import RunError
-from mmkd.evaluation import CaseRanks, compare
-from mmkd.evaluation.evaluator import Evaluator
-from mmkd.pipeline.stages import digests_of, load_data, rank_cases
+from mmkd.evaluation import CaseRanks, Evaluator, compare
 from mmkd.runs.folder import RunFolder
+from mmkd.training.trainer import Trainer
 
 
 def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:
@@ -25,15 +21,15 @@ def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:
         cases: ``test`` or ``valid``.
 
     Returns:
-        The report, as ``summarise`` gives it.
+        The report, as ``Evaluator.report`` gives it.
 
     Raises:
         RunError: The folder holds no trained run, or the data changed since.
     """
     run = RunFolder(folder)
-    planned = plan(load_recipe(str(run.recipe)), needs_teacher=False)
-    split, ranks = _rank_again(planned, run, cases)
-    return planned.evaluator.report(ranks, split, seed=planned.recipe.seed)
+    recipe = load_recipe(str(run.recipe))
+    evaluator, split, ranks = _rank_again(run, recipe, cases)
+    return evaluator.report(ranks, split, seed=recipe.seed)
 
 
 def compare_runs(
@@ -58,9 +54,11 @@ def compare_runs(
     recipes = [load_recipe(str(run.recipe)) for run in runs]
     _check_comparable(runs, recipes)
     if cases == "test":
-        return compare(runs[0].ranks(), runs[1].ranks(), metric=metric)
-    plans = [plan(recipe, needs_teacher=False) for recipe in recipes]
-    ranks = [_rank_again(planned, run, cases)[1] for planned, run in zip(plans, runs, strict=True)]
+        ranks = [run.ranks() for run in runs]
+    else:
+        ranks = [
+            _rank_again(run, recipe, cases)[2] for run, recipe in zip(runs, recipes, strict=True)
+        ]
     return compare(ranks[0], ranks[1], metric=metric)
 
 
@@ -79,11 +77,15 @@ def _check_comparable(runs: Sequence[RunFolder], recipes: Sequence[Recipe]) -> N
         )
 
 
-def _rank_again(planned: Plan, run: RunFolder, cases: str) -> tuple[SequenceSplit, CaseRanks]:
+def _rank_again(
+    run: RunFolder, recipe: Recipe, cases: str
+) -> tuple[Evaluator, SequenceSplit, CaseRanks]:
+    planned = plan(recipe, needs_teacher=False)
     student = run.student()
-    data = load_data(planned)
-    run.check_data(digests_of(data))
-    processes = planned.trainer.processes()
+    data = planned.load_data()
+    run.check_data(data.digests())
+    processes = Trainer(planned.training).processes()
     student.to(processes.device)
     chosen = data.split.test if cases == "test" else data.split.valid
-    return data.split, rank_cases(planned, data.split, student, processes, chosen)
+    ranks = planned.evaluator.ranks(student, data.split, chosen, processes=processes)
+    return planned.evaluator, data.split, ranks

@@ -1,24 +1,122 @@
-"""Opening a run: may this recipe train in this folder, with these trackers, on this data?
+"""Opening a run's folder: may this recipe train here, on this data?
 
-From a plan and a folder to a marked run folder, or to a RunError that says what to do.
+From a plan and a folder to an open run, or to a RunError that says what to do. Nothing of an
+earlier run is deleted before the new one's data, attributes and teacher have been read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from mmkd.config.plan import Plan
 from mmkd.config.recipe import Recipe, load_recipe
-from mmkd.data import SequenceSplit
+from mmkd.data.dataset import Dataset
+from mmkd.data.items import AttributeVocabulary
+from mmkd.data.splits import SequenceSplit
 from mmkd.errors import RunError
 from mmkd.runs.folder import RunFolder
 from mmkd.student import Ensemble
+from mmkd.training.trainer import Trainer
 
 
-def check_open(run: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+@dataclass(frozen=True)
+class OpenRun:
+    """A locked and marked folder, and what trains in it.
+
+    Attributes:
+        folder: The run's folder.
+        data: Catalogue, log and split.
+        accelerator: Device, precision and processes.
+        vocabulary: The attributes to predict, where the recipe has them predicted.
+        teacher: The trained ensemble to compress, on the CPU, without gradients.
+    """
+
+    folder: RunFolder
+    data: Dataset
+    accelerator: Accelerator
+    vocabulary: AttributeVocabulary | None
+    teacher: Ensemble | None
+
+    def write(self, **files: Any) -> None:
+        """As ``RunFolder.write``, by the main process alone."""
+        if self.accelerator.is_main_process:
+            self.folder.write(**files)
+
+    def hold_to(self, tables: Mapping[str, str]) -> None:
+        """Note the embedding tables, modality to key; a resumed run must have the same."""
+        if self.accelerator.is_main_process:
+            self.folder.check_tables(tables)
+            self.folder.write(tables=tables)
+
+
+@contextmanager
+def opened(
+    planned: Plan,
+    folder: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    announce: Callable[[str], None] | None = None,
+) -> Iterator[OpenRun]:
+    """Hold a folder for a training of this plan.
+
+    Args:
+        planned: What will train.
+        folder: The run's folder; made.
+        resume: Continue what is there, if it is a run of the same recipe and data.
+        overwrite: Replace what is there; only a run's own files are deleted.
+        announce: Told in one line what trains on what.
+
+    Raises:
+        RunError: The folder holds a run and neither ``resume`` nor ``overwrite`` is given, a run
+            of another recipe or of other data, or something that is no run; or another process
+            trains there; or the run to compress does not fit.
+        TrainingError: The device can't compute in the wanted precision, or a tracker isn't
+            installed.
+    """
+    run, recipe = RunFolder(folder), planned.recipe
+    accelerator = Trainer(planned.training).accelerator(folder=folder)
+    main = accelerator.is_main_process
+    with run.locked() if main else nullcontext():
+        if main:  # says so before the data is read
+            _check_open(run, recipe, resume=resume, overwrite=overwrite)
+        data = planned.load_data()
+        if main and announce:
+            announce(_announcement(recipe, data.split, accelerator))
+        vocabulary = None
+        if planned.objective.attributes is not None:
+            vocabulary = AttributeVocabulary.of(data.items)
+        digests = data.digests()
+        teacher, teacher_digest = _teacher(planned, run, digests)
+        with accelerator.main_process_first():
+            if main and run.started and resume and not overwrite:
+                run.check_data(digests)
+                run.check_teacher(teacher_digest)
+            elif main:
+                run.clear()
+                # first: what follows is then known to be a run's
+                run.write(
+                    marker={"recipe": recipe.name, "data": digests, "teacher": teacher_digest}
+                )
+                recipe.save(run.recipe)
+        yield OpenRun(run, data, accelerator, vocabulary, teacher)
+
+
+def check_same(run: RunFolder, recipe: Recipe) -> None:
+    """Raise RunError where the folder holds a run of another recipe."""
+    if load_recipe(str(run.recipe)) != recipe:
+        raise RunError(
+            f"{run.path}: holds a run of another recipe than {recipe.name} as given now (compare "
+            f"{run.recipe}); resume with the same options, or give another folder with --out"
+        )
+
+
+def _check_open(run: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
     """Raise RunError unless the folder may be used as asked; changes nothing."""
     run.check_free()
     if not run.started:
@@ -36,57 +134,7 @@ def check_open(run: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool)
         )
 
 
-def open_run(
-    run: RunFolder,
-    recipe: Recipe,
-    digests: Mapping[str, str],
-    *,
-    anew: bool,
-    teacher: str | None = None,
-) -> None:
-    """Mark the folder as this recipe's run on this data, or see that it is one already.
-
-    Args:
-        run: Free for it, see ``check_open``.
-        recipe: What will train.
-        digests: Of ``data_digests``.
-        anew: Delete what an earlier run left.
-        teacher: The digest of the run to compress.
-
-    Raises:
-        RunError: The data or the teacher changed since the run was begun.
-    """
-    if run.started and not anew:
-        run.check_data(digests)
-        run.check_teacher(teacher)
-        return
-    run.clear()
-    # first: what follows is then known to be a run's
-    run.mark(recipe=recipe.name, data=digests, teacher=teacher)
-    recipe.save(run.recipe)
-
-
-def check_same(run: RunFolder, recipe: Recipe) -> None:
-    """Raise RunError where the folder holds a run of another recipe."""
-    if load_recipe(str(run.recipe)) != recipe:
-        raise RunError(
-            f"{run.path}: holds a run of another recipe than {recipe.name} as given now (compare "
-            f"{run.recipe}); resume with the same options, or give another folder with --out"
-        )
-
-
-def check_trackers(planned: Plan) -> None:
-    """Raise RunError where a tracker isn't installed; accelerate would just leave it out."""
-    modules = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
-    for tracker in planned.trainer.trackers:
-        if not any(find_spec(module) for module in modules[tracker]):
-            raise RunError(
-                f"{planned.recipe.name}: training.trackers: {tracker} is not installed; run "
-                f"pip install 'mmkd[{tracker}]', or leave it out"
-            )
-
-
-def announcement(recipe: Recipe, split: SequenceSplit, accelerator: Accelerator) -> str:
+def _announcement(recipe: Recipe, split: SequenceSplit, accelerator: Accelerator) -> str:
     """One line: what trains on what, with how many processes and threads."""
     count, threads = accelerator.num_processes, torch.get_num_threads()
     return (
@@ -98,26 +146,10 @@ def announcement(recipe: Recipe, split: SequenceSplit, accelerator: Accelerator)
     )
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A trained ensemble to compress.
-
-    Attributes:
-        student: Its networks, on the CPU, without gradients.
-        digest: Of its weights.
-    """
-
-    student: Ensemble
-    digest: str
-
-
-def load_teacher(planned: Plan, run: RunFolder, digests: Mapping[str, str]) -> Teacher | None:
-    """The trained ensemble that the recipe compresses; None where there is none.
-
-    Args:
-        planned: The recipe.
-        run: Where the recipe will train.
-        digests: Of ``data_digests``, of what it will train on.
+def _teacher(
+    planned: Plan, run: RunFolder, digests: Mapping[str, str]
+) -> tuple[Ensemble | None, str | None]:
+    """The trained ensemble that the recipe compresses and its digest, where there is one.
 
     Raises:
         RunError: The teacher is the run itself, was trained on other data, or reads other
@@ -125,13 +157,13 @@ def load_teacher(planned: Plan, run: RunFolder, digests: Mapping[str, str]) -> T
     """
     given = planned.objective.teacher
     if given is None:
-        return None
+        return None, None
     if given.path.resolve() == run.path.resolve():
         raise RunError(
             f"{run.path}: holds the run to compress, which would be lost; give another name, or "
             "another folder with --out"
         )
-    student, length = given.student(), given.student_spec()["max_length"]
+    student, length = given.student(), given.student_spec().max_length
     trained_on = given.marker()["data"]
     changed = sorted(name for name in digests if trained_on.get(name) != digests[name])
     if changed:
@@ -140,14 +172,14 @@ def load_teacher(planned: Plan, run: RunFolder, digests: Mapping[str, str]) -> T
             "or events that this run is tested on; use the teacher's data and split, or train the "
             "teacher on these"
         )
-    if student.causal != planned.objective.supervision.causal:
+    if student.causal != planned.task.causal:
         raise RunError(
             f"{given.path}: its networks are {'causal' if student.causal else 'bidirectional'} and "
             "the student's are not, so they see other sequences; use the teacher's backbone kind"
         )
-    if length < planned.trainer.max_length:
+    if length < planned.training.max_length:
         raise RunError(
             f"{given.path}: reads at most {length} items; set training.max_length to {length} or "
             "less"
         )
-    return Teacher(student.requires_grad_(False), given.weights_digest())
+    return student.requires_grad_(False), given.weights_digest()

@@ -1,51 +1,28 @@
 """The whole flow on one page: items -> encoders -> cache -> distiller -> student -> metrics.
 
-From a recipe to a run folder. Read this first; every part has a file of its own, and ``stages``
-says how a plan calls it.
+From a plan to a run folder. Read this first; every part has a file of its own.
 """
 
-import shutil
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-
+from mmkd import __version__
 from mmkd.config.plan import Plan, plan
 from mmkd.config.recipe import Recipe, recipe_digest
-from mmkd.data.dataset import Dataset
-from mmkd.data.items import AttributeVocabulary
-from mmkd.files import write_json
+from mmkd.distiller import CorrelationDistiller
+from mmkd.errors import RunError
 from mmkd.pipeline.embed import EmbedProgress, embed
-from mmkd.pipeline.opening import (
-    Teacher,
-    announcement,
-    check_open,
-    check_same,
-    check_trackers,
-    load_teacher,
-    open_run,
-)
-from mmkd.pipeline.stages import (
-    build_step,
-    digests_of,
-    distil,
-    load_data,
-    rank_cases,
-    retention_of,
-    targets_of,
-    vocabulary_of,
-)
+from mmkd.pipeline.opening import check_same, opened
 from mmkd.runs.folder import RunFolder
-from mmkd.training.progress import peak_memory_bytes
+from mmkd.student.build import StudentSpec
+from mmkd.training.progress import peak_memory_bytes, start_trackers
+from mmkd.training.trainer import Trainer
 
 
 def train(
-    recipe: Recipe,
+    planned: Plan | Recipe,
     *,
     folder: Path,
     resume: bool = False,
@@ -53,10 +30,10 @@ def train(
     progress: EmbedProgress | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """The main job: a recipe to a run folder with a trained, tested recommender.
+    """The main job: to a run folder with a trained, tested recommender.
 
     Args:
-        recipe: What to run.
+        planned: What to run; a recipe is planned first.
         folder: The run's folder; made.
         resume: Continue an interrupted run of the same recipe; a finished one is just reported.
         overwrite: Start anew where there is a run already; only a run's own files are deleted,
@@ -69,152 +46,105 @@ def train(
 
     Raises:
         RecipeError: The recipe has mistakes.
-        RunError: The folder holds a run and neither ``resume`` nor ``overwrite`` is given, a run
-            of another recipe or of other data, or something that is no run; or another process
-            trains there; or a tracker isn't installed.
+        RunError: As for ``opened``; or the encoders' vectors can't be distilled.
         TrainingInterrupted: After SIGINT or SIGTERM, once a checkpoint is written.
     """
-    planned = plan(recipe)
-    check_trackers(planned)
-    run = RunFolder(folder)
-    if resume and run.finished:
-        check_same(run, recipe)
-        return run.result()
-    accelerator = planned.trainer.accelerator(run_folder=folder)
-    with run.locked() if accelerator.is_main_process else nullcontext():
-        if accelerator.is_main_process:  # says so before the data is read
-            check_open(run, recipe, resume=resume, overwrite=overwrite)
-        began = time.monotonic()
-        data = load_data(planned)
-        if announce and accelerator.is_main_process:
-            announce(announcement(recipe, data.split, accelerator))
-        # what may be wrong with them is told before an earlier run is deleted
-        vocabulary = vocabulary_of(planned, data.items)
-        digests = digests_of(data)
-        teacher = load_teacher(planned, run, digests)
-        with accelerator.main_process_first():
-            if accelerator.is_main_process:
-                open_run(
-                    run,
-                    recipe,
-                    digests,
-                    anew=overwrite or not resume,
-                    teacher=teacher.digest if teacher else None,
-                )
-        if planned.trainer.trackers:
-            accelerator.init_trackers(recipe.name)
-        return _train(
+    planned = planned if isinstance(planned, Plan) else plan(planned)
+    recipe, began = planned.recipe, time.monotonic()
+    if resume and (done := RunFolder(folder)).finished:
+        check_same(done, recipe)
+        return done.result()
+    with opened(planned, folder, resume=resume, overwrite=overwrite, announce=announce) as run:
+        data, accelerator = run.data, run.accelerator
+        if planned.training.trackers:
+            config = recipe.model_dump(mode="json")
+            start_trackers(accelerator, name=recipe.name, config=config, folder=folder)
+
+        # all processes encode together, and none stands in a collective that could time out
+        tables = embed(
             planned,
-            run,
+            data.items,
+            device=str(accelerator.device) if planned.encoding.device == "auto" else None,
+            progress=progress if accelerator.is_main_process else None,
+        )
+        run.hold_to({name: table.key for name, table in tables.items()})
+
+        distiller = None
+        if planned.distiller is not None:
+            try:
+                distiller = CorrelationDistiller(**planned.distiller).fit(tables)
+            except ValueError as error:  # vectors that can't be distilled, such as all equal ones
+                raise RunError(f"{recipe.name}: distiller: {error}") from error
+
+        teachers = distiller.reduced if distiller else {}
+        spec = StudentSpec(
+            mmkd=__version__,
+            item_count=len(data.items),
+            max_length=planned.training.max_length,
+            embedding=planned.embedding,
+            backbone=planned.backbone,
+            score_with=recipe.student.score_with,
+            ensemble=planned.ensemble,
+            modalities={name: teacher.shape[1] for name, teacher in teachers.items()},
+        )
+        student = spec.build(teachers, distiller.present if distiller else {}, seed=recipe.seed)
+        objective = planned.objective.build(
+            data.split,
+            distiller,
+            members=len(student.members),
+            width=planned.width,
+            vocabulary=run.vocabulary,
+        )
+        run.write(
+            items=data.items,
+            users=data.log.user_ids,
+            spec=spec,
+            attributes=run.vocabulary.names if run.vocabulary else None,
+        )
+        prepared_s = time.monotonic() - began
+
+        report = Trainer(planned.training).fit(
+            student,
+            objective,
             data,
-            accelerator,
-            vocabulary=vocabulary,
-            teacher=teacher,
+            task=planned.task,
+            distiller=distiller,
+            folder=folder,
+            asynchronous=planned.asynchronous,
+            evaluator=planned.evaluator,
+            teacher=run.teacher,
+            accelerator=accelerator,
             resume=resume,
-            progress=progress,
-            began=began,
+            seed=recipe.seed,
         )
 
-
-def _train(
-    planned: Plan,
-    run: RunFolder,
-    data: Dataset,
-    accelerator: Accelerator,
-    *,
-    vocabulary: AttributeVocabulary | None,
-    teacher: Teacher | None,
-    resume: bool,
-    progress: EmbedProgress | None,
-    began: float,
-) -> dict[str, Any]:
-    """The rest of ``train``, in an open run folder."""
-    recipe, folder = planned.recipe, run.path
-    # all processes encode together, and none stands in a collective that could time out
-    tables = embed(
-        planned,
-        data.items,
-        device=str(accelerator.device) if planned.encoding.device == "auto" else None,
-        progress=progress if accelerator.is_main_process else None,
-    )
-    if accelerator.is_main_process:
-        keys = {name: table.key for name, table in tables.items()}
-        run.check_tables(keys)
-        run.mark_tables(keys)
-    distiller = distil(planned, tables)
-    step, spec = build_step(
-        planned,
-        data,
-        distiller,
-        vocabulary=vocabulary,
-        compressed=teacher.student.to(accelerator.device) if teacher else None,
-    )
-    if accelerator.is_main_process:
-        data.items.save(folder / "items.parquet")
-        run.write_users(data.log.user_ids)
-        run.write_student_spec(spec)
-        if vocabulary:
-            run.write_attributes(vocabulary.names)
-    step.to(accelerator.device)
-    retention = retention_of(planned, step.student, distiller)
-    retention_at_start = retention()
-    rank = partial(rank_cases, planned, data.split, step.student, accelerator)
-    prepared_s = time.monotonic() - began
-    # every process starts from the same weights and drops out different units
-    torch.manual_seed(recipe.seed + accelerator.process_index)
-    report = planned.trainer.fit(
-        step,
-        planned.objective.supervision.stream(
-            data.split,
-            max_length=planned.trainer.max_length,
-            batch_size=planned.trainer.batch_size,
-            seed=recipe.seed,
-            device=accelerator.device,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            accumulate=planned.trainer.accumulate,
-            clean=planned.objective.clean,
-        ),
-        targets=targets_of(planned, distiller, accelerator),
-        validate=lambda: (
-            planned.evaluator.metrics(rank(data.split.valid, list_length=0)) | retention()
-        ),
-        asynchronous=planned.asynchronous,
-        accelerator=accelerator,
-        folder=folder,
-        resume=resume,
-    )
-    ranks = rank(data.split.test)
-    result = {
-        "recipe": recipe.name,
-        "digest": recipe_digest(recipe),
-        "seed": recipe.seed,
-        "split": recipe.data.split.kind,
-        "test": planned.evaluator.report(ranks, data.split, seed=recipe.seed),
-        "valid": report.history[report.best_epoch]["valid"],
-        "retention_at_start": retention_at_start,
-        "best_epoch": report.best_epoch,
-        "epochs": len(report.history),
-        "stopped": report.stopped,
-        "seconds": {
-            "prepare": round(prepared_s, 1),
-            "train_and_validate": round(report.seconds, 1),
-            "epoch": _mean([record["train_seconds"] for record in report.history]),
-            "validation": _mean([record["valid_seconds"] for record in report.history]),
-        },
-        "peak_memory_bytes": peak_memory_bytes(),
-        "processes": accelerator.num_processes,
-        "parameters": sum(p.numel() for p in step.student.parameters()),
-    }
-    if accelerator.is_main_process:
-        run.write_ranks(ranks)
-        write_json(folder / "history.json", report.history)
-        run.write_result(result)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+        ranks = planned.evaluator.ranks(student, data.split, data.split.test, processes=accelerator)
+        result = {
+            "recipe": recipe.name,
+            "digest": recipe_digest(recipe),
+            "seed": recipe.seed,
+            "split": recipe.data.split.kind,
+            "test": planned.evaluator.report(ranks, data.split, seed=recipe.seed),
+            "valid": report.history[report.best_epoch]["valid"],
+            "retention_at_start": report.retention_at_start,
+            "best_epoch": report.best_epoch,
+            "epochs": len(report.history),
+            "stopped": report.stopped,
+            "seconds": {
+                "prepare": round(prepared_s, 1),
+                "train_and_validate": round(report.seconds, 1),
+                "epoch": _mean([record["train_seconds"] for record in report.history]),
+                "validation": _mean([record["valid_seconds"] for record in report.history]),
+            },
+            "peak_memory_bytes": peak_memory_bytes(),
+            "processes": accelerator.num_processes,
+            "parameters": sum(p.numel() for p in student.parameters()),
+        }
+        run.write(ranks=ranks, history=report.history, result=result)
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
     return result
 
 
-def _mean(values: list[float]) -> float:
+def _mean(values: Sequence[float]) -> float:
     return round(sum(values) / len(values), 3) if values else 0.0
