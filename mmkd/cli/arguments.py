@@ -1,4 +1,4 @@
-"""Arguments that several commands share; a run's name to its folder, a recipe's name to its plan."""
+"""Arguments that several commands share; from names to a run's folder and to a recipe's plan."""
 
 from collections.abc import Sequence
 from pathlib import Path

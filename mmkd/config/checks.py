@@ -5,13 +5,12 @@ the part's own ranges (its ``check``). Nothing is built.
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmkd.config.options import check_options, unknown
 from mmkd.config.recipe import Recipe, Spec
-
-Ranges = Callable[..., list[str]]
 
 
 class Checks:
@@ -39,7 +38,6 @@ class Checks:
         key: str,
         *,
         given: Mapping[str, object] | None = None,
-        check: Ranges | None = None,
     ) -> dict[str, Any]:
         """Check one section.
 
@@ -52,7 +50,6 @@ class Checks:
             key: Its dotted key.
             given: What the program passes itself, and a recipe may not set; None where its value
                 is known later.
-            check: The part's ranges; None takes those of ``target``, if it has any.
 
         Returns:
             The options without a problem of type or name.
@@ -60,7 +57,7 @@ class Checks:
         given = given or {}
         where = self.recipe.where(key)
         accepted, problems = check_options(target, options, where=where, given=tuple(given))
-        if ranges := check or getattr(target, "check", None):
+        if ranges := _ranges(target):
             parameters = inspect.signature(target).parameters.values()
             defaults = {
                 p.name: p.default
@@ -83,11 +80,16 @@ class Checks:
         key: str,
         *,
         given: Mapping[str, object] | None = None,
-        checks: Mapping[str, Ranges] | None = None,
     ) -> dict[str, Any]:
         """Check the options of the part that a ``kind`` names; as ``options``."""
         if spec.kind not in registry:
             self.problem(f"{key}.kind", unknown(spec.kind, registry))
             return {}
-        check = (checks or {}).get(spec.kind)
-        return self.options(registry[spec.kind], spec.options, key, given=given, check=check)
+        return self.options(registry[spec.kind], spec.options, key, given=given)
+
+
+def _ranges(target: Callable[..., object]) -> Callable[..., list[str]] | None:
+    """What judges a part's options: a class's ``check``, or ``check_NAME`` beside a function."""
+    if isinstance(target, type):
+        return getattr(target, "check", None)
+    return getattr(sys.modules[target.__module__], f"check_{target.__name__}", None)

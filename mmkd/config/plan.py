@@ -1,44 +1,35 @@
-"""Plan: a recipe whose every option has been checked, and the parts it asks for, ready to build.
+"""Plan: a recipe whose every option has been checked, ready to be built from.
 
-From a ``Recipe`` to constructor arguments. Every mistake of the recipe is reported together,
-before any data or model is loaded.
+From a ``Recipe`` to constructor arguments. Every mistake of the options is reported together,
+before any data or model is loaded; nothing is built to see whether it is refused.
 """
 
-from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from mmkd.config.checks import Checks
 from mmkd.config.objective import ObjectivePlan, plan_objective
-from mmkd.config.options import unknown
-from mmkd.config.recipe import Recipe, Spec, read_draft
+from mmkd.config.recipe import Recipe
 from mmkd.data import SPLITS
+from mmkd.data.dataset import Dataset
 from mmkd.data.readers import load_interactions, load_items
-from mmkd.data.text_template import TextTemplate
+from mmkd.data.tasks import TASKS, Task
 from mmkd.distiller import CorrelationDistiller
 from mmkd.embeddings import EmbeddingCache, EncodingSettings, default_cache_folder
 from mmkd.encoders import EncoderCard, load_card
 from mmkd.errors import EncoderError, RecipeError
-from mmkd.evaluation import Evaluator, Retention
-from mmkd.evaluation.metrics import metric_names
-from mmkd.student import (
-    FusedItemEmbedding,
-    Recommender,
-    backbone_class,
-    build_backbone,
-    build_ensemble,
-)
+from mmkd.evaluation import CUTOFFS, Evaluator, metric_names
+from mmkd.student import FusedItemEmbedding, backbone_class, build_ensemble
 from mmkd.student.layers import check_modality_name
+from mmkd.training.arguments import TrainingArguments
 from mmkd.training.optimizer import ASYNCHRONOUS, AsynchronousUpdate
-from mmkd.training.trainer import Trainer
 
-T = TypeVar("T")
 DEFAULT_WIDTH = 64
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Checked options, by the part that takes them, and the cheap parts already built.
+    """Checked options, by the part that takes them, and the parts that are options themselves.
 
     Attributes:
         recipe: What was planned.
@@ -53,10 +44,11 @@ class Plan:
         embedding: For ``FusedItemEmbedding``.
         backbone: For ``build_backbone``.
         ensemble: For ``build_ensemble``.
+        task: What the networks are asked.
         objective: The terms of the loss.
         asynchronous: How the modality tables lag behind.
-        trainer: The training loop.
-        evaluator: How the run is evaluated.
+        training: How it is trained.
+        evaluator: How it is evaluated.
     """
 
     recipe: Recipe
@@ -71,9 +63,10 @@ class Plan:
     embedding: dict[str, Any]
     backbone: dict[str, Any]
     ensemble: dict[str, Any]
+    task: Task
     objective: ObjectivePlan
     asynchronous: AsynchronousUpdate
-    trainer: Trainer
+    training: TrainingArguments
     evaluator: Evaluator
 
     @property
@@ -81,9 +74,18 @@ class Plan:
         """D."""
         return int(self.embedding["width"])
 
+    def load_data(self) -> Dataset:
+        """Read catalogue and log, and split the sequences."""
+        return Dataset.load(
+            self.recipe.data.folder,
+            items=self.items,
+            interactions=self.interactions,
+            split={"kind": self.recipe.data.split.kind, **self.split},
+        )
+
 
 def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True) -> Plan:
-    """Check a whole recipe.
+    """Check all options of a recipe.
 
     Args:
         recipe: The recipe.
@@ -96,240 +98,164 @@ def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True)
     Raises:
         RecipeError: With every mistake found.
     """
-    return _Planner(recipe).plan(needs_data=needs_data, needs_teacher=needs_teacher)
+    checks = Checks(recipe)
+    if needs_data and not recipe.data.folder.is_dir():
+        checks.problem("data.root", f"no such folder: {recipe.data.root}")
+    items, interactions, split = _data(checks)
+    cache, random_weights = _cache(checks)
+    cards = _cards(checks, random_weights=random_weights)
+    encoding = checks.options(EncodingSettings, recipe.embed, "embed")
+    distiller = _distiller(checks)
+    training = checks.options(TrainingArguments, recipe.training, "training")
+    embedding, backbone = _student(checks, max_length=training.get("max_length"))
+    given = {"build": None, "seed": None}
+    ensemble = checks.options(build_ensemble, recipe.ensemble, "ensemble", given=given)
+    task = _task(checks, training)
+    objective = plan_objective(
+        checks,
+        distiller=distiller,
+        width=embedding["width"],
+        members=ensemble.get("members", 1),
+        needs_teacher=needs_teacher,
+    )
+    asynchronous = checks.chosen(recipe.asynchronous, ASYNCHRONOUS, "asynchronous")
+    evaluation = checks.options(Evaluator, recipe.evaluation, "evaluation")
+    _select_metric(checks, training, evaluation)
+    if checks.problems:
+        raise RecipeError(checks.problems)
+    return Plan(
+        recipe=recipe,
+        items=items,
+        interactions=interactions,
+        split=split,
+        cards=cards,
+        cache=cache,
+        encoding=EncodingSettings(**encoding),
+        allow_random_weights=random_weights,
+        distiller=distiller,
+        embedding=embedding,
+        backbone=backbone,
+        ensemble=ensemble,
+        task=TASKS[recipe.task.kind](**task),
+        objective=objective,
+        asynchronous=ASYNCHRONOUS[recipe.asynchronous.kind](**asynchronous),
+        training=TrainingArguments(**training),
+        evaluator=Evaluator(**evaluation),
+    )
 
 
-def check(name_or_path: str, overrides: Sequence[str] = (), *, needs_data: bool = True) -> Plan:
-    """Read and plan a recipe; mistakes of its structure and of its options come together.
-
-    Args:
-        name_or_path: As for ``load_recipe``.
-        overrides: As for ``load_recipe``.
-        needs_data: As for ``plan``.
-
-    Returns:
-        The plan.
-
-    Raises:
-        RecipeError: With every mistake found.
-    """
-    draft = read_draft(name_or_path, overrides)
-    try:
-        planned = _Planner(draft.recipe, draft.broken).plan(
-            needs_data=needs_data, needs_teacher=needs_data
-        )
-    except RecipeError as error:
-        raise RecipeError([*draft.problems, *error.problems]) from None
-    if draft.problems:
-        raise RecipeError(draft.problems)
-    return planned
+Options = dict[str, Any]
 
 
-class _Planner:
-    """Plans a recipe; says nothing about keys that are known to be ``broken``."""
+def _data(checks: Checks) -> tuple[Options, Options, Options]:
+    data = checks.recipe.data
+    log = {"items": None, "root": None}
+    return (
+        checks.options(load_items, data.items, "data.items", given={"root": None}),
+        checks.options(load_interactions, data.interactions, "data.interactions", given=log),
+        checks.chosen(data.split, SPLITS, "data.split", given={"log": None, "item_count": None}),
+    )
 
-    def __init__(self, recipe: Recipe, broken: Collection[str] = ()) -> None:
-        self.recipe = recipe
-        self.checks = Checks(recipe, broken)
 
-    def plan(self, *, needs_data: bool, needs_teacher: bool) -> Plan:
-        recipe = self.recipe
-        if needs_data and not recipe.data.folder.is_dir():
-            self.checks.problem("data.root", f"no such folder: {recipe.data.root}")
-        seed = recipe.seed
-        embedding = self.checks.options(
-            FusedItemEmbedding,
-            {"width": DEFAULT_WIDTH, **recipe.student.embedding},
-            "student.embedding",
-            given=("item_count", "modalities", "present"),
-        )
-        self._embedding(embedding)
-        width = embedding.get("width", 0)  # 0 where it is wrong: what depends on it isn't built
-        trainer = self.checks.build(Trainer, recipe.training, "training")
-        encoding = self.checks.build(EncodingSettings, recipe.embed, "embed")
-        length = trainer.max_length if trainer else 50
-        backbone, causal = self._backbone(recipe.student.backbone, width, length)
-        cache = {"folder": str(default_cache_folder())} | recipe.cache
-        random_weights = cache.pop("allow_random_weights", False)
-        if not isinstance(random_weights, bool):
-            self.checks.problem("cache.allow_random_weights", "wanted true or false")
-        distiller, teacher = self._distiller(seed)
-        ensemble = self._ensemble()
-        objective = plan_objective(
-            self.checks,
-            teacher=teacher,
-            width=width,
-            members=ensemble.get("members", 1),
-            needs_teacher=needs_teacher,
-        )
-        supervision = objective.supervision if objective else None
-        if supervision and causal is not None and supervision.causal != causal:
-            wanted = "masked_item" if not causal else "next_item"
-            self.checks.problem(
-                "objective.recommendation.kind",
-                f"got {recipe.objective.recommendation.kind}, wanted {wanted}: backbone "
-                f"{recipe.student.backbone.kind} is {'causal' if causal else 'bidirectional'}",
-                depends=("student.backbone",),
-            )
-        if supervision and trainer and not supervision.causal and trainer.max_length < 2:
-            self.checks.problem(
-                "training.max_length",
-                "got 1, wanted at least 2: one place is the mask token's",
-                depends=("objective.recommendation",),
-            )
-        asynchronous = self.checks.chosen(recipe.asynchronous, ASYNCHRONOUS, "asynchronous")
-        evaluator = self.checks.build(Evaluator, recipe.evaluation, "evaluation")
-        self._metrics(evaluator, trainer)
-        known = SPLITS.get(recipe.data.split.kind)
-        if known is None:
-            self.checks.problem("data.split.kind", unknown(recipe.data.split.kind, SPLITS))
-        split = (
-            self.checks.options(
-                known, recipe.data.split.options, "data.split", given=("log", "item_count")
-            )
-            if known
-            else {}
-        )
-        result: dict[str, Any] = dict(
-            items=self._items(),
-            interactions=self._interactions(),
-            ensemble=ensemble,
-            cards=self._cards(random_weights=bool(random_weights)),
-            cache=self.checks.options(EmbeddingCache, cache, "cache"),
-        )
-        if "folder" in result["cache"]:
-            self.checks.tried("cache", lambda: EmbeddingCache(**result["cache"]))
-        if self.checks.problems:
-            raise RecipeError(self.checks.audible())
-        return Plan(
-            recipe=recipe,
-            split=split,
-            allow_random_weights=bool(random_weights),
-            distiller=distiller,
-            embedding=embedding,
-            backbone=backbone,
-            objective=_sure(objective),
-            asynchronous=_sure(asynchronous),
-            trainer=_sure(trainer),
-            evaluator=_sure(evaluator),
-            encoding=_sure(encoding),
-            **result,
-        )
+def _cache(checks: Checks) -> tuple[Options, bool]:
+    """Options of the cache, and whether a card may ask for an untrained model."""
+    given = {"folder": str(default_cache_folder())} | checks.recipe.cache
+    random_weights = given.pop("allow_random_weights", False)
+    if not isinstance(random_weights, bool):
+        checks.problem("cache.allow_random_weights", "wanted true or false")
+    return checks.options(EmbeddingCache, given, "cache"), bool(random_weights)
 
-    def _embedding(self, options: Mapping[str, Any]) -> None:
-        for name in self.recipe.encoders:
-            for problem in check_modality_name(name):
-                self.checks.problem(f"encoders.{name}", problem)
-        for problem in FusedItemEmbedding.check(**options):
-            self.checks.problem("student.embedding", problem)
 
-    def _ensemble(self) -> dict[str, Any]:
-        key = "ensemble"
-        options = self.checks.options(
-            build_ensemble, self.recipe.ensemble, key, given=("build", "seed")
-        )
-
-        def build() -> Recommender:
-            return Recommender(
-                embedding=FusedItemEmbedding(item_count=1, width=1),
-                backbone=build_backbone("gru4rec", width=1, max_length=1),
-            )
-
-        # one member says as much as many: what else is refused doesn't depend on their number
-        members = min(1, options.get("members", 1))
-        self.checks.tried(key, lambda: build_ensemble(build, **(options | {"members": members})))
-        return options
-
-    def _items(self) -> dict[str, Any]:
-        key = "data.items"
-        options = self.checks.options(load_items, self.recipe.data.items, key, given=("root",))
-        if options.get("text") is not None:
-            self.checks.tried(f"{key}.text", lambda: TextTemplate.parse(options["text"]))
-        return options
-
-    def _interactions(self) -> dict[str, Any]:
-        key = "data.interactions"
-        given = self.recipe.data.interactions
-        options = self.checks.options(load_interactions, given, key, given=("items", "root"))
-        if options.get("min_rating") is not None and given.get("rating") is None:
-            self.checks.problem(f"{key}.min_rating", "needs ratings; name their column with rating")
-        return options
-
-    def _backbone(
-        self, spec: Spec, width: int, max_length: int
-    ) -> tuple[dict[str, Any], bool | None]:
-        key = "student.backbone"
+def _cards(checks: Checks, *, random_weights: bool) -> dict[str, EncoderCard]:
+    cards: dict[str, EncoderCard] = {}
+    for name, card in checks.recipe.encoders.items():
+        for problem in check_modality_name(name):
+            checks.problem(f"encoders.{name}", problem)
         try:
-            found = backbone_class(spec.kind)
-        except ValueError as error:
-            self.checks.problem(f"{key}.kind", str(error))
-            return {}, None
-        before = len(self.checks.problems)
-        options = self.checks.options(found, spec.options, key, given=("width", "max_length"))
-        causal = bool(getattr(found, "causal", True))
-        if len(self.checks.problems) == before and width >= 1:
-            self.checks.tried(
-                key,
-                lambda: build_backbone(spec.kind, width=width, max_length=max_length, **options),
+            cards[name] = load_card(card)
+            untrained = cards[name].untrained
+        except EncoderError as error:
+            checks.problem(f"encoders.{name}", str(error))
+            continue
+        # here and not only where it is built: the cache may hold an earlier run's vectors
+        if untrained and not random_weights:
+            checks.problem(
+                f"encoders.{name}",
+                f"card {card} asks for an untrained model, whose vectors mean nothing; name "
+                "pretrained weights in the card, or for a test set "
+                "cache.allow_random_weights: true",
             )
-        return {"kind": spec.kind, **options}, causal
+    return cards
 
-    def _distiller(self, seed: int) -> tuple[dict[str, Any] | None, CorrelationDistiller | None]:
-        """The distiller's options and the distiller; no options without an encoder."""
-        recipe = self.recipe
-        if not recipe.encoders:
-            for key, value in (
-                ("distiller", recipe.distiller),
-                ("objective.correlation", recipe.objective.correlation),
-            ):
-                if value is not None:
-                    self.checks.problem(
-                        key,
-                        "set, but there is no encoder to distil; add one to encoders",
-                        depends=("encoders",),
-                    )
-            return None, None
-        before = len(self.checks.problems)
-        options = self.checks.options(
-            CorrelationDistiller, recipe.distiller or {}, "distiller", given=("seed",)
+
+def _distiller(checks: Checks) -> Options | None:
+    """The distiller's options; None without an encoder."""
+    recipe = checks.recipe
+    if recipe.encoders:
+        given = {"seed": recipe.seed}
+        options = checks.options(
+            CorrelationDistiller, recipe.distiller or {}, "distiller", given=given
         )
-        options["seed"] = seed
-        if len(self.checks.problems) > before:
-            return options, None
-        return options, self.checks.tried("distiller", lambda: CorrelationDistiller(**options))
-
-    def _metrics(self, evaluator: Evaluator | None, trainer: Trainer | None) -> None:
-        if evaluator is None:
-            return
-        names = [*metric_names(evaluator.ks), *Retention.names(self.recipe.encoders)]
-        if trainer and trainer.select_metric not in names:
-            self.checks.problem(
-                "training.select_metric",
-                f"got {trainer.select_metric}, wanted one of {', '.join(names)}",
-                depends=("encoders", "evaluation.ks"),
-            )
-
-    def _cards(self, *, random_weights: bool) -> dict[str, EncoderCard]:
-        cards: dict[str, EncoderCard] = {}
-        for name, card in self.recipe.encoders.items():
-            try:
-                cards[name] = load_card(card)
-                untrained = cards[name].untrained
-            except EncoderError as error:
-                self.checks.problem(f"encoders.{name}", str(error))
-                continue
-            # here and not only where it is built: the cache may hold an earlier run's vectors
-            if untrained and not random_weights:
-                self.checks.problem(
-                    f"encoders.{name}",
-                    f"card {card} asks for an untrained model, whose vectors mean nothing; name "
-                    "pretrained weights in the card, or for a test set "
-                    "cache.allow_random_weights: true",
-                )
-        return cards
+        return options | given
+    for key, value in (
+        ("distiller", recipe.distiller),
+        ("objective.correlation", recipe.objective.correlation),
+    ):
+        if value is not None:
+            checks.problem(key, "set, but there is no encoder to distil; add one to encoders")
+    return None
 
 
-def _sure(part: T | None) -> T:
-    if part is None:  # every None has left a problem behind, and problems were raised
-        raise RuntimeError("a part of the plan is missing although no problem was found")
-    return part
+def _student(checks: Checks, *, max_length: int | None) -> tuple[Options, Options]:
+    """Options of the item embedding and of the backbone, its kind among them."""
+    student = checks.recipe.student
+    embedding = {"width": DEFAULT_WIDTH} | checks.options(
+        FusedItemEmbedding,
+        {"width": DEFAULT_WIDTH} | student.embedding,
+        "student.embedding",
+        given={"item_count": None, "modalities": None, "present": None},
+    )
+    spec, key = student.backbone, "student.backbone"
+    try:
+        backbone = backbone_class(spec.kind)
+    except ValueError as error:
+        checks.problem(f"{key}.kind", str(error))
+        return embedding, {}
+    width = embedding["width"] if embedding["width"] >= 1 else None  # or told twice
+    given = {"width": width, "max_length": max_length}
+    return embedding, {"kind": spec.kind} | checks.options(backbone, spec.options, key, given=given)
+
+
+def _task(checks: Checks, training: Options) -> Options:
+    """The task's options; it must be one that the backbone can learn from."""
+    recipe = checks.recipe
+    options = checks.chosen(recipe.task, TASKS, "task")
+    try:
+        causal = bool(getattr(backbone_class(recipe.student.backbone.kind), "causal", True))
+    except ValueError:  # told already
+        return options
+    if recipe.task.kind not in TASKS:
+        return options
+    if TASKS[recipe.task.kind].causal != causal:
+        checks.problem(
+            "task.kind",
+            f"got {recipe.task.kind}, wanted {'next_item' if causal else 'masked_item'}: backbone "
+            f"{recipe.student.backbone.kind} is {'causal' if causal else 'bidirectional'}",
+        )
+    elif not causal and training.get("max_length") == 1:
+        checks.problem(
+            "training.max_length", "got 1, wanted at least 2: one place is the mask token's"
+        )
+    return options
+
+
+def _select_metric(checks: Checks, training: Options, evaluation: Options) -> None:
+    """The metric that selects must be one that a validation gives."""
+    figures = ("spearman", "recall@10")
+    names = [
+        *metric_names(evaluation.get("ks", CUTOFFS)),
+        *(f"retention.{name}.{part}" for name in checks.recipe.encoders for part in figures),
+    ]
+    got = training.get("select_metric")
+    if got is not None and got not in names:
+        checks.problem("training.select_metric", f"got {got}, wanted one of {', '.join(names)}")
