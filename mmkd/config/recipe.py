@@ -20,13 +20,13 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
-    StrictBool,
     StrictInt,
     ValidationError,
     field_validator,
     model_validator,
 )
 
+from mmkd.config.layers import merge, merge_layers
 from mmkd.config.options import model_problems
 from mmkd.errors import RecipeError, closest, outside
 from mmkd.files import read_yaml, write_text
@@ -94,12 +94,12 @@ class ObjectiveSection(Section):
     contrastive: Options | None = None
     mutual: Options | None = None
     compression: Options | None = None
-    exact_reference: StrictBool = False
 
 
 class Recipe(Section):
     """Everything a run depends on.
 
+    `task` is what the networks learn to predict, `objective` the losses by which they do.
     `encoders` maps a modality to the name of its encoder card and may be empty; a null card drops a
     modality that a base recipe has. `distiller: null` is the distiller's own defaults; whether
     anything is distilled is said by `objective.correlation`.
@@ -114,12 +114,14 @@ class Recipe(Section):
     distiller: Options | None = None
     student: StudentSection
     ensemble: Options = Field(default_factory=dict)
+    task: Spec
     objective: ObjectiveSection
     asynchronous: Spec = Spec(kind="none")
     training: Options = Field(default_factory=dict)
     evaluation: Options = Field(default_factory=dict)
 
     _source: str = PrivateAttr(default="")
+    _notices: tuple[str, ...] = PrivateAttr(default=())
 
     @field_validator("encoders", mode="before")
     @classmethod
@@ -135,6 +137,11 @@ class Recipe(Section):
     def __hash__(self) -> int:
         """Consistent with `==`."""
         return hash(recipe_digest(self))
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """A line for each key that was read in an old spelling; no part of what a recipe says."""
+        return self._notices
 
     def where(self, section: str) -> str:
         """The start of a message about a section, such as `recipes/x.yaml: distiller`."""
@@ -172,19 +179,22 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     path = find_recipe(name_or_path)
     source = display_path(path)
     changes, problems = parse_overrides(overrides)
-    content: Any = merge(read_with_base(path), changes)
+    content, notices, gone = merge_layers([*read_layers(path), ("override", changes)])
+    problems += [f"{source}: {problem}" for problem in gone]
+    changes, _, _ = merge_layers([("override", changes)])  # in today's spelling
     missing = list(_missing(content))
     problems += [
         f"{source}: {key}: has no value yet (???); set it in the file or with {key}=VALUE"
         for key in missing
     ]
+    resolved: Any = content
     try:
-        content = OmegaConf.to_container(OmegaConf.create(content), resolve=True)
+        resolved = OmegaConf.to_container(OmegaConf.create(content), resolve=True)
     except OmegaConfBaseException as error:  # go on unresolved, to report the others too
         key = getattr(error, "full_key", None) or "interpolation"
         problems.append(f"{source}: {key}: {str(error).splitlines()[0]}")
     try:
-        recipe = Recipe.model_validate(content)
+        recipe = Recipe.model_validate(resolved)
     except ValidationError as error:
         problems += [
             f"{'override' if _touches(changes, key) else source}: {key}: {message}"
@@ -195,6 +205,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     if problems:
         raise RecipeError(problems)
     recipe._source = source
+    recipe._notices = tuple(notices)
     return recipe
 
 
@@ -238,14 +249,15 @@ def recipe_names() -> list[str]:
     return sorted({path.stem for folder in _folders() for path in folder.glob("*.yaml")})
 
 
-def read_with_base(path: Path) -> dict[str, object]:
-    """Reads a recipe file and puts it over the base it names, if any.
+def read_layers(path: Path) -> list[tuple[str, dict[str, object]]]:
+    """Reads a recipe file and the base it names, if any.
 
     Args:
         path: The recipe's file.
 
     Returns:
-        The merged mapping, interpolations and `???` still in it, without the key `base`.
+        File and mapping, the base first, interpolations and `???` still in them, without the key
+        `base`.
 
     Raises:
         RecipeError: When a file is no YAML mapping, or the base is missing or has a base itself.
@@ -253,13 +265,14 @@ def read_with_base(path: Path) -> dict[str, object]:
     base_path = base_of(path)
     content = _read(path)
     base = content.pop("base", None)
+    layers = [(display_path(path), content)]
     if base_path is None:
-        return content
+        return layers
     lower = _read(base_path)
     if "base" in lower:
         where = f"{display_path(path)}: base"
         raise RecipeError([f"{where}: {base!r} has a base itself; one level is the limit"])
-    return merge(lower, content)
+    return [(display_path(base_path), lower), *layers]
 
 
 def base_of(path: Path) -> Path | None:
@@ -313,33 +326,6 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[dict[str, object], list[s
 def quoted(path: Path) -> str:
     """A path as an override's value, which is YAML: it may hold `#`, `: ` or `${`."""
     return json.dumps(str(path).replace("${", "\\${"), ensure_ascii=False)
-
-
-def merge(lower: Mapping[str, object], upper: Mapping[str, object]) -> dict[str, object]:
-    """Puts one mapping over another.
-
-    Mappings merge key by key; anything else is replaced, and so is a mapping whose `kind` changes,
-    since the options of one kind mean nothing to another.
-
-    Args:
-        lower: What holds where `upper` says nothing.
-        upper: What wins.
-
-    Returns:
-        A new mapping.
-    """
-    merged = dict(lower)
-    for key, value in upper.items():
-        below = merged.get(key)
-        if isinstance(below, str) and isinstance(value, Mapping) and "kind" not in value:
-            below = {"kind": below}  # options added to a kind that was written as a bare name
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            kinds = [mapping["kind"] for mapping in (below, value) if "kind" in mapping]
-            other_kind = len(kinds) == 2 and kinds[0] != kinds[1]
-            merged[key] = dict(value) if other_kind else merge(below, value)
-        else:
-            merged[key] = value
-    return merged
 
 
 def display_path(path: Path) -> str:

@@ -1,0 +1,144 @@
+"""Layers of a recipe: base, file and overrides to one mapping, old spellings among them.
+
+A layer may be spelled as in release 0.1, which had the task and the loss in one mapping; that is
+read for one release more, with a line that names the new key.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from mmkd.config.options import show
+
+_TASKS = ("next_item", "masked_item")
+_TASK_OPTIONS = ("views", "crop", "mask", "reorder", "mask_ratio", "last_only", "window_step")
+_NULL_WAS_DEFAULT = ("negatives", "sampling", "calibration")
+_NEW_KEYS = {
+    "kind": "task.kind",
+    "loss": "objective.recommendation.kind",
+    **{name: f"task.{name}" for name in _TASK_OPTIONS},
+}
+
+
+def merge(lower: Mapping[str, object], upper: Mapping[str, object]) -> dict[str, object]:
+    """Puts one mapping over another.
+
+    Mappings merge key by key; anything else is replaced, and so is a mapping whose `kind` changes,
+    since the options of one kind mean nothing to another.
+
+    Args:
+        lower: What holds where `upper` says nothing.
+        upper: What wins.
+
+    Returns:
+        A new mapping.
+    """
+    merged = dict(lower)
+    for key, value in upper.items():
+        below = merged.get(key)
+        if isinstance(below, str) and isinstance(value, Mapping) and "kind" not in value:
+            below = {"kind": below}  # options added to a kind that was written as a bare name
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            kinds = [mapping["kind"] for mapping in (below, value) if "kind" in mapping]
+            other_kind = len(kinds) == 2 and kinds[0] != kinds[1]
+            merged[key] = dict(value) if other_kind else merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def merge_layers(
+    layers: Iterable[tuple[str, Mapping[str, object]]],
+) -> tuple[dict[str, object], list[str], list[str]]:
+    """Merges mappings, lowest first, that are spelled as today or as in release 0.1.
+
+    Release 0.1 had the task and the loss in one mapping, `objective.recommendation: {kind:
+    next_item, loss: gbce, views: 2}`. A layer that is spelled so is merged as it was then, with
+    what lies below it put into that spelling, so that it means what it meant.
+
+    Args:
+        layers: Where each was read, and what it holds.
+
+    Returns:
+        One mapping in today's spelling; a line for each old key, which names the new one; and a
+        problem for each that has none.
+    """
+    merged: dict[str, object] = {}
+    notices: list[str] = []
+    for source, layer in layers:
+        objective = layer.get("objective")
+        if not isinstance(objective, Mapping):
+            merged = merge(merged, layer)
+            continue
+        correlation, renamed = _normalized(objective.get("correlation"))
+        recommendation = _task_and_loss(objective.get("recommendation"))
+        objective = {**objective, "correlation": correlation} if renamed else dict(objective)
+        if recommendation is not None:
+            del objective["recommendation"]
+        merged = merge(merged, {**layer, "objective": objective})
+        if recommendation is not None:
+            below = _as_mapping(merged["objective"])
+            task, loss = _split(_merged_as_one(merged.get("task"), below, recommendation))
+            merged |= {"task": task, "objective": {**below, "recommendation": loss}}
+            renamed |= {f"recommendation.{key}": _NEW_KEYS.get(key) for key in recommendation}
+        notices += [
+            f"{source}: objective.{old}: is called {new} now; rename it, the next release reads "
+            "that alone"
+            for old, new in renamed.items()
+            if new
+        ]
+    merged, problems = _without_exact_reference(merged)
+    return merged, notices, problems
+
+
+def _normalized(correlation: object) -> tuple[object, dict[str, str | None]]:
+    """`normalise` as `normalize`, and what was renamed."""
+    if not isinstance(correlation, Mapping) or "normalise" not in correlation:
+        return correlation, {}
+    rest = {key: value for key, value in correlation.items() if key != "normalise"}
+    new = {"normalize": correlation["normalise"], **rest}
+    return new, {"correlation.normalise": "objective.correlation.normalize"}
+
+
+def _task_and_loss(recommendation: object) -> dict[str, object] | None:
+    """What release 0.1 called a recommendation; None where it is spelled as today."""
+    options = _as_mapping(recommendation)
+    kind = options.get("kind")
+    partial = kind is None and any(name in options for name in _TASK_OPTIONS)
+    return options if kind in _TASKS or "loss" in options or partial else None
+
+
+def _merged_as_one(
+    task: object, objective: Mapping[str, object], upper: Mapping[str, object]
+) -> dict[str, object]:
+    loss = _as_mapping(objective.get("recommendation"))
+    lower = _as_mapping(task) | {"loss" if k == "kind" else k: v for k, v in loss.items()}
+    return _as_mapping(merge({"both": lower}, {"both": upper})["both"])
+
+
+def _split(both: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+    task = {key: value for key, value in both.items() if key in ("kind", *_TASK_OPTIONS)}
+    loss = {"kind": both.get("loss", "softmax")} | {
+        key: value
+        for key, value in both.items()
+        if key not in task and key != "loss" and not (value is None and key in _NULL_WAS_DEFAULT)
+    }
+    return task, loss
+
+
+def _as_mapping(value: object) -> dict[str, object]:
+    if isinstance(value, str):
+        return {"kind": value}
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _without_exact_reference(content: dict[str, object]) -> tuple[dict[str, object], list[str]]:
+    """Drops a key of release 0.1 that has no heir; a problem where it was set."""
+    objective = content.get("objective")
+    if not isinstance(objective, Mapping) or "exact_reference" not in objective:
+        return content, []
+    rest = {key: value for key, value in objective.items() if key != "exact_reference"}
+    problem = (
+        f"objective.exact_reference: got {show(objective['exact_reference'])}, but only the "
+        "papers' formulas are computed now, not the public code's; remove it"
+    )
+    problems = [] if objective["exact_reference"] is False else [problem]
+    return {**content, "objective": rest}, problems
