@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmkd.errors import CheckpointError
-from mmkd.files import replace_file
 from mmkd.training.checkpoint import CheckpointFolder
 
 STEP_NAME = "step-00000007"
@@ -159,20 +158,6 @@ def test_another_number_of_processes_is_refused(tmp_path: Path, written: int, no
         resumed = CheckpointFolder(tmp_path, rank=rank, processes=now)
         with pytest.raises(CheckpointError, match=f"written by {written} .*; resume with as many"):
             resumed.load(tmp_path / STEP_NAME, module=module, optimizer=optimizer)
-
-
-def test_a_file_whose_writing_fails_stays_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "kept.txt"
-    path.write_text("old", "utf-8")
-
-    def fail(file: Path) -> None:
-        file.write_text("half", "utf-8")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        replace_file(path, fail)
-    assert path.read_text("utf-8") == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
