@@ -58,17 +58,13 @@ class Checks:
         where = self.recipe.where(key)
         accepted, problems = check_options(target, options, where=where, given=tuple(given))
         if ranges := _ranges(target):
-            parameters = inspect.signature(target).parameters.values()
-            defaults = {
-                p.name: p.default
-                for p in parameters
-                if p.default is not p.empty and p.name not in {*options, *given}
-            }
             known = {name: value for name, value in given.items() if value is not None}
+            hidden = options.keys() - accepted.keys()  # they have a problem of their own
+            judged = {k: v for k, v in filled(target, known | accepted).items() if k not in hidden}
             problems += [
                 # an option's own line begins with its name
                 f"{where}.{line}" if line.partition(":")[0] in options else f"{where}: {line}"
-                for line in ranges(**(defaults | known | accepted))
+                for line in ranges(**judged)
             ]
         self.problems += problems
         return accepted
@@ -86,6 +82,12 @@ class Checks:
             self.problem(f"{key}.kind", unknown(spec.kind, registry))
             return {}
         return self.options(registry[spec.kind], spec.options, key, given=given)
+
+
+def filled(target: Callable[..., object], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with the signature's defaults for those that are absent."""
+    parameters = inspect.signature(target).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(options)
 
 
 def _ranges(target: Callable[..., object]) -> Callable[..., list[str]] | None:

@@ -1,11 +1,9 @@
-"""The objective of a recipe: its sections' options, checked, and the loss built from them.
+"""The objective of a recipe: its section's options, checked, and the loss built from them.
 
-From ``task`` and ``objective`` to a task and to constructor arguments of the losses. A term whose
-weights are 0 is left out, so that such a recipe computes nothing for it and is the simpler recipe
-exactly.
+A term whose weights are 0 is left out, so that such a recipe computes nothing for it and is the
+simpler recipe exactly.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmkd.config.checks import Checks
-from mmkd.config.options import show, unknown
+from mmkd.config.checks import Checks, filled
+from mmkd.config.options import show
 from mmkd.data.items import AttributeVocabulary
-from mmkd.data.tasks import TASKS, MaskedItem, NextItem
 from mmkd.distiller import CorrelationDistiller
 from mmkd.losses.attributes import AttributeLoss
 from mmkd.losses.compression import CompressionLoss
@@ -33,10 +30,9 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class ObjectivePlan:
-    """The task, and the losses' checked options; None leaves a term out.
+    """The losses' checked options; None leaves a term out.
 
     Attributes:
-        task: What the networks learn to predict.
         kind: A key of ``LOSSES``.
         recommendation: For that loss.
         correlation: For ``CorrelationLoss.of``.
@@ -47,7 +43,6 @@ class ObjectivePlan:
         teacher: The run to compress.
     """
 
-    task: NextItem | MaskedItem
     kind: str
     recommendation: Options
     correlation: Options | None
@@ -96,49 +91,40 @@ class ObjectivePlan:
         )
 
 
-def plan_objective(checks: Checks, *, members: int, needs_teacher: bool) -> ObjectivePlan | None:
-    """Check the task and the objective's section.
+def plan_objective(
+    checks: Checks, *, views: int, members: int, needs_teacher: bool
+) -> ObjectivePlan:
+    """Check the objective's section.
 
     Args:
         checks: Of the recipe; gets the problems.
+        views: Altered views of a sequence in a batch, V.
         members: N.
         needs_teacher: Whether a missing run to compress is a mistake too.
-
-    Returns:
-        The plan, or None where it can't be made.
     """
     recipe, section = checks.recipe, checks.recipe.objective
-    task = checks.chosen(recipe.task, TASKS, "task")
-    kind, options = section.recommendation.kind, section.recommendation.options
-    if kind in LOSSES:
-        given = ("train_counts",)
-        options = checks.options(LOSSES[kind], options, "objective.recommendation", given=given)
-    else:
-        checks.problem("objective.recommendation.kind", unknown(kind, LOSSES))
+    kind, key = section.recommendation.kind, "objective.recommendation"
+    options = checks.chosen(section.recommendation, LOSSES, key, given={"train_counts": None})
     correlation = None
     if recipe.encoders:  # else it can't be, and the plan says so
         correlation = _term(checks, CorrelationLoss, "correlation", "width", "codes", "similarity")
     attributes = _term(checks, AttributeLoss, "attributes", "width", "count", "labels", "members")
     contrastive = _term(checks, ContrastiveLoss, "contrastive")
     mutual = _term(checks, MutualLoss, "mutual")
-    compression = _term(checks, CompressionLoss, "compression", apart="teacher")
+    compression = _term(checks, CompressionLoss, "compression", beside="teacher")
     if attributes is not None and recipe.data.items.get("attributes") is None:
         checks.problem(
             "objective.attributes",
             "set, but data.items.attributes names no column; name it, or remove this",
-            depends=("data.items",),
         )
-    if contrastive is not None and task and not task.views:
+    if contrastive is not None and not views:
         checks.problem(
-            "objective.contrastive",
-            "set, but there are no views; give task.views, such as 2",
-            depends=("task",),
+            "objective.contrastive", "set, but there are no views; give task.views, such as 2"
         )
     if mutual is not None and members < 2:
         checks.problem(
             "objective.mutual",
             "set, but there is one network; set ensemble.members to 2 or more, or remove this",
-            depends=("ensemble",),
         )
     for name, term in (("mutual", mutual), ("compression", compression)):
         if term is not None and kind in LOSSES and kind != "softmax":
@@ -146,15 +132,8 @@ def plan_objective(checks: Checks, *, members: int, needs_teacher: bool) -> Obje
                 f"objective.{name}",
                 f"got a recommendation loss of {kind}, wanted softmax: whole predictions are "
                 "compared",
-                depends=("objective.recommendation",),
             )
-    teacher = None
-    if compression is not None:
-        teacher = _teacher(checks, needs_teacher=needs_teacher)
-    if task is None:
-        return None
     return ObjectivePlan(
-        task=task if contrastive is not None else task.without_contrast(),
         kind=kind,
         recommendation=options,
         correlation=correlation,
@@ -162,21 +141,20 @@ def plan_objective(checks: Checks, *, members: int, needs_teacher: bool) -> Obje
         contrastive=contrastive,
         mutual=mutual,
         compression=compression,
-        teacher=teacher,
+        teacher=None if compression is None else _teacher(checks, needs_teacher=needs_teacher),
     )
 
 
 def _term(
-    checks: Checks, kind: Callable[..., nn.Module], name: str, *given: str, apart: str = ""
+    checks: Checks, kind: Callable[..., nn.Module], name: str, *given: str, beside: str = ""
 ) -> Options | None:
-    """A term's options but the one that is read ``apart``; None where it counts nothing."""
+    """A term's options without the one that stands ``beside`` them; None where it counts nothing."""
     options = getattr(checks.recipe.objective, name)
     if options is None:
         return None
-    own = {key: value for key, value in options.items() if key != apart}
-    checked = checks.options(kind, own, f"objective.{name}", given=given)
-    parameters = inspect.signature(kind).parameters.values()
-    weights = [checked.get(p.name, p.default) for p in parameters if p.name.endswith("weight")]
+    own = {key: value for key, value in options.items() if key != beside}
+    checked = checks.options(kind, own, f"objective.{name}", given=dict.fromkeys(given))
+    weights = [v for k, v in filled(kind, checked).items() if k.endswith("weight")]
     return checked if any(weights) else None
 
 

@@ -7,7 +7,7 @@ before any data or model is loaded; nothing is built to see whether it is refuse
 from dataclasses import dataclass
 from typing import Any
 
-from mmkd.config.checks import Checks
+from mmkd.config.checks import Checks, filled
 from mmkd.config.objective import ObjectivePlan, plan_objective
 from mmkd.config.recipe import Recipe
 from mmkd.data import SPLITS
@@ -113,8 +113,7 @@ def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True)
     task = _task(checks, training)
     objective = plan_objective(
         checks,
-        distiller=distiller,
-        width=embedding["width"],
+        views=filled(TASKS[recipe.task.kind], task)["views"] if recipe.task.kind in TASKS else 1,
         members=ensemble.get("members", 1),
         needs_teacher=needs_teacher,
     )
@@ -123,6 +122,7 @@ def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True)
     _select_metric(checks, training, evaluation)
     if checks.problems:
         raise RecipeError(checks.problems)
+    asked = TASKS[recipe.task.kind](**task)
     return Plan(
         recipe=recipe,
         items=items,
@@ -136,7 +136,7 @@ def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True)
         embedding=embedding,
         backbone=backbone,
         ensemble=ensemble,
-        task=TASKS[recipe.task.kind](**task),
+        task=asked if objective.contrastive is not None else asked.without_contrast(),
         objective=objective,
         asynchronous=ASYNCHRONOUS[recipe.asynchronous.kind](**asynchronous),
         training=TrainingArguments(**training),

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mmkd import __version__
 from mmkd.config.plan import Plan, plan
 from mmkd.config.recipe import Recipe, recipe_digest
@@ -89,8 +91,8 @@ def train(
         )
         student = spec.build(teachers, distiller.present if distiller else {}, seed=recipe.seed)
         objective = planned.objective.build(
-            data.split,
-            distiller,
+            train_counts=torch.from_numpy(data.split.train_counts()),
+            distiller=distiller,
             members=len(student.members),
             width=planned.width,
             vocabulary=run.vocabulary,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from mmkd.pipeline.stages import distil
 from numpy.typing import NDArray
 from sklearn.metrics import mutual_info_score
 
@@ -19,7 +20,6 @@ from mmkd.config.recipe import load_recipe
 from mmkd.data.readers import load_items
 from mmkd.demo import make_synthetic
 from mmkd.pipeline.embed import embed
-from mmkd.pipeline.stages import distil
 
 Labels = NDArray[np.int64]
 
