@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from mmkd.config.plan import check
+from mmkd.config.plan import plan
+from mmkd.config.recipe import load_recipe
 from mmkd.data import ItemTable, load_items
 
 # token counts of real descriptions at each tenth: least, 10%, ..., 90%, most
@@ -69,7 +70,7 @@ def draw_pictures(folder: Path, count: int, *, seed: int = 0) -> list[Path]:
 
 def recorded_items(folder: Path) -> ItemTable:
     """The catalogue in a folder, read as the recipe `RECIPE` reads it."""
-    planned = check(RECIPE, [f"data.root={folder}"], needs_data=False)
+    planned = plan(load_recipe(RECIPE, [f"data.root={folder}"]), needs_data=False)
     return load_items(root=folder, **planned.items)
 
 

@@ -148,7 +148,7 @@ def plan_objective(
 def _term(
     checks: Checks, kind: Callable[..., nn.Module], name: str, *given: str, beside: str = ""
 ) -> Options | None:
-    """A term's options without the one that stands ``beside`` them; None where it counts nothing."""
+    """A term's options without the one ``beside`` them; None where it counts nothing."""
     options = getattr(checks.recipe.objective, name)
     if options is None:
         return None

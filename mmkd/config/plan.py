@@ -13,12 +13,13 @@ from mmkd.config.recipe import Recipe
 from mmkd.data import SPLITS
 from mmkd.data.dataset import Dataset
 from mmkd.data.readers import load_interactions, load_items
-from mmkd.data.tasks import TASKS, Task
+from mmkd.data.tasks import TASKS, MaskedItem, NextItem
 from mmkd.distiller import CorrelationDistiller
 from mmkd.embeddings import EmbeddingCache, EncodingSettings, default_cache_folder
 from mmkd.encoders import EncoderCard, load_card
 from mmkd.errors import EncoderError, RecipeError
-from mmkd.evaluation import CUTOFFS, Evaluator, metric_names
+from mmkd.evaluation import Evaluator
+from mmkd.evaluation.metrics import CUTOFFS, metric_names
 from mmkd.student import FusedItemEmbedding, backbone_class, build_ensemble
 from mmkd.student.layers import check_modality_name
 from mmkd.training.arguments import TrainingArguments
@@ -63,7 +64,7 @@ class Plan:
     embedding: dict[str, Any]
     backbone: dict[str, Any]
     ensemble: dict[str, Any]
-    task: Task
+    task: NextItem | MaskedItem
     objective: ObjectivePlan
     asynchronous: AsynchronousUpdate
     training: TrainingArguments
@@ -221,8 +222,8 @@ def _student(checks: Checks, *, max_length: int | None) -> tuple[Options, Option
     except ValueError as error:
         checks.problem(f"{key}.kind", str(error))
         return embedding, {}
-    width = embedding["width"] if embedding["width"] >= 1 else None  # or told twice
-    given = {"width": width, "max_length": max_length}
+    sizes = {"width": embedding["width"], "max_length": max_length}
+    given = {name: size if size and size >= 1 else None for name, size in sizes.items()}
     return embedding, {"kind": spec.kind} | checks.options(backbone, spec.options, key, given=given)
 
 
@@ -251,9 +252,12 @@ def _task(checks: Checks, training: Options) -> Options:
 
 def _select_metric(checks: Checks, training: Options, evaluation: Options) -> None:
     """The metric that selects must be one that a validation gives."""
+    ks = evaluation.get("ks", CUTOFFS)
+    if Evaluator.check(ks=ks):  # told already
+        return
     figures = ("spearman", "recall@10")
     names = [
-        *metric_names(evaluation.get("ks", CUTOFFS)),
+        *metric_names(ks),
         *(f"retention.{name}.{part}" for name in checks.recipe.encoders for part in figures),
     ]
     got = training.get("select_metric")

@@ -20,12 +20,13 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from mmkd.data import SequenceSplit
-from mmkd.data.batches import BatchStream, seeded_generator
+from mmkd.data.batches import BatchStream, batch_stream, seeded_generator
 from mmkd.data.dataset import Dataset
-from mmkd.data.tasks import Batch
+from mmkd.data.tasks import Batch, Task
 from mmkd.distiller import CorrelationDistiller
 from mmkd.errors import TrainingError, TrainingInterrupted
 from mmkd.evaluation.evaluator import Evaluator
+from mmkd.evaluation.retention import Retention
 from mmkd.interruption import Interruption
 from mmkd.losses.objective import LossBreakdown, Objective
 from mmkd.student import Ensemble, Recommender
@@ -39,7 +40,6 @@ from mmkd.training.optimizer import (
     build_optimizer,
     parameter_groups,
 )
-from mmkd.training.pending import Retention, Task, batch_stream, longest, ranks
 from mmkd.training.progress import (
     EpochProgress,
     check_installed,
@@ -167,7 +167,7 @@ class Trainer:
             stream = batch_stream(
                 split,
                 task,
-                max_length=min(arguments.max_length, longest(ensemble) or arguments.max_length),
+                max_length=min(arguments.max_length, ensemble.max_length or arguments.max_length),
                 batch_size=arguments.batch_size,
                 seed=seed,
                 device=device,
@@ -184,14 +184,8 @@ class Trainer:
                 return correlations.targets(items, generator=generator, share=1 / count)
 
             def validate() -> Mapping[str, float]:
-                found = ranks(
-                    evaluator,
-                    ensemble,
-                    split,
-                    split.valid,
-                    processes=processes,
-                    list_length=0,
-                    max_length=longest(ensemble) or arguments.max_length,
+                found = evaluator.ranks(
+                    ensemble, split, split.valid, processes=processes, list_length=0
                 )
                 return evaluator.metrics(found) | (probe(ensemble) if probe else {})
 

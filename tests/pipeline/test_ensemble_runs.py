@@ -11,7 +11,7 @@ import pytest
 import torch
 from synthetic_runs import BERT4REC, CORRELATION, EMKD, MASKED, history, recipe_of
 
-from mmkd.config.plan import check, plan
+from mmkd.config.plan import plan
 from mmkd.config.recipe import load_recipe
 from mmkd.errors import RecipeError
 from mmkd.pipeline.evaluate import evaluate
@@ -121,20 +121,20 @@ def test_views_that_no_loss_reads_are_not_made(synthetic: list[str]) -> None:
     recipe = ["task.views=3"]
     for contrast, views in (("{}", 3), ("null", 0), ("{intra_weight: 0, cross_weight: 0}", 0)):
         given = recipe_of(synthetic, *recipe, f"objective.contrastive={contrast}")
-        assert plan(given).objective.task.views == views
-    masked = plan(recipe_of(synthetic, *MASKED)).objective.task  # these are supervised
+        assert plan(given).task.views == views
+    masked = plan(recipe_of(synthetic, *MASKED)).task  # these are supervised
     assert masked.views == 2
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (["ensemble.members=0"], "ensemble: members: got 0, wanted at least 1"),
+        (["ensemble.members=0"], "ensemble.members: got 0, wanted at least 1"),
         (["ensemble.member=2"], "ensemble.member: unknown; did you mean members?"),
         (["ensemble.inference=sum"], "ensemble.inference: got 'sum', wanted one of logits"),
         (["objective.contrastive={}"], "objective.contrastive: set, but there are no views"),
         (["objective.mutual={}"], "objective.mutual: set, but there is one network"),
-        (["objective.mutual={weight: -1}"], "objective.mutual: weight: got -1.0, wanted 0 or"),
+        (["objective.mutual={weight: -1}"], "objective.mutual.weight: got -1.0, wanted 0 or"),
         (["objective.contrastive={tau: 1}"], "objective.contrastive.tau: unknown; known:"),
         (
             ["objective.attributes={}", "data.items.attributes=null"],
@@ -160,11 +160,11 @@ def test_views_that_no_loss_reads_are_not_made(synthetic: list[str]) -> None:
         ),
         (
             ["task.window_step=0"],
-            "task: window_step: got 0, wanted at least 1",
+            "task.window_step: got 0, wanted at least 1",
         ),
     ],
 )
 def test_mistakes_are_told(synthetic: list[str], changes: list[str], told: str) -> None:
     with pytest.raises(RecipeError) as error:
-        check("quickstart", [*synthetic, *changes])
+        plan(load_recipe("quickstart", [*synthetic, *changes]))
     assert any(told in problem for problem in error.value.problems), error.value.problems
