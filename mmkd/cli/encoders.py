@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmkd.embeddings.pictures import ImageProblem, decode_image
-from mmkd.encoders import EncoderCard, build_encoder, load_card
+from mmkd.encoders import EncoderCard, load_card
 from mmkd.errors import EncoderError
 
 _VALUES = 5  # of each vector, to show
@@ -42,7 +42,7 @@ def encode(card_name: str, inputs: Sequence[str], *, device: str) -> dict[str, A
         )
     content = _read(card, inputs)
     start = time.perf_counter()
-    encoder = build_encoder(card, device=device)
+    encoder = card.build(device=device)
     loaded = time.perf_counter()
     vectors = encoder.encode(content)  # [n, dim]
     done = time.perf_counter()
