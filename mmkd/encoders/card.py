@@ -234,12 +234,9 @@ class EncoderCard(BaseModel):
         Raises:
             EncoderError: The kind's class cannot be imported, or a local file cannot be read.
         """
-        identity = self.changed_settings()
-        options = dict(self.options)
-        for settings, names in (
-            (identity, LOCAL_FIELDS),
-            (options, getattr(self._kind, "local_options", ())),
-        ):
+        identity, options = self.changed_settings(), dict(self.options)
+        local = getattr(self._kind, "local_options", ())
+        for settings, names in ((identity, LOCAL_FIELDS), (options, local)):
             for name in names:
                 if isinstance(value := settings.get(name), str):
                     settings[name] = content_identity(value)
@@ -273,21 +270,13 @@ class EncoderCard(BaseModel):
             raise EncoderError(f"kind {self.kind} reads {found!r}, wanted content, id or row")
         return cast(Literal["content", "id", "row"], found)
 
-    def settings(self) -> dict[str, Any]:
-        """Every field that a kind's constructor may take, by name."""
-        left_out = (*LABELS, "kind", "options")
-        return {
-            name: getattr(self, name) for name in type(self).model_fields if name not in left_out
-        }
-
     def changed_settings(self) -> dict[str, Any]:
-        """`settings` that differ from their default, without ``modality``."""
-        fields = type(self).model_fields
-        return {
-            name: value
-            for name, value in self.settings().items()
-            if name != "modality" and value != fields[name].default
-        }
+        """Fields that a kind's constructor may take and that differ from their default, by name.
+
+        Without ``modality``, ``kind`` and ``options``.
+        """
+        left_out = {*LABELS, "kind", "options", "modality"}
+        return self.model_dump(exclude=left_out, exclude_defaults=True)
 
     def check_settings(self) -> None:
         """Raises EncoderError with all that the kind's class has against the card's settings.
@@ -301,7 +290,8 @@ class EncoderCard(BaseModel):
         faults = []
         if idle := [name for name in given if name not in takes]:
             faults.append(f"kind {self.kind} does not use {', '.join(idle)}; remove it")
-        own = [name for name in takes if name not in (*self.settings(), *RUNTIME_ARGUMENTS)]
+        fields = {*type(self).model_fields} - {*LABELS, "kind", "options"}
+        own = [name for name in takes if name not in fields.union(RUNTIME_ARGUMENTS)]
         faults += [
             f"options.{name} is unknown to kind {self.kind}{did_you_mean(name, own)}; it takes "
             f"{', '.join(own) or 'no options'}"

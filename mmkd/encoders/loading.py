@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
-import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ from typing import Any
 from mmkd.errors import EncoderError, outside
 
 PACKAGE_PREFIX = "package:"
-_BLOCK_BYTES = 1 << 20
 
 
 def load_model(
@@ -166,107 +164,6 @@ def position_limit(loaded: Any) -> int | None:
 
 
 @contextlib.contextmanager
-def loading(what: str) -> Iterator[None]:
-    """Turns whatever a library raises inside into one message.
-
-    Args:
-        what: The model as the card names it.
-
-    Raises:
-        EncoderError: With the cause's first line, where the files were looked for, and the remedy.
-    """
-    from huggingface_hub import constants
-
-    try:
-        yield
-    except EncoderError:
-        raise
-    # the libraries, torch, the hub client and its transport each raise their own kind
-    except Exception as error:
-        # the first line is enough; the whole chain follows as the cause
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if local_path(what) is not None or what.startswith(PACKAGE_PREFIX):
-            message = f"model {what} could not be loaded from its local files: {reason}"
-        else:
-            state = "on: nothing is downloaded" if constants.HF_HUB_OFFLINE else "off"
-            message = (
-                f"model {what} could not be loaded: {reason} Looked in the hub cache "
-                f"{constants.HF_HUB_CACHE} (set by HF_HOME or HF_HUB_CACHE; HF_HUB_OFFLINE is "
-                f"{state}). Without a network, copy the model's folder here and put its path, such "
-                "as /models/NAME or ./NAME, in the card"
-            )
-        raise EncoderError(message) from error
-
-
-def resolve_model(model: str, *, revision: str | None) -> tuple[str, str | None]:
-    """What to load for a card's ``model``.
-
-    Args:
-        model: Hub id, local path or ``package:NAME``; such a package has ``get_model_path()``.
-        revision: The card's revision.
-
-    Returns:
-        A hub id or an existing local path, and the revision to ask the hub for.
-
-    Raises:
-        EncoderError: The path or package does not exist, the package has another version than
-            ``revision``, or a local path has a revision.
-    """
-    if model.startswith(PACKAGE_PREFIX):
-        return str(_package_folder(model.removeprefix(PACKAGE_PREFIX), revision)), None
-    path = local_path(model)
-    if path is not None:
-        if revision is not None:
-            raise EncoderError(f"model {model}: a local path has no revision; remove it")
-        if not path.exists():
-            raise EncoderError(f"model {model}: {path} does not exist; correct the card's path")
-        return str(path), None
-    if Path(model).exists():
-        # model libraries would silently take the folder for the hub's model of that name
-        raise EncoderError(
-            f"model {model!r} reads as a hub id but is also a path here; write ./{model} for the "
-            "path, or run from another folder"
-        )
-    return model, revision
-
-
-def local_path(source: str) -> Path | None:
-    """The path that ``source`` spells, or None for a hub id, tag or package.
-
-    Only ``/``, ``./``, ``../``, ``~`` (or a drive) at the start make a path, so a folder that
-    happens to be called like a hub id never stands in for it.
-    """
-    dotted = source.startswith(("./", "../", "~")) or source in (".", "..")
-    if dotted or Path(source).is_absolute():
-        return Path(source).expanduser().resolve()
-    return None
-
-
-def content_identity(source: str) -> str:
-    """What identifies the files behind ``source`` in a fingerprint.
-
-    Returns:
-        A digest of names and contents for an existing local file or folder; ``source`` itself for
-        everything else. Hidden files and ``*.md`` do not count.
-
-    Raises:
-        EncoderError: A file cannot be read.
-    """
-    path = local_path(source)
-    if path is None or not path.exists():
-        return source
-    digest = hashlib.sha256()
-    with outside(EncoderError, path, "cannot be read", remedy="correct the card's path"):
-        for file in [path] if path.is_file() else sorted(_model_files(path)):
-            # a single file counts by its contents only, so a renamed checkpoint is the same one
-            name = "" if file == path else file.relative_to(path).as_posix()
-            status = file.stat()
-            digest.update(f"{name}\0".encode())
-            digest.update(_file_digest(file, status.st_size, status.st_mtime_ns))
-    return f"sha256:{digest.hexdigest()}"
-
-
-@contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Without transformers' reports and bars: what matters in them becomes an error here."""
     import huggingface_hub.utils
@@ -334,6 +231,71 @@ def _adapter_folder(adapter: str, revision: str | None) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turns whatever a library raises inside into one message.
+
+    Args:
+        what: The model as the card names it.
+
+    Raises:
+        EncoderError: With the cause's first line, where the files were looked for, and the remedy.
+    """
+    from huggingface_hub import constants
+
+    try:
+        yield
+    except EncoderError:
+        raise
+    # the libraries, torch, the hub client and its transport each raise their own kind
+    except Exception as error:
+        # the first line is enough; the whole chain follows as the cause
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if local_path(what) is not None or what.startswith(PACKAGE_PREFIX):
+            message = f"model {what} could not be loaded from its local files: {reason}"
+        else:
+            state = "on: nothing is downloaded" if constants.HF_HUB_OFFLINE else "off"
+            message = (
+                f"model {what} could not be loaded: {reason} Looked in the hub cache "
+                f"{constants.HF_HUB_CACHE} (set by HF_HOME or HF_HUB_CACHE; HF_HUB_OFFLINE is "
+                f"{state}). Without a network, copy the model's folder here and put its path, such "
+                "as /models/NAME or ./NAME, in the card"
+            )
+        raise EncoderError(message) from error
+
+
+def resolve_model(model: str, *, revision: str | None) -> tuple[str, str | None]:
+    """What to load for a card's ``model``.
+
+    Args:
+        model: Hub id, local path or ``package:NAME``; such a package has ``get_model_path()``.
+        revision: The card's revision.
+
+    Returns:
+        A hub id or an existing local path, and the revision to ask the hub for.
+
+    Raises:
+        EncoderError: The path or package does not exist, the package has another version than
+            ``revision``, or a local path has a revision.
+    """
+    if model.startswith(PACKAGE_PREFIX):
+        return str(_package_folder(model.removeprefix(PACKAGE_PREFIX), revision)), None
+    path = local_path(model)
+    if path is not None:
+        if revision is not None:
+            raise EncoderError(f"model {model}: a local path has no revision; remove it")
+        if not path.exists():
+            raise EncoderError(f"model {model}: {path} does not exist; correct the card's path")
+        return str(path), None
+    if Path(model).exists():
+        # model libraries would silently take the folder for the hub's model of that name
+        raise EncoderError(
+            f"model {model!r} reads as a hub id but is also a path here; write ./{model} for the "
+            "path, or run from another folder"
+        )
+    return model, revision
+
+
 def _package_folder(package: str, revision: str | None) -> Path:
     try:
         module = importlib.import_module(package)
@@ -360,22 +322,45 @@ def _package_folder(package: str, revision: str | None) -> Path:
     return folder
 
 
-def _model_files(folder: Path) -> list[Path]:
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent, name)
-            for name in names
-            if not name.startswith(".") and not name.endswith(".md")
-        ]
-    return found
+def local_path(source: str) -> Path | None:
+    """The path that ``source`` spells, or None for a hub id, tag or package.
+
+    Only ``/``, ``./``, ``../``, ``~`` (or a drive) at the start make a path, so a folder that
+    happens to be called like a hub id never stands in for it.
+    """
+    dotted = source.startswith(("./", "../", "~")) or source in (".", "..")
+    if dotted or Path(source).is_absolute():
+        return Path(source).expanduser().resolve()
+    return None
+
+
+def content_identity(source: str) -> str:
+    """What identifies the files behind ``source`` in a fingerprint.
+
+    Returns:
+        A digest of names and contents for an existing local file or folder; ``source`` itself for
+        everything else. Hidden files and ``*.md`` do not count.
+
+    Raises:
+        EncoderError: A file cannot be read.
+    """
+    path = local_path(source)
+    if path is None or not path.exists():
+        return source
+    digest = hashlib.sha256()
+    with outside(EncoderError, path, "cannot be read", remedy="correct the card's path"):
+        for file in [path, *sorted(path.rglob("*"))]:
+            # a single file counts by its contents only, so a renamed checkpoint is the same one
+            name = "" if file == path else file.relative_to(path).as_posix()
+            if name.endswith(".md") or "/." in f"/{name}" or not file.is_file():
+                continue
+            status = file.stat()
+            digest.update(f"{name}\0".encode())
+            digest.update(_file_digest(file, status.st_size, status.st_mtime_ns))
+    return f"sha256:{digest.hexdigest()}"
 
 
 @lru_cache(maxsize=1024)
 def _file_digest(file: Path, size_bytes: int, modified_ns: int) -> bytes:
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.digest()
+        return hashlib.file_digest(stream, "sha256").digest()

@@ -262,19 +262,14 @@ def _rows_of_lists(column: "pl.Series", source: str) -> NDArray[np.float32]:
     what = f"column {column.name!r} holds no numbers"
     with outside(EncoderError, source, what, remedy="name the vectors' column in the card"):
         rows = column.cast(pl.List(pl.Float32))
-    lengths = rows.list.len()  # null for a row without a list
-    # an empty list is no vector either
-    widths = sorted(width for width in lengths.drop_nulls().unique().to_list() if width > 0)
+    rows = rows.set(rows.list.len() == 0, None)  # an empty list is no vector either
+    widths = rows.list.len().drop_nulls().unique().sort().to_list()
     if len(widths) != 1:
         raise EncoderError(
             f"{source}: column {column.name!r} holds vectors of {len(widths)} widths "
             f"({', '.join(map(str, widths[:4])) or 'all are empty'}), wanted one"
         )
-    vectors = np.full((len(rows), widths[0]), np.nan, np.float32)
-    present = (lengths.fill_null(0) > 0).to_numpy()
-    numbers = rows.filter(pl.Series(present)).explode().to_numpy()
-    vectors[present] = numbers.reshape(-1, widths[0])
-    return vectors
+    return rows.list.to_array(widths[0]).to_numpy()  # NaN for null
 
 
 def _check_numbers(path: Path, vectors: NDArray[Any]) -> None:
