@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.embed_contestants import quiet
 from mmkd.data import ItemTable
 from mmkd.embeddings import EmbeddingCache
-from mmkd.encoders import EncoderCard, build_encoder
+from mmkd.encoders import EncoderCard
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     quiet()
     torch.set_num_threads(options.threads)
     card, items = EncoderCard(**options.card), ItemTable.load(options.items)
-    encoder = build_encoder(card, allow_random_weights=True)
+    encoder = card.build(allow_random_weights=True)
     answer(ready=True)
     for line in sys.stdin:
         started = time.perf_counter()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.measure import ROOT, BenchmarkError
 from mmkd.data import ItemTable
 from mmkd.embeddings import EmbeddingCache
-from mmkd.encoders import EncoderCard, build_encoder
+from mmkd.encoders import EncoderCard
 
 
 class TableRun:
@@ -35,7 +35,7 @@ class TableRun:
         self, card: EncoderCard, items: ItemTable, folder: Path, batch_size: int, shard_size: int
     ) -> None:
         started = time.perf_counter()
-        self._encoder = build_encoder(card, allow_random_weights=True)
+        self._encoder = card.build(allow_random_weights=True)
         self.loading_s = time.perf_counter() - started
         self.in_encoder_s: list[float] = []  # of each run
         self._clock = EncoderClock(self._encoder)

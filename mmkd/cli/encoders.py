@@ -53,7 +53,7 @@ def encoded(card_name: str, inputs: Sequence[str], *, device: str) -> dict[str, 
     Raises:
         EncoderError: The card, its model or an input is missing or unfit.
     """
-    from mmkd.encoders import build_encoder, load_card
+    from mmkd.encoders import load_card
 
     card = load_card(card_name)
     if card.fitted:
@@ -63,7 +63,7 @@ def encoded(card_name: str, inputs: Sequence[str], *, device: str) -> dict[str, 
         )
     content = _read(card, inputs)
     start = time.perf_counter()
-    encoder = build_encoder(card, device=device)
+    encoder = card.build(device=device)
     loaded = time.perf_counter()
     vectors = encoder.encode(content)  # [n, dim]
     done = time.perf_counter()

@@ -38,7 +38,7 @@ from mmkd.embeddings.stores import (
     table_folder,
 )
 from mmkd.embeddings.table import EmbeddingTable, new_table, open_table
-from mmkd.encoders import Encoder, EncoderCard, build_encoder
+from mmkd.encoders import Encoder, EncoderCard
 from mmkd.errors import CacheError
 from mmkd.files import writer_lock
 
@@ -127,7 +127,7 @@ class EmbeddingCache:
             card: The encoder's card.
             items: The catalogue.
             encoder_factory: Makes the encoder; called only if something has to be encoded. By
-                default `mmkd.encoders.build_encoder` on the CPU.
+                default `card.build` on the CPU.
             batch_size: Inputs through the model at once.
             workers: Processes that decode pictures ahead of the encoder; None starts some where
                 there is much to do, 0 decodes in this process.
@@ -144,7 +144,7 @@ class EmbeddingCache:
             CacheError: No item has a vector, the encoder fails on everything, or the folder
                 cannot be read or written or is of a newer format.
         """
-        factory = functools.cache(encoder_factory or (lambda: build_encoder(card)))
+        factory = functools.cache(encoder_factory or card.build)
         files = FileKeys(self.folder / "files.parquet")
         retry = self._retry_failed
         for rounds_left in reversed(range(_ROUNDS)):

@@ -63,7 +63,7 @@ class EncodingSettings:
         self.workers = workers
 
     def resolved_device(self) -> str:
-        """``device`` as `mmkd.encoders.build_encoder` takes it, definite for this process.
+        """``device`` as `mmkd.encoders.EncoderCard.build` takes it, definite for this process.
 
         Of the processes that a launcher starts on one machine, each takes the GPU of its number.
         """

@@ -1,7 +1,7 @@
 """Encoders: from a card, an encoder that turns texts or images into frozen vectors."""
 
 from mmkd.encoders.base import Encoder, FittedEncoder, PreparingEncoder
-from mmkd.encoders.card import EncoderCard, build_encoder, list_cards, load_card
+from mmkd.encoders.card import EncoderCard, list_cards, load_card
 from mmkd.encoders.registry import ENCODERS, encoder_class
 from mmkd.errors import EncoderError
 
@@ -12,7 +12,6 @@ __all__ = [
     "EncoderError",
     "FittedEncoder",
     "PreparingEncoder",
-    "build_encoder",
     "encoder_class",
     "list_cards",
     "load_card",

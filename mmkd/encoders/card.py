@@ -1,32 +1,33 @@
-"""Encoder cards: exactly the identity of an encoder's vectors, and its fingerprint.
+"""Encoder cards: exactly the identity of an encoder's vectors, one YAML file each.
 
-From: a YAML file or keyword arguments. To: an `EncoderCard`; `mmkd.encoders.card.build_encoder`
-makes the encoder, and the embedding cache keys vectors by `EncoderCard.fingerprint`. How fast the
-vectors are made (batch size, device) is no part of a card.
+From: a YAML file, keyword arguments, or an encoder object. To: an `EncoderCard`, which gives the
+encoder (`EncoderCard.build`) and the key that the embedding cache files vectors under
+(`EncoderCard.fingerprint`). How fast the vectors are made (batch size, device) is no part of it.
 """
 
 import hashlib
+import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from yaml import YAMLError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mmkd.encoders.base import Encoder
 from mmkd.encoders.loading import content_identity
-from mmkd.encoders.registry import (
-    ENCODERS,
-    check_kind,
-    constructor_arguments,
-    did_you_mean,
-    encoder_class,
-)
-from mmkd.errors import EncoderError
+from mmkd.encoders.registry import ENCODERS, check_kind, constructor_arguments, encoder_class
+from mmkd.errors import EncoderError, did_you_mean, outside
+from mmkd.files import read_yaml
 
 # Raise when the meaning of the hashed text below changes. Fields at their default are left out of
 # it, so a new field whose default is the old behaviour keeps every old fingerprint. Hence: the
@@ -34,10 +35,20 @@ from mmkd.errors import EncoderError
 FINGERPRINT_FORMAT = 1
 LABELS = ("name", "license", "notes", "dim", "size_mb")
 LOCAL_FIELDS = ("model", "pretrained")
+# what the caller decides at run time, never the card
+RUNTIME_ARGUMENTS = ("device", "batch_tokens", "allow_random_weights")
 
 
 class EncoderCard(BaseModel):
     """One frozen encoder.
+
+    >>> from mmkd import EncoderCard
+    >>> card = EncoderCard(name="looks", modality="image", kind="color_image", image_size=32)
+    >>> card.build().dim
+    362
+    >>> renamed = EncoderCard(name="other", modality="image", kind="color_image", image_size=32)
+    >>> renamed.fingerprint() == card.fingerprint()  # the same vectors
+    True
 
     Attributes:
         name: The card's name, for people; the file's name without ``.yaml``.
@@ -66,6 +77,10 @@ class EncoderCard(BaseModel):
         notes: Anything else a reader should know.
 
     The last four and ``name`` are labels: they never change the vectors or the fingerprint.
+
+    Raises:
+        EncoderError: The fields are not valid, or the kind does not take them; all faults are
+            listed. (`model_validate` raises pydantic's own error.)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,6 +107,120 @@ class EncoderCard(BaseModel):
     license: str | None = None
     size_mb: float | None = Field(default=None, ge=0)
     notes: str | None = None
+    _encoder: Encoder | None = PrivateAttr(default=None)
+
+    if not TYPE_CHECKING:  # or a type checker would lose the fields
+
+        def __init__(self, **fields: Any) -> None:
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                raise EncoderError("; ".join(map(_fault, error.errors()))) from None
+
+    @classmethod
+    def of(cls, encoder: Encoder, *, name: str, identity: str) -> Self:
+        """A card for an encoder object of one's own: what it needs to be used with the cache.
+
+        Its `build` gives the object.
+
+        >>> from mmkd import EncoderCard
+        >>> class Lengths:
+        ...     modality, dim, version = "text", 1, 1
+        ...     def encode(self, inputs, *, batch_size=64):
+        ...         return np.array([[len(text)] for text in inputs], np.float32)
+        >>> card = EncoderCard.of(Lengths(), name="lengths", identity="in characters")
+        >>> card.build().encode(["a", "abc"]).tolist()
+        [[1.0], [3.0]]
+
+        Args:
+            encoder: An object with ``modality``, ``dim`` and ``encode`` (see `Encoder`), and, where
+                it has them, ``version`` and what a kind's class may have.
+            name: The card's name, for people.
+            identity: What tells the object's vectors from those of every other object of its class,
+                such as ``"weights of 3 May, prompt 2"``. Nothing else does, apart from the class's
+                name and ``version``: whoever gives the same identity again promises the same
+                vectors, and the cache returns those that it has.
+
+        Raises:
+            EncoderError: The object lacks something, or the identity or name is blank.
+        """
+        if not isinstance(encoder, Encoder) or not isinstance(getattr(encoder, "version", 0), int):
+            raise EncoderError(
+                f"a {type(encoder).__name__} is no encoder; give an object with modality, dim and "
+                "encode, and an integer version if any"
+            )
+        if not identity.strip():
+            raise EncoderError(
+                f"card {name}: identity is blank, so other vectors of a {type(encoder).__name__} "
+                "would be taken for these; say what tells them apart"
+            )
+        made: dict[str, Any] = {
+            "kind": f"{type(encoder).__module__}:{type(encoder).__name__}",
+            "modality": encoder.modality,
+            "dim": encoder.dim,
+            "options": {"identity": identity},
+        }
+        card = cls(name=name, **made)
+        card._encoder = encoder
+        return card
+
+    def build(
+        self,
+        *,
+        device: str = "cpu",
+        batch_tokens: int | None = None,
+        allow_random_weights: bool = False,
+    ) -> Encoder:
+        """The encoder that the card describes, its model loaded.
+
+        Args:
+            device: Where the model runs, such as ``"cpu"`` or ``"cuda"``; the vectors come back on
+                the CPU. ``"auto"`` lays a kind that can be (it ``spreads``) over all GPUs there
+                are; another takes the first.
+            batch_tokens: Most tokens that a text model takes at once, padding included; `encode`'s
+                ``batch_size`` caps the count of texts beside it. None caps only the count.
+            allow_random_weights: Whether a card that asks for an untrained model gets one. For
+                tests and dry runs only.
+
+        Raises:
+            EncoderError: The kind is unknown, the card sets a field that the kind does not use, the
+                model cannot be loaded, or its width is not the card's ``dim``.
+        """
+        if batch_tokens is not None and batch_tokens < 1:
+            raise EncoderError(
+                f"batch_tokens {batch_tokens} is not positive; use 1 or more, or None"
+            )
+        encoder = self._encoder
+        if encoder is None:
+            self.check_settings()
+            kind = encoder_class(self.kind)
+            if device == "auto" and not getattr(kind, "spreads", False):
+                import torch
+
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+            _check_device(device)
+            runtime = {
+                "modality": self.modality,
+                "device": device,
+                "batch_tokens": batch_tokens,
+                "allow_random_weights": allow_random_weights,
+            }
+            takes = constructor_arguments(kind)
+            # what the card leaves out keeps the constructor's own default
+            arguments = self.changed_settings() | self.options
+            arguments |= {name: value for name, value in runtime.items() if name in takes}
+            encoder = cast(Encoder, kind(**arguments))
+        if encoder.modality != self.modality:
+            raise EncoderError(
+                f"card {self.name}: modality {self.modality!r}, but kind {self.kind} gives "
+                f"{encoder.modality!r}; correct the card"
+            )
+        if self.dim is not None and encoder.dim != self.dim:
+            raise EncoderError(
+                f"card {self.name}: dim {self.dim}, but the model gives {encoder.dim}; correct the "
+                "card"
+            )
+        return encoder
 
     def fingerprint(self) -> str:
         """Identity of the vectors: equal for two cards exactly when their vectors are the same.
@@ -103,19 +232,16 @@ class EncoderCard(BaseModel):
             64 hexadecimal digits.
 
         Raises:
-            EncoderError: The kind's class cannot be imported.
+            EncoderError: The kind's class cannot be imported, or a local file cannot be read.
         """
-        identity = self.changed_settings()
-        for field in LOCAL_FIELDS:
-            if field in identity:
-                identity[field] = content_identity(identity[field])
-        cls = encoder_class(self.kind)
-        options = dict(self.options)
-        for name in getattr(cls, "local_options", ()):
-            if isinstance(value := options.get(name), str):
-                options[name] = content_identity(value)
+        identity, options = self.changed_settings(), dict(self.options)
+        local = getattr(self._kind, "local_options", ())
+        for settings, names in ((identity, LOCAL_FIELDS), (options, local)):
+            for name in names:
+                if isinstance(value := settings.get(name), str):
+                    settings[name] = content_identity(value)
         identity |= {"kind": self.kind, "modality": self.modality, "options": options}
-        identity["version"] = cls.version
+        identity["version"] = getattr(self._kind, "version", 0)
         identity["fingerprint_format"] = FINGERPRINT_FORMAT
         text = json.dumps(identity, sort_keys=True, ensure_ascii=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -123,12 +249,12 @@ class EncoderCard(BaseModel):
     @property
     def fitted(self) -> bool:
         """Whether vectors depend on the whole catalogue (see `FittedEncoder`)."""
-        return bool(getattr(encoder_class(self.kind), "fitted", False))
+        return bool(getattr(self._kind, "fitted", False))
 
     @property
     def untrained(self) -> bool:
         """Whether the card asks for a model of random weights, as some kinds have for tests."""
-        asks = getattr(encoder_class(self.kind), "untrained", None)
+        asks = getattr(self._kind, "untrained", None)
         return asks is not None and bool(asks(model=self.model, pretrained=self.pretrained))
 
     @property
@@ -138,27 +264,56 @@ class EncoderCard(BaseModel):
         Its text or picture; or, where the kind's class has ``reads(settings)`` and says so, its id,
         or its row number in the catalogue ("1" to "I").
         """
-        asks = getattr(encoder_class(self.kind), "reads", None)
+        asks = getattr(self._kind, "reads", None)
         found = "content" if asks is None else asks(self.changed_settings() | self.options)
         if found not in ("content", "id", "row"):
             raise EncoderError(f"kind {self.kind} reads {found!r}, wanted content, id or row")
         return cast(Literal["content", "id", "row"], found)
 
-    def settings(self) -> dict[str, Any]:
-        """Every field that a kind's constructor may take, by name."""
-        left_out = (*LABELS, "kind", "options")
-        return {
-            name: getattr(self, name) for name in type(self).model_fields if name not in left_out
-        }
-
     def changed_settings(self) -> dict[str, Any]:
-        """`settings` that differ from their default, without ``modality``."""
-        fields = type(self).model_fields
-        return {
-            name: value
-            for name, value in self.settings().items()
-            if name != "modality" and value != fields[name].default
-        }
+        """Fields that a kind's constructor may take and that differ from their default, by name.
+
+        Without ``modality``, ``kind`` and ``options``.
+        """
+        left_out = {*LABELS, "kind", "options", "modality"}
+        return self.model_dump(exclude=left_out, exclude_defaults=True)
+
+    def check_settings(self) -> None:
+        """Raises EncoderError with all that the kind's class has against the card's settings.
+
+        A setting without effect would still change the card's fingerprint: two identities, one
+        vector.
+        """
+        kind = encoder_class(self.kind)
+        takes = constructor_arguments(kind)
+        given = self.changed_settings()
+        faults = []
+        if idle := [name for name in given if name not in takes]:
+            faults.append(f"kind {self.kind} does not use {', '.join(idle)}; remove it")
+        fields = {*type(self).model_fields} - {*LABELS, "kind", "options"}
+        own = [name for name in takes if name not in fields.union(RUNTIME_ARGUMENTS)]
+        faults += [
+            f"options.{name} is unknown to kind {self.kind}{did_you_mean(name, own)}; it takes "
+            f"{', '.join(own) or 'no options'}"
+            for name in self.options
+            if name not in own
+        ]
+        given |= {**self.options, "modality": self.modality}
+        faults += [
+            f"kind {self.kind} needs a {name}; name one in the card"
+            for name, default in takes.items()
+            if default is inspect.Parameter.empty and name not in (*given, *RUNTIME_ARGUMENTS)
+        ]
+        if (check := getattr(kind, "check", None)) is not None:
+            defaults = {n: d for n, d in takes.items() if d is not inspect.Parameter.empty}
+            faults += check(**(defaults | given))
+        if faults:
+            raise EncoderError(f"card {self.name}: {'; '.join(faults)}")
+
+    @property
+    def _kind(self) -> Any:
+        """Who says what a kind is like: its class, or the object that the card was made of."""
+        return encoder_class(self.kind) if self._encoder is None else self._encoder
 
     @field_validator("kind")
     @classmethod
@@ -166,25 +321,21 @@ class EncoderCard(BaseModel):
         check_kind(kind)
         return kind
 
-    @model_validator(mode="before")
-    @classmethod
-    def _keys_are_known(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for key in data:
-                if key not in cls.model_fields:
-                    raise EncoderError(f"{key}: unknown{did_you_mean(str(key), cls.model_fields)}")
-        return data
-
     @model_validator(mode="after")
-    def _settings_are_used(self) -> "EncoderCard":
+    def _settings_are_used(self) -> Self:
         # another package's class is imported when it is needed, not when cards are listed
         if self.kind in ENCODERS:
-            check_settings(self, encoder_class(self.kind))
+            self.check_settings()
         return self
 
 
 def load_card(name_or_path: str, *, folder: Path | None = None) -> EncoderCard:
     """Loads one card.
+
+    >>> from mmkd import load_card
+    >>> card = load_card("hashed-text")
+    >>> card.modality, card.kind, card.fitted
+    ('text', 'hashed_text', True)
 
     Args:
         name_or_path: A path ending in ``.yaml``, or a card's name.
@@ -197,12 +348,24 @@ def load_card(name_or_path: str, *, folder: Path | None = None) -> EncoderCard:
     Raises:
         EncoderError: There is no such card, or it is not valid; all its faults are listed.
     """
-    if name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path).expanduser()
-        if not path.is_file():
-            raise EncoderError(f"card {name_or_path}: no such file (from {Path.cwd()})")
-        return _read(path)
-    return _read(card_path(name_or_path, folder=folder))
+    if not name_or_path.endswith((".yaml", ".yml")):
+        return _read(card_path(name_or_path, folder=folder))
+    path = Path(name_or_path).expanduser()
+    if not path.is_file():
+        raise EncoderError(f"card {name_or_path}: no such file (from {Path.cwd()})")
+    return _read(path)
+
+
+def list_cards(*, folder: Path | None = None) -> list[EncoderCard]:
+    """All cards that `load_card` finds by name, by name.
+
+    Args:
+        folder: Searched first; ``./encoders`` by default.
+
+    Raises:
+        EncoderError: One of them is not valid.
+    """
+    return [_read(path) for _, path in sorted(_card_paths(folder).items())]
 
 
 def card_path(name: str, *, folder: Path | None = None) -> Path:
@@ -220,53 +383,31 @@ def card_path(name: str, *, folder: Path | None = None) -> Path:
     return found[name]
 
 
-def list_cards(*, folder: Path | None = None) -> list[EncoderCard]:
-    """All cards that `load_card` finds by name, by name.
-
-    Args:
-        folder: Searched first; ``./encoders`` by default.
-
-    Raises:
-        EncoderError: One of them is not valid.
-    """
-    return [_read(path) for _, path in sorted(_card_paths(folder).items())]
-
-
 def _card_paths(folder: Path | None) -> dict[str, Path]:
     """Name to file; an earlier folder's card hides a later one's of the same name."""
+    # a wheel is installed as plain files, so these are real folders
+    root = Path(str(resources.files("mmkd")))
+    own = Path("encoders") if folder is None else folder
     found: dict[str, Path] = {}
-    for place in _card_folders(folder):
+    for place in (own, root / "_bundled" / "encoders", root.parent / "encoders"):
         if place.is_dir():
             for path in sorted(place.glob("*.yaml")):
                 found.setdefault(path.stem, path)
     return found
 
 
-def _card_folders(folder: Path | None) -> list[Path]:
-    package = resources.files("mmkd")
-    # a wheel is installed as plain files, so these are real folders
-    root = Path(str(package))
-    own = Path("encoders") if folder is None else folder
-    return [own, root / "_bundled" / "encoders", root.parent / "encoders"]
-
-
 def _read(path: Path) -> EncoderCard:
-    try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OSError, UnicodeError, YAMLError, OmegaConfBaseException) as error:
-        raise EncoderError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise EncoderError(f"{path}: holds a {type(content).__name__}, wanted `field: value` lines")
+    remedy = "write `field: value` lines"
+    with outside(EncoderError, path, "cannot be read as YAML", remedy=remedy, also=(ValueError,)):
+        content = read_yaml(path, resolve=True)
     content.setdefault("name", path.stem)
     _make_absolute(content, LOCAL_FIELDS, path.parent)
-    if isinstance(content.get("options"), dict):
-        options = content["options"]
+    if isinstance(options := content.get("options"), dict):
         _make_absolute(options, _local_options(content.get("kind"), options), path.parent)
     try:
         return EncoderCard(**content)
-    except ValidationError as error:
-        faults = "; ".join(_fault(detail) for detail in error.errors())
-        raise EncoderError(f"{path}: {faults}") from error
+    except EncoderError as error:
+        raise EncoderError(f"{path}: {error}") from error
 
 
 def _make_absolute(settings: dict[str, Any], names: Iterable[str], folder: Path) -> None:
@@ -276,7 +417,7 @@ def _make_absolute(settings: dict[str, Any], names: Iterable[str], folder: Path)
             settings[name] = str((folder / value).resolve())
 
 
-def _local_options(kind: Any, options: dict[str, Any]) -> tuple[str, ...]:
+def _local_options(kind: Any, options: Mapping[Any, Any]) -> tuple[str, ...]:
     """Options of a kind that may be paths; imports its class only if one could be meant."""
     if not any(str(value).startswith(("./", "../")) for value in options.values()):
         return ()
@@ -287,68 +428,15 @@ def _local_options(kind: Any, options: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _fault(detail: Any) -> str:
+    """One fault of a card, from what pydantic says of it."""
     place = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"{place}: unknown{did_you_mean(place, EncoderCard.model_fields)}"
     message = str(detail["msg"]).removeprefix("Value error, ")
     if detail["type"] == "missing":
         return f"{place}: missing"
     got = "" if detail["type"] == "value_error" else f", got {detail['input']!r}"
     return f"{place}: {message}{got}" if place else message
-
-
-def build_encoder(
-    card: "EncoderCard",
-    *,
-    device: str = "cpu",
-    batch_tokens: int | None = None,
-    allow_random_weights: bool = False,
-) -> Encoder:
-    """Builds the encoder that a card describes.
-
-    Args:
-        card: The card.
-        device: Where the model runs, such as ``"cpu"`` or ``"cuda"``; the vectors come back on
-            the CPU. ``"auto"`` lays a kind that can be (it ``spreads``) over all GPUs there are;
-            another takes the first.
-        batch_tokens: Most tokens that a text model takes at once, padding included; `encode`'s
-            ``batch_size`` caps the count of texts beside it. None caps only the count.
-        allow_random_weights: Whether a card that asks for an untrained model gets one. For tests
-            and dry runs only.
-
-    Returns:
-        The encoder, its model loaded.
-
-    Raises:
-        EncoderError: The kind is unknown, the card sets a field that the kind does not use, the
-            model cannot be loaded, or its width is not the card's ``dim``.
-    """
-    if batch_tokens is not None and batch_tokens < 1:
-        raise EncoderError(f"batch_tokens {batch_tokens} is not positive; use 1 or more, or None")
-    cls = encoder_class(card.kind)
-    check_settings(card, cls)
-    accepted = constructor_arguments(cls)
-    # what the card leaves out keeps the constructor's own default
-    arguments: dict[str, Any] = card.changed_settings() | card.options
-    if device == "auto" and not getattr(cls, "spreads", False):
-        device = _first_device()
-    _check_device(device)
-    runtime = {
-        "modality": card.modality,
-        "device": device,
-        "batch_tokens": batch_tokens,
-        "allow_random_weights": allow_random_weights,
-    }
-    arguments |= {name: value for name, value in runtime.items() if name in accepted}
-    encoder: Encoder = cls(**arguments)
-    if encoder.modality != card.modality:
-        raise EncoderError(
-            f"card {card.name}: modality {card.modality!r}, but kind {card.kind} gives "
-            f"{encoder.modality!r}; correct the card"
-        )
-    if card.dim is not None and encoder.dim != card.dim:
-        raise EncoderError(
-            f"card {card.name}: dim {card.dim}, but the model gives {encoder.dim}; correct the card"
-        )
-    return encoder
 
 
 def _check_device(device: str) -> None:
@@ -368,33 +456,3 @@ def _check_device(device: str) -> None:
             f"device {device!r} is not to be had here: {reason} Use cpu"
             + (f", or cuda:0 to cuda:{count - 1}" if count else "")
         ) from error
-
-
-def _first_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def check_settings(card: "EncoderCard", cls: type[Any]) -> None:
-    """Raises EncoderError if the card sets what the class's constructor does not take.
-
-    A setting without effect would still change the card's fingerprint: two identities, one vector.
-    """
-    accepted = constructor_arguments(cls)
-    idle = [name for name in card.changed_settings() if name not in accepted]
-    if idle:
-        raise EncoderError(
-            f"card {card.name}: kind {card.kind} does not use {', '.join(idle)}; remove it"
-        )
-    for name in card.options:
-        own = [a for a in accepted if a not in card.settings() and a not in RUNTIME_ARGUMENTS]
-        if name not in own:
-            raise EncoderError(
-                f"card {card.name}: options.{name} is unknown to kind {card.kind}"
-                f"{did_you_mean(name, own)}; it takes {', '.join(own) or 'no options'}"
-            )
-
-
-# what the caller decides at run time, never the card
-RUNTIME_ARGUMENTS = ("device", "batch_tokens", "allow_random_weights")

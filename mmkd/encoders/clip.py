@@ -5,27 +5,78 @@ towers share. Sources: Radford et al., *CLIP*, arXiv:2103.00020; Zhai et al., *S
 arXiv:2303.15343. Kind ``open_clip`` reads the same models in that library's format.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmkd.encoders.base import checked_images, checked_texts, encode_in_batches, unit_rows
-from mmkd.encoders.images import ImageProcessor
-from mmkd.encoders.loading import check_weights, load_model, load_part
-from mmkd.errors import EncoderError
+from mmkd.encoders.base import checked_texts, encode_in_batches
+from mmkd.encoders.images import ImageEncoder, ImageProcessor
+from mmkd.encoders.loading import check_length, check_weights, load_model, load_part
+from mmkd.errors import EncoderError, refuse
 
-# no token of such a vocabulary is longer; it bounds the tokenizer's work on an endless text
-_CHARACTERS_PER_TOKEN = 64
+# No token of such a vocabulary is longer. It bounds the tokenizer's work on an endless text; one of
+# them is quadratic in the length of a word.
+CHARACTERS_PER_TOKEN = 64
 
 
-class ClipEncoder:
+class TowerEncoder(ImageEncoder):
+    """One tower of a model that puts images and texts into one space.
+
+    Both towers of a model give vectors that compare: use one card per tower. A kind gives
+    `_forward` for images and `_forward_texts` for texts.
+
+    Args:
+        prepare: Of an image tower, as `ImageEncoder` takes it; None is the text tower.
+        prompt: Put before every text.
+        model: As in `ImageEncoder`, as are the others.
+        device: Where the model runs.
+        dtype: Type of the pixels; None keeps float32.
+        normalize: Whether vectors are scaled to length 1.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[Image.Image], NDArray[np.float32]] | None,
+        *,
+        prompt: str | None,
+        model: str,
+        device: Any,
+        dtype: Any,
+        normalize: bool,
+    ) -> None:
+        if prepare is not None:
+            super().__init__(prepare, model=model, device=device, dtype=dtype, normalize=normalize)
+            return
+        self.modality = "text"
+        self._device, self._prompt, self._normalize = device, prompt or "", normalize
+        self.dim = int(self._text_vectors([""]).shape[1])
+
+    def encode(
+        self, inputs: Sequence[str] | Sequence[Image.Image], *, batch_size: int = 64
+    ) -> NDArray[np.float32]:
+        """Encodes n images or texts into ``[n, dim]`` float32; see `Encoder`."""
+        if self.modality == "image":
+            images: Any = inputs
+            return super().encode(images, batch_size=batch_size)
+        texts = checked_texts(inputs, batch_size=batch_size)
+        return encode_in_batches(texts, self._text_vectors, dim=self.dim, batch_size=batch_size)
+
+    def _forward_texts(self, texts: list[str]) -> Any:
+        """``[b, dim]`` of b texts with their prompt, in inference mode."""
+        raise NotImplementedError
+
+    def _text_vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        import torch
+
+        with torch.inference_mode():
+            return self._rows(self._forward_texts([f"{self._prompt}{text}" for text in texts]))
+
+
+class ClipEncoder(TowerEncoder):
     """One tower of a CLIP or SigLIP model, with its projection.
-
-    Both towers of a model give vectors that compare: use one card per tower. Another batch size
-    moves float32 vectors by about 1e-6.
 
     Args:
         modality: ``"image"`` or ``"text"``.
@@ -42,17 +93,30 @@ class ClipEncoder:
         device: Where the model runs.
 
     Raises:
-        EncoderError: The model or a weight of it is missing, it has not two towers, a field is for
-            the other tower, or it takes fewer tokens than ``max_length_tokens``.
+        EncoderError: The model or a weight of it is missing, it has not two towers, or it takes
+            fewer tokens than ``max_length_tokens``.
+        ValueError: A field is for the other tower.
     """
 
     version: ClassVar[int] = 1
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """What is wrong with these options, a line each."""
+        of_texts = ("prompt", "max_length_tokens")
+        of_images = ("image_mean", "image_std", "image_interpolation")
+        given = {name for name, value in options.items() if value is not None}
+        if options.get("modality") == "image" and given & set(of_texts):
+            return ["the image tower takes no prompt and no max_length_tokens; remove them"]
+        if options.get("modality") == "text" and given & set(of_images):
+            return ["the text tower takes no image_ fields; remove them from the card"]
+        return []
 
     def __init__(
         self,
         *,
         modality: str,
-        model: str | None = None,
+        model: str,
         revision: str | None = None,
         prompt: str | None = None,
         max_length_tokens: int | None = None,
@@ -66,15 +130,13 @@ class ClipEncoder:
     ) -> None:
         from transformers import AutoImageProcessor, AutoTokenizer
 
-        if model is None:
-            raise EncoderError("kind clip needs a model; name one in the card")
-        if modality == "image" and (prompt is not None or max_length_tokens is not None):
-            raise EncoderError(
-                "the image tower takes no prompt and no max_length_tokens; remove them"
-            )
-        pixels = (image_mean, image_std, image_interpolation)
-        if modality == "text" and any(field is not None for field in pixels):
-            raise EncoderError("the text tower takes no image_ fields; remove them from the card")
+        pixels: dict[str, Any] = {
+            "image_mean": image_mean,
+            "image_std": image_std,
+            "image_interpolation": image_interpolation,
+        }
+        texts = {"prompt": prompt, "max_length_tokens": max_length_tokens}
+        refuse(self.check(modality=modality, **texts, **pixels))
         part = load_part(
             AutoImageProcessor if modality == "image" else AutoTokenizer,
             model,
@@ -94,88 +156,42 @@ class ClipEncoder:
                 "text tower; use kind vision for images or language_model for texts"
             )
         check_weights(model, missing)
-        self.modality = modality
-        self._normalize = normalize
-        self._prompt = prompt or ""
-        if modality == "image":
-            self.prepare = ImageProcessor(
-                part,
-                image_mean=image_mean,
-                image_std=image_std,
-                image_interpolation=image_interpolation,
-            )
-            # one image tells the width, which configs name in many ways, and that all fits
-            self.dim = int(self._images([self.prepare(Image.new("RGB", (32, 32)))]).shape[1])
-        else:
+        if modality == "text":
+            config = self._model.config
+            positions = int(config.text_config.max_position_embeddings)
+            check_length(model, max_length_tokens, positions)
             self._tokenizer = part
-            self._tokens = _token_limit(self._model.config, model, max_length_tokens)
+            self._tokens = max_length_tokens or positions
             # SigLIP was trained on padded texts and sees the padding; CLIP never does
-            sees_padding = str(self._model.config.model_type).startswith("siglip")
+            sees_padding = str(config.model_type).startswith("siglip")
             self._padding = "max_length" if sees_padding else "longest"
-            self.dim = int(self._texts([""]).shape[1])
-
-    def encode(
-        self, inputs: Sequence[str] | Sequence[Image.Image], *, batch_size: int = 64
-    ) -> NDArray[np.float32]:
-        """Encodes n images or texts into ``[n, dim]`` float32; see `Encoder`."""
-        if self.modality == "text":
-            texts = checked_texts(inputs, batch_size=batch_size)
-            return encode_in_batches(texts, self._texts, dim=self.dim, batch_size=batch_size)
-        images = checked_images(inputs, batch_size=batch_size)
-        return encode_in_batches(
-            images,
-            lambda part: self._images([self.prepare(image) for image in part]),
-            dim=self.dim,
-            batch_size=batch_size,
+        super().__init__(
+            ImageProcessor(part, **pixels) if modality == "image" else None,
+            prompt=prompt,
+            model=model,
+            device=self._model.device,
+            dtype=self._model.dtype,
+            normalize=normalize,
         )
 
-    def encode_prepared(
-        self, prepared: Sequence[NDArray[np.float32]], *, batch_size: int = 64
-    ) -> NDArray[np.float32]:
-        """Encodes n images that went through ``prepare``; see `PreparingEncoder`."""
-        return encode_in_batches(prepared, self._images, dim=self.dim, batch_size=batch_size)
+    def _forward(self, pixels: Any) -> Any:
+        return _projected(self._model.get_image_features(pixel_values=pixels))
 
-    def _images(self, prepared: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        import torch
-
-        pixels = torch.from_numpy(np.stack(prepared))  # [b, 3, height, width]
-        with torch.inference_mode():
-            found = self._model.get_image_features(
-                pixel_values=pixels.to(self._model.device, self._model.dtype)
-            )
-        return self._rows(found)
-
-    def _texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        import torch
-
-        longest = _CHARACTERS_PER_TOKEN * self._tokens
+    def _forward_texts(self, texts: list[str]) -> Any:
+        longest = CHARACTERS_PER_TOKEN * self._tokens
         tokens = self._tokenizer(
-            [f"{self._prompt}{text}"[:longest] for text in texts],
+            [text[:longest] for text in texts],
             padding=self._padding,
             truncation=True,
             max_length=self._tokens,
             return_tensors="pt",
         )
-        arguments = {"input_ids": tokens["input_ids"].to(self._model.device)}  # [b, tokens]
+        arguments = {"input_ids": tokens["input_ids"].to(self._device)}  # [b, tokens]
         if self._padding == "longest":
-            arguments["attention_mask"] = tokens["attention_mask"].to(self._model.device)
-        with torch.inference_mode():
-            found = self._model.get_text_features(**arguments)
-        return self._rows(found)
-
-    def _rows(self, found: Any) -> NDArray[np.float32]:
-        # the projected vector is in the output's place for the pooled one
-        found = getattr(found, "pooler_output", found)
-        vectors: NDArray[np.float32] = found.float().cpu().numpy()  # [b, dim]
-        return unit_rows(vectors) if self._normalize else vectors
+            arguments["attention_mask"] = tokens["attention_mask"].to(self._device)
+        return _projected(self._model.get_text_features(**arguments))
 
 
-def _token_limit(config: Any, model: str, max_length_tokens: int | None) -> int:
-    """How many tokens a text may have."""
-    positions = int(config.text_config.max_position_embeddings)
-    if max_length_tokens is not None and max_length_tokens > positions:
-        raise EncoderError(
-            f"max_length_tokens {max_length_tokens} is more than the {positions} that {model} "
-            "takes; lower it in the card"
-        )
-    return max_length_tokens or positions
+def _projected(output: Any) -> Any:
+    # the projected vector is in the output's place for the pooled one
+    return getattr(output, "pooler_output", output)

@@ -6,14 +6,14 @@ Ojala et al., TPAMI 2002; square-rooted histograms, Arandjelovic and Zisserman, 
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmkd.encoders.base import checked_images, unit_rows
-from mmkd.errors import EncoderError
+from mmkd.encoders.base import checked_images, encode_in_batches, unit_rows
+from mmkd.errors import refuse
 
 _HUES, _SATURATIONS, _VALUES = 12, 4, 8
 _LEVELS = 4  # of red, green and blue in the joint histogram
@@ -37,14 +37,21 @@ class ColorImageEncoder:
         image_size: Side in pixels that pictures are brought to; a multiple of 4.
 
     Raises:
-        EncoderError: ``image_size`` is no multiple of 4.
+        ValueError: ``image_size`` is no multiple of 4.
     """
 
     version: ClassVar[int] = 1
 
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """What is wrong with these options, a line each."""
+        size = options.get("image_size", 64)
+        if size >= 8 and size % _SHAPE_GRID == 0:
+            return []
+        return [f"image_size: got {size}, wanted a multiple of 4 from 8 up; use 64"]
+
     def __init__(self, *, image_size: int = 64) -> None:
-        if image_size < 8 or image_size % _SHAPE_GRID:
-            raise EncoderError(f"image_size {image_size} is not a multiple of 4 from 8 up; use 64")
+        refuse(self.check(image_size=image_size))
         self.modality = "image"
         cells = sum(grid * grid for grid in _PYRAMID)
         self.dim = (
@@ -58,24 +65,16 @@ class ColorImageEncoder:
     def encode(self, inputs: Sequence[Image.Image], *, batch_size: int = 64) -> NDArray[np.float32]:
         """Encodes n images into ``[n, dim]`` float32 of length 1; see `Encoder`."""
         images = checked_images(inputs, batch_size=batch_size)
-        vectors = np.zeros((len(images), self.dim), np.float32)
-        square = (self._size, self._size)
-        for start in range(0, len(images), batch_size):
-            part = [
-                image.resize(square, Image.Resampling.BILINEAR)
-                for image in images[start : start + batch_size]
-            ]
-            vectors[start : start + batch_size] = _describe(part)
-        return vectors
+        return encode_in_batches(images, self._describe, dim=self.dim, batch_size=batch_size)
 
-
-def _describe(images: Sequence[Image.Image]) -> NDArray[np.float32]:
-    """``[n, dim]`` of n squares of one size."""
-    rgb = np.stack([np.asarray(image) for image in images])  # [n, s, s, 3] uint8
-    hsv = np.stack([np.asarray(image.convert("HSV")) for image in images])
-    grey = np.stack([np.asarray(image.convert("L")) for image in images])  # [n, s, s]
-    groups = (_tones(hsv), _colours(rgb), _shapes(grey), _textures(grey))
-    return unit_rows(np.concatenate([unit_rows(np.sqrt(group)) for group in groups], axis=1))
+    def _describe(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        side = (self._size, self._size)
+        squares = [image.resize(side, Image.Resampling.BILINEAR) for image in images]
+        rgb = np.stack([np.asarray(image) for image in squares])  # [n, s, s, 3] uint8
+        hsv = np.stack([np.asarray(image.convert("HSV")) for image in squares])
+        grey = np.stack([np.asarray(image.convert("L")) for image in squares])  # [n, s, s]
+        groups = (_tones(hsv), _colours(rgb), _shapes(grey), _textures(grey))
+        return unit_rows(np.concatenate([unit_rows(np.sqrt(group)) for group in groups], axis=1))
 
 
 def _tones(hsv: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.encoders.base import checked_texts, unit_rows
-from mmkd.errors import EncoderError
+from mmkd.encoders.base import checked_texts, encode_in_batches, unit_rows
+from mmkd.errors import EncoderError, at_least, refuse, within
 
 _SEED = 0  # of the SVD's random projection
 
@@ -36,11 +36,25 @@ class HashedTextEncoder:
             memory of a whole catalogue.
 
     Raises:
-        EncoderError: A setting is out of range.
+        ValueError: A setting is out of range.
     """
 
     version: ClassVar[int] = 1
     fitted: ClassVar[bool] = True
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """What is wrong with these options, a line each."""
+        sizes = {n: options[n] for n in ("components", "max_length_characters") if n in options}
+        words, characters = options.get("word_ngrams"), options.get("character_ngrams")
+        problems = at_least(1, **sizes) + at_least(0, "0 leaves words out", word_ngrams=words)
+        if characters in (1, 2):
+            problems.append(f"character_ngrams: got {characters}, wanted 3 or more; 0 for none")
+        problems += at_least(0, "0 leaves them out", character_ngrams=characters)
+        problems += within(1, 24, "15 suits most catalogues", hash_bits=options.get("hash_bits"))
+        if words == characters == 0:
+            problems.append("word_ngrams and character_ngrams are both 0; set one of them")
+        return problems
 
     def __init__(
         self,
@@ -51,20 +65,9 @@ class HashedTextEncoder:
         hash_bits: int = 15,
         max_length_characters: int = 20_000,
     ) -> None:
-        if components < 1 or max_length_characters < 1:
-            raise EncoderError(
-                f"components {components} and max_length_characters {max_length_characters} must "
-                "be positive; correct the card's options"
-            )
-        if not 1 <= hash_bits <= 24:
-            raise EncoderError(f"hash_bits {hash_bits} is outside 1..24; 15 suits most catalogues")
-        if word_ngrams < 0 or character_ngrams in (1, 2) or character_ngrams < 0:
-            raise EncoderError(
-                f"word_ngrams {word_ngrams} must be 0 or more and character_ngrams "
-                f"{character_ngrams} must be 0, 3 or more; correct the card's options"
-            )
-        if word_ngrams == 0 and character_ngrams == 0:
-            raise EncoderError("word_ngrams and character_ngrams are both 0; set one of them")
+        refuse(self.check(word_ngrams=word_ngrams, character_ngrams=character_ngrams))
+        sizes = {"components": components, "max_length_characters": max_length_characters}
+        refuse(self.check(hash_bits=hash_bits, **sizes))
         self.modality = "text"
         self.dim = components
         self._max_length_characters = max_length_characters
@@ -104,11 +107,13 @@ class HashedTextEncoder:
         texts = checked_texts(inputs, batch_size=batch_size)
         if self._projection is None:
             raise EncoderError("hashed_text is not fitted; call fit(texts of the catalogue) first")
+        return encode_in_batches(texts, self._project, dim=self.dim, batch_size=batch_size)
+
+    def _project(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """``[b, dim]`` of length 1 or 0."""
         vectors = np.zeros((len(texts), self.dim), np.float32)
-        rank = self._projection.shape[1]
-        for start in range(0, len(texts), batch_size):
-            weighted = self._weights.transform(self._count(texts[start : start + batch_size]))
-            vectors[start : start + batch_size, :rank] = weighted @ self._projection
+        found = self._weights.transform(self._count(texts)) @ self._projection  # [b, rank]
+        vectors[:, : found.shape[1]] = found
         return unit_rows(vectors)
 
     def _count(self, texts: Sequence[str]) -> Any:

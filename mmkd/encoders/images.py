@@ -1,33 +1,103 @@
-"""Preprocessing of images, apart from the model: from a PIL RGB image to the array a model takes.
+"""Image encoders: all that they share, and their preprocessing, apart from the model.
 
-From: a library's transform or a model's image processor, with a card's changes. To: a callable that
-can be pickled, so worker processes can run it ahead of the model (see `PreparingEncoder`).
+From: PIL RGB images, or what ``prepare`` made of them, ``[3, height, width]`` float32 each. To:
+``[n, dim]`` float32. ``prepare`` (a library's transform or a model's image processor, with a card's
+changes) can be pickled, so worker processes run it ahead of the model (see `PreparingEncoder`).
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmkd.errors import EncoderError
+from mmkd.encoders.base import checked_images, encode_in_batches, unit_rows
+from mmkd.errors import EncoderError, refuse
 
 
-class ImageTransform:
-    """A torchvision-style transform, from a PIL image to a tensor, giving an array.
+class ImageEncoder:
+    """Encodes pictures with a torch model; a kind gives ``prepare`` and `_forward`.
+
+    Another batch size moves float32 vectors by about 1e-6.
 
     Args:
-        transform: Gives a ``[3, height, width]`` tensor.
+        prepare: From a PIL RGB image to the array the model takes; it can be pickled.
+        model: The model's name, for messages.
+        device: Where the model runs.
+        dtype: Type of the pixels; None keeps float32.
+        normalize: Whether vectors are scaled to length 1.
+
+    Raises:
+        EncoderError: One image gets different vectors.
     """
 
-    def __init__(self, transform: Callable[[Image.Image], Any]) -> None:
-        self._transform = transform
+    prepare: Callable[[Image.Image], NDArray[np.float32]]
+    modality: str
+    dim: int
 
-    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
-        """``[3, height, width]`` float32 of one RGB image."""
-        array: NDArray[np.float32] = self._transform(image).numpy()
-        return array
+    def __init__(
+        self,
+        prepare: Callable[[Image.Image], NDArray[np.float32]],
+        *,
+        model: str,
+        device: Any,
+        dtype: Any,
+        normalize: bool,
+    ) -> None:
+        self.prepare = prepare
+        self.modality = "image"
+        self._device, self._dtype, self._normalize = device, dtype, normalize
+        # a model's config names its width in many ways; one image tells it, and that all fits
+        probe = [prepare(Image.linear_gradient("L").convert("RGB"))]
+        first, second = self._vectors(probe), self._vectors(probe)
+        if not np.array_equal(first, second):
+            raise EncoderError(
+                f"model {model} gives one image different vectors, as models do that mask patches "
+                "at random; choose one that is made to encode"
+            )
+        self.dim = int(first.shape[1])
+
+    def encode(self, inputs: Sequence[Image.Image], *, batch_size: int = 64) -> NDArray[np.float32]:
+        """Encodes n images into ``[n, dim]`` float32; see `Encoder`."""
+        return encode_in_batches(
+            checked_images(inputs, batch_size=batch_size),
+            lambda part: self._vectors([self.prepare(image) for image in part]),
+            dim=self.dim,
+            batch_size=batch_size,
+        )
+
+    def encode_prepared(
+        self, prepared: Sequence[NDArray[np.float32]], *, batch_size: int = 64
+    ) -> NDArray[np.float32]:
+        """Encodes n images that went through ``prepare``; see `PreparingEncoder`."""
+        return encode_in_batches(prepared, self._vectors, dim=self.dim, batch_size=batch_size)
+
+    def _forward(self, pixels: Any) -> Any:
+        """``[b, dim]`` tensor of a ``[b, 3, height, width]`` pixels, in inference mode."""
+        raise NotImplementedError
+
+    def _vectors(self, prepared: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        import torch
+
+        pixels = torch.from_numpy(np.stack(prepared))  # [b, 3, height, width]
+        with torch.inference_mode():
+            found = self._forward(pixels.to(self._device, self._dtype))
+        return self._rows(found)
+
+    def _rows(self, found: Any) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = found.float().cpu().numpy()  # [b, dim]
+        return unit_rows(vectors) if self._normalize else vectors
+
+
+def image_transform(transform: Callable[[Image.Image], Any]) -> Callable[[Image.Image], Any]:
+    """``prepare`` of a torchvision-style transform, which gives ``[3, height, width]`` tensors."""
+    return functools.partial(_transformed, transform)
+
+
+def _transformed(transform: Callable[[Image.Image], Any], image: Image.Image) -> Any:
+    return transform(image).numpy()
 
 
 class ImageProcessor:
@@ -43,8 +113,23 @@ class ImageProcessor:
             middle; ``"squash"`` brings both.
 
     Raises:
-        EncoderError: ``image_resize_mode`` is neither, or comes without ``image_size``.
+        ValueError: ``image_resize_mode`` is neither, or comes without ``image_size``.
     """
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """What is wrong with these options, a line each."""
+        mode = options.get("image_resize_mode")
+        if mode is None:
+            return []
+        if mode not in ("shortest", "squash"):
+            return [
+                f"image_resize_mode: got {mode!r}, which is unknown to transformers; use shortest "
+                "or squash"
+            ]
+        if options.get("image_size", 0) is None:
+            return ["image_resize_mode needs image_size; add it to the card"]
+        return []
 
     def __init__(
         self,
@@ -56,13 +141,7 @@ class ImageProcessor:
         image_interpolation: str | None = None,
         image_resize_mode: str | None = None,
     ) -> None:
-        if image_resize_mode not in (None, "shortest", "squash"):
-            raise EncoderError(
-                f"image_resize_mode {image_resize_mode!r} is unknown to transformers; use shortest "
-                "or squash"
-            )
-        if image_resize_mode is not None and image_size is None:
-            raise EncoderError("image_resize_mode needs image_size; add it to the card")
+        refuse(self.check(image_size=image_size, image_resize_mode=image_resize_mode))
         changes: dict[str, Any] = {}
         if image_size is not None:
             own = "shortest" if "shortest_edge" in (processor.size or {}) else "squash"

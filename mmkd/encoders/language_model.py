@@ -13,12 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.encoders.base import checked_texts, unit_rows
-from mmkd.encoders.loading import load_adapter, load_language_model, position_limit
-from mmkd.encoders.tokens import TokenBatch, encode_batches, token_batches, tokenise
-from mmkd.errors import EncoderError
+from mmkd.encoders.loading import (
+    check_length,
+    check_weights,
+    load_adapter,
+    load_model,
+    load_part,
+    position_limit,
+)
+from mmkd.encoders.tokens import POOLINGS, TokenBatch, encode_batches, pool, token_batches, tokenise
+from mmkd.errors import EncoderError, refuse
 
 TEMPLATE_FIELD = "{text}"
-_POOLINGS = ("mean", "weighted_mean", "last", "eos", "cls", "max")
 # attention to 100,000 tokens is possible for some models, but nobody means it by saying nothing
 _LENGTH_UNLESS_SAID = 4096  # tokens
 
@@ -55,16 +61,41 @@ class LanguageModelEncoder:
 
     Raises:
         EncoderError: The model, adapter or a library is missing, or a setting does not fit it.
+        ValueError: A setting is out of range, or two exclude each other.
     """
 
     version: ClassVar[int] = 1
     spreads: ClassVar[bool] = True  # device "auto" is transformers' device_map
     local_options: ClassVar[tuple[str, ...]] = ("adapter",)
 
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """What is wrong with these options, a line each."""
+        problems = []
+        if (pooling := options.get("pooling", "mean")) not in POOLINGS:
+            problems.append(
+                f"pooling: got {pooling!r}; a language model has none of its own, so name one of "
+                f"{', '.join(POOLINGS)}"
+            )
+        layer, layers_mean = options.get("layer", -1), options.get("layers_mean")
+        if layers_mean is not None and layer != -1:
+            problems.append(
+                f"layer {layer} and layers_mean {layers_mean}: the vectors come from one layer or "
+                "from a mean of the last ones; remove one of the two"
+            )
+        if (side := options.get("padding_side", "right")) not in ("left", "right"):
+            problems.append(f"padding_side: got {side!r}, which is not left or right; correct it")
+        if (bits := options.get("quantize_bits")) not in (None, 4, 8):
+            problems.append(f"quantize_bits: got {bits}; use 4 or 8, or leave it out")
+        revision = options.get("adapter_revision")
+        if revision is not None and options.get("adapter", "") is None:
+            problems.append(f"adapter_revision: got {revision!r} without an adapter; remove it")
+        return problems
+
     def __init__(
         self,
         *,
-        model: str | None = None,
+        model: str,
         pooling: str | None = None,
         revision: str | None = None,
         prompt: str | None = None,
@@ -81,17 +112,22 @@ class LanguageModelEncoder:
         device: str = "cpu",
         batch_tokens: int | None = None,
     ) -> None:
-        if model is None:
-            raise EncoderError("kind language_model needs a model; name one in the card")
-        _check_settings(pooling, layer, layers_mean, padding_side, adapter, adapter_revision)
-        self._tokenizer, loaded = load_language_model(
-            model,
-            revision=revision,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            quantize_bits=quantize_bits,
-            device=device,
+        from transformers import AutoTokenizer
+
+        refuse(self.check(pooling=pooling, layer=layer, layers_mean=layers_mean))
+        refuse(self.check(padding_side=padding_side, quantize_bits=quantize_bits))
+        refuse(self.check(adapter=adapter, adapter_revision=adapter_revision))
+        common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self._tokenizer: Any = load_part(AutoTokenizer, model, **common)
+        loaded, missing = load_model(
+            model, dtype=dtype, device=device, quantize_bits=quantize_bits, **common
         )
+        # a pooler stands behind the token states and is often left out of a checkpoint
+        check_weights(model, [name for name in missing if "pooler" not in name])
+        if getattr(loaded.config, "is_encoder_decoder", False) and hasattr(loaded, "decoder"):
+            loaded = loaded.get_encoder()
+        # keys and values are kept for texts that go on, which these never do
+        loaded.config.use_cache = False
         _check_layers(model, loaded, layer, layers_mean)
         # of the bare model: an adapter that is not merged hides its arguments
         takes_positions = _takes_positions(loaded)
@@ -141,8 +177,6 @@ class LanguageModelEncoder:
 
     def _vectors(self, batch: TokenBatch) -> Any:
         """``[n, dim]`` vectors of a batch, on the model's device."""
-        from mmkd.encoders.tokens import pool
-
         ids = batch.ids.to(self._device, non_blocking=True)
         mask = batch.mask.to(self._device, non_blocking=True)
         inputs = {"input_ids": ids, "attention_mask": mask}
@@ -182,30 +216,6 @@ class LanguageModelEncoder:
             ) from error
 
 
-def _check_settings(
-    pooling: str | None,
-    layer: int,
-    layers_mean: int | None,
-    padding_side: str,
-    adapter: str | None,
-    adapter_revision: str | None,
-) -> None:
-    if pooling not in _POOLINGS:
-        raise EncoderError(
-            f"kind language_model got pooling {pooling!r}; a language model has none of its own, "
-            f"so name one of {', '.join(_POOLINGS)}"
-        )
-    if layers_mean is not None and layer != -1:
-        raise EncoderError(
-            f"options.layer {layer} and options.layers_mean {layers_mean}: the vectors come from "
-            "one layer or from a mean of the last ones; remove one of the two"
-        )
-    if padding_side not in ("left", "right"):
-        raise EncoderError(f"options.padding_side {padding_side!r} is not left or right")
-    if adapter is None and adapter_revision is not None:
-        raise EncoderError("options.adapter_revision without options.adapter; remove it")
-
-
 def _check_layers(model: str, loaded: Any, layer: int, layers_mean: int | None) -> None:
     layers = getattr(loaded.config.get_text_config(), "num_hidden_layers", None)
     if layers is None:
@@ -218,6 +228,18 @@ def _check_layers(model: str, loaded: Any, layer: int, layers_mean: int | None) 
         )
     if layers_mean is not None and not 1 <= layers_mean <= layers:
         raise EncoderError(f"options.layers_mean {layers_mean}: {model} has 1 to {layers} layers")
+
+
+def _takes_positions(loaded: Any) -> bool:
+    """Whether positions under left padding must be given, because the model would count padding."""
+    if "position_ids" not in inspect.signature(loaded.forward).parameters:
+        return False
+    # RoBERTa and its kin find padding by its id and count from behind it
+    return all(
+        getattr(module, "padding_idx", None) is None
+        for name, module in loaded.named_modules()
+        if name.endswith("position_embeddings")
+    )
 
 
 def _end_of_sequence(model: str, tokenizer: Any) -> int:
@@ -235,21 +257,5 @@ def _length(model: str, loaded: Any, tokenizer: Any, wanted: int | None) -> int:
         # a tokenizer without a limit says so by an absurdly large one
         limits = (tokenizer.model_max_length, positions, _LENGTH_UNLESS_SAID)
         return min(limit for limit in limits if limit is not None)
-    if positions is not None and wanted > positions:
-        raise EncoderError(
-            f"max_length_tokens {wanted} is more than the {positions} that {model} takes; lower "
-            "it in the card"
-        )
+    check_length(model, wanted, positions)
     return wanted
-
-
-def _takes_positions(loaded: Any) -> bool:
-    """Whether positions under left padding must be given, because the model would count padding."""
-    if "position_ids" not in inspect.signature(loaded.forward).parameters:
-        return False
-    # RoBERTa and its kin find padding by its id and count from behind it
-    return all(
-        getattr(module, "padding_idx", None) is None
-        for name, module in loaded.named_modules()
-        if name.endswith("position_embeddings")
-    )

@@ -7,31 +7,21 @@ From: images or texts, by the card's modality. To: ``[n, dim]`` float32. Sources
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from mmkd.encoders.base import checked_images, checked_texts, encode_in_batches, unit_rows
-from mmkd.encoders.images import ImageTransform
-from mmkd.encoders.loading import loading_error, local_path
-from mmkd.errors import EncoderError
+from mmkd.encoders.clip import CHARACTERS_PER_TOKEN, TowerEncoder
+from mmkd.encoders.images import image_transform
+from mmkd.encoders.loading import loading, local_path
+from mmkd.errors import EncoderError, outside, refuse
+from mmkd.files import read_json
 
 _SEED = 0  # of an untrained model's weights
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-# No token of a CLIP vocabulary is longer; cutting here spares its tokenizer, which is quadratic in
-# the length of a word, from a text that is one word of 100,000 letters.
-_CHARACTERS_PER_TOKEN = 64
 
 
-class OpenClipEncoder:
-    """One tower of a model that puts images and texts into one space.
-
-    Both towers of a model give vectors that compare: use one card per tower. Another batch size
-    moves float32 vectors by about 1e-6.
+class OpenClipEncoder(TowerEncoder):
+    """One tower of a CLIP or SigLIP model, as open_clip knows it.
 
     Args:
         model: A name that open_clip knows, a local path of a JSON model config, a local folder as
@@ -62,13 +52,23 @@ class OpenClipEncoder:
     @staticmethod
     def untrained(*, model: str | None, pretrained: str | None) -> bool:
         """Whether a card with these fields asks for random weights; loads nothing."""
-        return _is_untrained(model, pretrained)
+        if model is None or pretrained is not None or model.startswith("hf-hub:"):
+            return False
+        path = local_path(model)
+        return path is None or path.is_file()  # a JSON config; a folder carries weights
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """What is wrong with these options, a line each."""
+        if options.get("modality") == "image" and options.get("prompt") is not None:
+            return ["the image tower takes no prompt; remove it from the card"]
+        return []
 
     def __init__(
         self,
         *,
         modality: str,
-        model: str | None = None,
+        model: str,
         pretrained: str | None = None,
         prompt: str | None = None,
         max_length_tokens: int | None = None,
@@ -84,10 +84,7 @@ class OpenClipEncoder:
     ) -> None:
         import open_clip
 
-        if model is None:
-            raise EncoderError("kind open_clip needs a model; name one in the card")
-        if modality == "image" and prompt is not None:
-            raise EncoderError("the image tower takes no prompt; remove it from the card")
+        refuse(self.check(modality=modality, prompt=prompt))
         name = _model_name(model)
         _check_weights(model, name, pretrained, allow_random_weights)
         arguments = {
@@ -100,69 +97,29 @@ class OpenClipEncoder:
             "image_resize_mode": image_resize_mode,
         }
         checkpoint = None if pretrained is None else str(local_path(pretrained) or pretrained)
-        try:
+        self._tokenizer: Any = None
+        with loading(pretrained or model):
             loaded, transform = _create(name, checkpoint, arguments)
-            tokenizer = (
-                open_clip.get_tokenizer(name, context_length=max_length_tokens)
-                if modality == "text"
-                else None
-            )
-        # the library, torch, the hub client and its transport each raise their own kind
-        except Exception as error:
-            raise loading_error(pretrained or model, error) from error
-        self.modality = modality
-        self.dim = int(open_clip.get_model_config(name)["embed_dim"])
+            if modality == "text":
+                self._tokenizer = open_clip.get_tokenizer(name, context_length=max_length_tokens)
         self._model = loaded.to(device).eval()
-        if modality == "image":
-            self.prepare = ImageTransform(transform)
-        self._tokenizer: Any = tokenizer
-        self._input_dtype = open_clip.get_input_dtype(_PRECISIONS[dtype])
-        self._device = device
-        self._prompt = prompt or ""
-        self._normalize = normalize
-
-    def encode(
-        self, inputs: Sequence[str] | Sequence[Image.Image], *, batch_size: int = 64
-    ) -> NDArray[np.float32]:
-        """Encodes n images or texts into ``[n, dim]`` float32; see `Encoder`."""
-        if self.modality == "text":
-            texts = checked_texts(inputs, batch_size=batch_size)
-            return encode_in_batches(texts, self._texts, dim=self.dim, batch_size=batch_size)
-        images = checked_images(inputs, batch_size=batch_size)
-        return encode_in_batches(
-            images,
-            lambda part: self._images([self.prepare(image) for image in part]),
-            dim=self.dim,
-            batch_size=batch_size,
+        super().__init__(
+            image_transform(transform) if modality == "image" else None,
+            prompt=prompt,
+            model=model,
+            device=device,
+            dtype=open_clip.get_input_dtype(_PRECISIONS[dtype]),
+            normalize=normalize,
         )
 
-    def encode_prepared(
-        self, prepared: Sequence[NDArray[np.float32]], *, batch_size: int = 64
-    ) -> NDArray[np.float32]:
-        """Encodes n images that went through ``prepare``; see `PreparingEncoder`."""
-        return encode_in_batches(prepared, self._images, dim=self.dim, batch_size=batch_size)
+    def _forward(self, pixels: Any) -> Any:
+        return self._model.encode_image(pixels)
 
-    def _images(self, prepared: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        import torch
-
-        pixels = torch.from_numpy(np.stack(prepared))  # [b, 3, size, size]
-        with torch.inference_mode():
-            found = self._model.encode_image(pixels.to(self._device, self._input_dtype))
-        return self._rows(found)
-
-    def _texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        import torch
-
-        longest = _CHARACTERS_PER_TOKEN * self._tokenizer.context_length
-        cut = [" ".join(f"{self._prompt}{text}".split())[:longest] for text in texts]
-        tokens = self._tokenizer(cut)  # [b, context]
-        with torch.inference_mode():
-            found = self._model.encode_text(tokens.to(self._device))
-        return self._rows(found)
-
-    def _rows(self, found: Any) -> NDArray[np.float32]:
-        vectors: NDArray[np.float32] = found.float().cpu().numpy()  # [b, dim]
-        return unit_rows(vectors) if self._normalize else vectors
+    def _forward_texts(self, texts: list[str]) -> Any:
+        longest = CHARACTERS_PER_TOKEN * self._tokenizer.context_length
+        # cut behind the tokenizer's own cleaning, so that blanks take no text's place
+        tokens = self._tokenizer([" ".join(text.split())[:longest] for text in texts])
+        return self._model.encode_text(tokens.to(self._device))  # of [b, context]
 
 
 def _create(name: str, checkpoint: str | None, arguments: dict[str, Any]) -> tuple[Any, Any]:
@@ -184,14 +141,6 @@ def _create(name: str, checkpoint: str | None, arguments: dict[str, Any]) -> tup
             **arguments,
         )
     return model, transform
-
-
-def _is_untrained(model: str | None, pretrained: str | None) -> bool:
-    """Whether a card without weights also names a model that carries none."""
-    if model is None or pretrained is not None or model.startswith("hf-hub:"):
-        return False
-    path = local_path(model)
-    return path is None or path.is_file()  # a JSON config; a folder carries weights
 
 
 def _check_weights(model: str, name: str, pretrained: str | None, allow_random: bool) -> None:
@@ -252,20 +201,19 @@ def _registered(path: Path) -> str:
     """Registers a JSON model config with open_clip under a name of its own."""
     import open_clip
 
-    try:
-        text = path.read_text(encoding="utf-8")
-        config = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise EncoderError(f"model {path}: cannot be read as a JSON config: {error}") from error
-    config = config.get("model_cfg", config) if isinstance(config, dict) else {}
+    remedy = "give a config as open_clip saves it"
+    with outside(EncoderError, path, "cannot be read as JSON", remedy=remedy, also=(ValueError,)):
+        config = read_json(path)
+    config = config.get("model_cfg", config)
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
     if missing:
         raise EncoderError(f"model {path}: not an open_clip config, lacks {', '.join(missing)}")
     # by content, so a file called ViT-B-32.json never replaces the built-in of that name
+    text = json.dumps(config)
     name = f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if name not in open_clip.list_models():
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, f"{name}.json")
-            file.write_text(json.dumps(config), encoding="utf-8")
+            file.write_text(text, encoding="utf-8")
             open_clip.add_model_config(file)
     return name

@@ -1,19 +1,17 @@
-"""Kinds of encoder: from a card's ``kind`` to the class, and from a card to a ready encoder.
+"""Kinds of encoder: from a card's ``kind`` to the class; knows no card and no model library.
 
 A kind is a name in `ENCODERS` or ``package.module:Class`` of an installed package. The class's
 constructor takes keyword-only arguments named like the card's fields; it is given those it names
-(and those of `RUNTIME_ARGUMENTS` it names), plus the card's ``options``.
+(and those of `mmkd.encoders.card.RUNTIME_ARGUMENTS` it names), plus the card's ``options``. A
+static ``check(**options) -> list[str]`` of it, where there is one, judges their ranges when a card
+is read; see `mmkd.errors`.
 """
 
-import difflib
 import importlib
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mmkd.errors import EncoderError
-
-if TYPE_CHECKING:
-    pass
+from mmkd.errors import EncoderError, did_you_mean
 
 ENCODERS: dict[str, str] = {
     "clip": "mmkd.encoders.clip:ClipEncoder",
@@ -41,8 +39,7 @@ def encoder_class(kind: str) -> type[Any]:
         EncoderError: The kind is unknown or malformed, or its module or class does not exist.
     """
     check_kind(kind)
-    target = ENCODERS.get(kind, kind)
-    module_name, _, class_name = target.partition(":")
+    module_name, _, class_name = ENCODERS.get(kind, kind).partition(":")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
@@ -77,14 +74,8 @@ def check_kind(kind: str) -> None:
     )
 
 
-def constructor_arguments(cls: type[Any]) -> list[str]:
-    """Names of the keyword arguments that the class's constructor takes."""
+def constructor_arguments(cls: type[Any]) -> dict[str, Any]:
+    """Keyword arguments of a class: name to default (`inspect.Parameter.empty` for none)."""
     parameters = inspect.signature(cls).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [p.name for p in parameters if p.kind in kinds]
-
-
-def did_you_mean(name: str, known: Any) -> str:
-    """``"; did you mean x?"`` for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return {p.name: p.default for p in parameters if p.kind in kinds}

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmkd.encoders.base import checked_images, checked_texts, unit_rows
-from mmkd.encoders.loading import loading_error, resolve_model
+from mmkd.encoders.loading import check_length, loading, position_limit, resolve_model
 from mmkd.encoders.tokens import TokenBatch, encode_batches, token_batches, tokenise
-from mmkd.errors import EncoderError
+from mmkd.errors import EncoderError, refuse
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -47,14 +47,23 @@ class SentenceTransformerEncoder:
     Raises:
         EncoderError: The model is missing, is no sentence-transformers model, does not take the
             modality, or takes fewer tokens or has fewer features than the card wants.
+        ValueError: Images are given a prompt or a number of tokens.
     """
 
     version: ClassVar[int] = 1
 
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """What is wrong with these options, a line each."""
+        of_texts = (options.get("prompt"), options.get("max_length_tokens"))
+        if options.get("modality") == "image" and any(value is not None for value in of_texts):
+            return ["images take no prompt and no max_length_tokens; remove them"]
+        return []
+
     def __init__(
         self,
         *,
-        model: str | None = None,
+        model: str,
         modality: str = "text",
         revision: str | None = None,
         prompt: str | None = None,
@@ -66,10 +75,7 @@ class SentenceTransformerEncoder:
         device: str = "cpu",
         batch_tokens: int | None = None,
     ) -> None:
-        if model is None:
-            raise EncoderError("kind sentence_transformer needs a model; name one in the card")
-        if modality == "image" and (prompt is not None or max_length_tokens is not None):
-            raise EncoderError("images take no prompt and no max_length_tokens; remove them")
+        refuse(self.check(modality=modality, prompt=prompt, max_length_tokens=max_length_tokens))
         self._model = _load(
             model,
             revision=revision,
@@ -81,7 +87,7 @@ class SentenceTransformerEncoder:
             takes = ", ".join(str(one) for one in self._model.modalities)
             raise EncoderError(f"model {model} takes {takes}, not {modality}; correct the card")
         if max_length_tokens is not None:
-            _check_length(self._model, model, max_length_tokens)
+            check_length(model, max_length_tokens, position_limit(self._model))
             self._model.max_seq_length = max_length_tokens
         width = self._model.get_embedding_dimension()
         if width is None:
@@ -186,7 +192,7 @@ def _load(
     from sentence_transformers.util import is_sentence_transformer_model
 
     source, revision = resolve_model(model, revision=revision)
-    try:
+    with loading(model):
         loaded = SentenceTransformer(
             source,
             revision=revision,
@@ -196,9 +202,6 @@ def _load(
             model_kwargs={"dtype": getattr(torch, dtype), "use_safetensors": True},
         )
         known = is_sentence_transformer_model(source, revision=revision)
-    # the library, transformers, the hub client and its transport each raise their own kind
-    except Exception as error:
-        raise loading_error(model, error) from error
     if not known:
         # the library would invent mean pooling, which is not what such a model was trained for
         raise EncoderError(
@@ -206,20 +209,3 @@ def _load(
             "its pooling is unknown; choose one that is"
         )
     return loaded.eval()
-
-
-def _check_length(loaded: "SentenceTransformer", model: str, max_length_tokens: int) -> None:
-    """Refuses more tokens than a model with learned positions has positions."""
-    from torch import nn
-
-    for name, module in loaded.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa and its kin count positions from behind the padding id
-            positions = module.num_embeddings
-            if module.padding_idx is not None:
-                positions -= module.padding_idx + 1
-            if max_length_tokens > positions:
-                raise EncoderError(
-                    f"max_length_tokens {max_length_tokens} is more than the {positions} that "
-                    f"{model} takes; lower it in the card"
-                )

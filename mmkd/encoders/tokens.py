@@ -1,8 +1,10 @@
-"""Pooling: from the states of a text's tokens to one vector.
+"""Texts through a language model: token batches of about one length, and pooled states.
 
-From: ``[n, l, d]`` states and the ``[n, l]`` attention mask. To: ``[n, d]`` float32. The mask alone
-says which tokens count, so padding may be on either side. ``weighted_mean`` is SGPT's (Muennighoff,
-arXiv:2202.08904): later tokens of a causal model have seen more, so token i of a text weighs i.
+From: n texts. To: ``[n, dim]`` float32, in their order: `tokenise`, `token_batches` by length, each
+through the model and `pool`, and `encode_batches` puts the rows back. The mask alone says which
+tokens count, so padding may be on either side and a batch changes no vector. ``weighted_mean`` is
+SGPT's (Muennighoff, arXiv:2202.08904): later tokens of a causal model have seen more, so token i of
+a text weighs i.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mmkd.errors import EncoderError
@@ -19,44 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 POOLINGS = ("mean", "weighted_mean", "last", "eos", "cls", "max")
-
-
-def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """One vector per text.
-
-    Args:
-        states: ``[n, l, d]``, any floating type; what stands on padding is never read.
-        mask: ``[n, l]``, 1 on a text's own tokens; each text has at least one.
-        pooling: A name in `POOLINGS`: ``mean``; ``weighted_mean``, by position; ``last`` token;
-            ``eos``, the last token too, once the caller has put the end-of-sequence token there;
-            ``cls``, the first token; ``max`` of each feature.
-
-    Returns:
-        ``[n, d]`` float32, summed in float32.
-
-    Raises:
-        ValueError: ``pooling`` is unknown.
-    """
-    real = mask.bool()
-    if pooling in ("mean", "weighted_mean"):
-        weights = real.float()  # [n, l]
-        if pooling == "weighted_mean":
-            weights = real.cumsum(dim=1) * weights
-        # a zero weight would not hide the NaN that attention may leave on a padded token
-        own = states.float().masked_fill(~real[..., None], 0)
-        sums = (own * weights[..., None]).sum(dim=1)  # [n, d]
-        return sums / weights.sum(dim=1, keepdim=True)
-    if pooling == "max":
-        return states.float().masked_fill(~real[..., None], float("-inf")).amax(dim=1)
-    if pooling in ("last", "eos"):
-        place = real.shape[1] - 1 - real.flip(1).int().argmax(dim=1)  # [n]
-    elif pooling == "cls":
-        place = real.int().argmax(dim=1)
-    else:
-        raise ValueError(f"pooling {pooling!r} is unknown; use one of {', '.join(POOLINGS)}")
-    return states[torch.arange(len(states), device=states.device), place].float()
-
-
 # a fast tokenizer's encodings are many times larger than the ids that are kept of them
 _TEXTS_PER_CALL = 4096
 
@@ -119,38 +82,6 @@ def tokenise(
     return [one if len(one) else nothing for one in found]
 
 
-def plan_batches(
-    lengths: Sequence[int], *, batch_size: int, batch_tokens: int | None = None
-) -> list[list[int]]:
-    """Which texts go through the model together.
-
-    Args:
-        lengths: Tokens of each text.
-        batch_size: Most texts of a batch.
-        batch_tokens: Most tokens of a batch, padding included: its count times its longest text. A
-            single longer text is a batch by itself.
-
-    Returns:
-        Positions into ``lengths``, longest first and equal ones in their order, so the most memory
-        is asked for first. A function of the lengths alone.
-
-    Raises:
-        EncoderError: ``batch_tokens`` is not positive.
-    """
-    if batch_tokens is not None and batch_tokens < 1:
-        raise EncoderError(f"batch_tokens {batch_tokens} is not positive; use 1 or more, or none")
-    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable").tolist()
-    batches = []
-    start = 0
-    while start < len(order):
-        count = batch_size
-        if batch_tokens is not None:
-            count = min(count, max(1, batch_tokens // max(1, lengths[order[start]])))
-        batches.append(order[start : start + count])
-        start += count
-    return batches
-
-
 def token_batches(
     tokens: Sequence[NDArray[np.int32]],
     *,
@@ -159,36 +90,82 @@ def token_batches(
     pad: int = 0,
     padding_side: Literal["left", "right"] = "right",
 ) -> Iterator[TokenBatch]:
-    """The batches of `plan_batches`, each padded to its own longest text.
+    """Texts that go through the model together, each batch padded to its own longest text.
 
     Args:
         tokens: Ids of each text, as `tokenise` gives them.
         batch_size: Most texts of a batch.
-        batch_tokens: Most tokens of a batch.
+        batch_tokens: Most tokens of a batch, padding included: its count times its longest text. A
+            single longer text is a batch by itself.
         pad: Id on padding; the mask hides it.
         padding_side: Where the padding goes.
 
     Yields:
-        Batches on the CPU that cover every text once.
+        Batches on the CPU that cover every text once, longest first and equal ones in their order,
+        so the most memory is asked for first. A function of the lengths alone.
 
     Raises:
         EncoderError: ``batch_tokens`` is not positive.
     """
     import torch
 
+    if batch_tokens is not None and batch_tokens < 1:
+        raise EncoderError(f"batch_tokens {batch_tokens} is not positive; use 1 or more, or none")
     lengths = [len(one) for one in tokens]
-    for rows in plan_batches(lengths, batch_size=batch_size, batch_tokens=batch_tokens):
-        longest = lengths[rows[0]]
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable").tolist()
+    start = 0
+    while start < len(order):
+        longest = lengths[order[start]]
+        count = batch_size
+        if batch_tokens is not None:
+            count = min(count, max(1, batch_tokens // max(1, longest)))
+        rows = order[start : start + count]
+        start += count
         ids = np.full((len(rows), longest), pad, np.int64)
         mask = np.zeros((len(rows), longest), np.int64)
         for place, row in enumerate(rows):
-            if padding_side == "right":
-                own = slice(0, lengths[row])
-            else:
-                own = slice(longest - lengths[row], longest)
-            ids[place, own] = tokens[row]
-            mask[place, own] = 1
+            first = 0 if padding_side == "right" else longest - lengths[row]
+            own = slice(first, first + lengths[row])
+            ids[place, own], mask[place, own] = tokens[row], 1
         yield TokenBatch(torch.tensor(rows), torch.from_numpy(ids), torch.from_numpy(mask))
+
+
+def pool(states: "torch.Tensor", mask: "torch.Tensor", pooling: str) -> "torch.Tensor":
+    """One vector per text.
+
+    Args:
+        states: ``[n, l, d]``, any floating type; what stands on padding is never read.
+        mask: ``[n, l]``, 1 on a text's own tokens; each text has at least one.
+        pooling: A name in `POOLINGS`: ``mean``; ``weighted_mean``, by position; ``last`` token;
+            ``eos``, the last token too, once the caller has put the end-of-sequence token there;
+            ``cls``, the first token; ``max`` of each feature.
+
+    Returns:
+        ``[n, d]`` float32, summed in float32.
+
+    Raises:
+        ValueError: ``pooling`` is unknown.
+    """
+    import torch
+
+    real = mask.bool()
+    if pooling in ("mean", "weighted_mean"):
+        weights = real.float()  # [n, l]
+        if pooling == "weighted_mean":
+            weights = real.cumsum(dim=1) * weights
+        # a zero weight would not hide the NaN that attention may leave on a padded token
+        own = states.float().masked_fill(~real[..., None], 0)
+        sums = (own * weights[..., None]).sum(dim=1)  # [n, d]
+        return sums / weights.sum(dim=1, keepdim=True)
+    if pooling == "max":
+        return states.float().masked_fill(~real[..., None], float("-inf")).amax(dim=1)
+    if pooling in ("last", "eos"):
+        place = real.shape[1] - 1 - real.flip(1).int().argmax(dim=1)  # [n]
+    elif pooling == "cls":
+        place = real.int().argmax(dim=1)
+    else:
+        raise ValueError(f"pooling {pooling!r} is unknown; use one of {', '.join(POOLINGS)}")
+    return states[torch.arange(len(states), device=states.device), place].float()
 
 
 def encode_batches(

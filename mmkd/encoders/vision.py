@@ -6,27 +6,21 @@ and SigLIP, through ``AutoModel`` and ``AutoImageProcessor``.
 """
 
 import inspect
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from mmkd.encoders.base import checked_images, encode_in_batches, unit_rows
-from mmkd.encoders.images import ImageProcessor
+from mmkd.encoders.images import ImageEncoder, ImageProcessor
 from mmkd.encoders.loading import check_weights, load_model, load_part
-from mmkd.errors import EncoderError
+from mmkd.errors import EncoderError, refuse
 
 _POOLINGS = (None, "cls", "mean", "max")
 _CLASS_TOKENS = ("cls_token", "class_embedding")
 
 
-class VisionEncoder:
+class VisionEncoder(ImageEncoder):
     """A pretrained vision backbone, pooled into one vector an image.
 
     Of a CLIP or SigLIP model it runs the image tower, before the projection into the common space
-    (kind ``clip`` gives what comes after). Another batch size moves float32 vectors by about 1e-6.
+    (kind ``clip`` gives what comes after).
 
     Args:
         model: Hub id, local path or ``package:NAME``.
@@ -48,14 +42,26 @@ class VisionEncoder:
     Raises:
         EncoderError: The model or a weight of it is missing, or it does not have what ``pooling``
             asks for.
+        ValueError: ``pooling`` or ``image_resize_mode`` is unknown.
     """
 
     version: ClassVar[int] = 1
 
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """What is wrong with these options, a line each."""
+        problems = ImageProcessor.check(**options)
+        if (pooling := options.get("pooling")) not in _POOLINGS:
+            problems.append(
+                f"pooling: got {pooling!r}, which is not for images; use cls, mean or max, or "
+                "leave it out for the model's own"
+            )
+        return problems
+
     def __init__(
         self,
         *,
-        model: str | None = None,
+        model: str,
         revision: str | None = None,
         pooling: str | None = None,
         dtype: str = "float32",
@@ -70,23 +76,16 @@ class VisionEncoder:
     ) -> None:
         from transformers import AutoImageProcessor
 
-        if model is None:
-            raise EncoderError("kind vision needs a model; name one in the card")
-        if pooling not in _POOLINGS:
-            raise EncoderError(
-                f"pooling {pooling!r} is not for images; use cls, mean or max, or leave it out for "
-                "the model's own"
-            )
+        changes: dict[str, Any] = {
+            "image_size": image_size,
+            "image_mean": image_mean,
+            "image_std": image_std,
+            "image_interpolation": image_interpolation,
+            "image_resize_mode": image_resize_mode,
+        }
+        refuse(self.check(pooling=pooling, **changes))
         processor = load_part(
             AutoImageProcessor, model, revision=revision, trust_remote_code=trust_remote_code
-        )
-        self.prepare = ImageProcessor(
-            processor,
-            image_size=image_size,
-            image_mean=image_mean,
-            image_std=image_std,
-            image_interpolation=image_interpolation,
-            image_resize_mode=image_resize_mode,
         )
         loaded, missing = load_model(
             model,
@@ -100,50 +99,19 @@ class VisionEncoder:
         _check_weights(model, missing, pooling)
         self._pooling = pooling
         self._special_tokens = _special_tokens(self._model)
-        self._normalize = normalize
         takes = inspect.signature(self._model.forward).parameters
         resized = image_size is not None and "interpolate_pos_encoding" in takes
         self._arguments = {"interpolate_pos_encoding": True} if resized else {}
-        self.modality = "image"
-        # a model's config names its width in many ways; one image tells it, and that all fits
-        probe = [self.prepare(Image.linear_gradient("L").convert("RGB"))]
-        first, second = self._forward(probe), self._forward(probe)
-        if not np.array_equal(first, second):
-            raise EncoderError(
-                f"model {model} gives one image different vectors, as models do that mask patches "
-                "at random; choose one that is made to encode"
-            )
-        self.dim = int(first.shape[1])
-
-    def encode(self, inputs: Sequence[Image.Image], *, batch_size: int = 64) -> NDArray[np.float32]:
-        """Encodes n images into ``[n, dim]`` float32; see `Encoder`."""
-        images = checked_images(inputs, batch_size=batch_size)
-        return encode_in_batches(
-            images,
-            lambda part: self._forward([self.prepare(image) for image in part]),
-            dim=self.dim,
-            batch_size=batch_size,
+        super().__init__(
+            ImageProcessor(processor, **changes),
+            model=model,
+            device=self._model.device,
+            dtype=self._model.dtype,
+            normalize=normalize,
         )
 
-    def encode_prepared(
-        self, prepared: Sequence[NDArray[np.float32]], *, batch_size: int = 64
-    ) -> NDArray[np.float32]:
-        """Encodes n images that went through ``prepare``; see `PreparingEncoder`."""
-        return encode_in_batches(prepared, self._forward, dim=self.dim, batch_size=batch_size)
-
-    def _forward(self, prepared: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        import torch
-
-        pixels = torch.from_numpy(np.stack(prepared))  # [b, 3, height, width]
-        with torch.inference_mode():
-            output = self._model(
-                pixel_values=pixels.to(self._model.device, self._model.dtype), **self._arguments
-            )
-            found = self._pooled(output)
-        vectors: NDArray[np.float32] = found.float().cpu().numpy()  # [b, dim]
-        return unit_rows(vectors) if self._normalize else vectors
-
-    def _pooled(self, output: Any) -> Any:
+    def _forward(self, pixels: Any) -> Any:
+        output = self._model(pixel_values=pixels, **self._arguments)
         if self._pooling is None:
             pooled = getattr(output, "pooler_output", None)
             if pooled is None:

@@ -12,7 +12,6 @@ from mmkd.config.plan import Plan
 from mmkd.data import ItemTable
 from mmkd.data.readers import load_items
 from mmkd.embeddings import EmbeddingCache, EmbeddingTable, RunReport
-from mmkd.encoders import build_encoder
 from mmkd.errors import CacheError, RunError
 from mmkd.interruption import Interruption
 
@@ -51,8 +50,7 @@ def embed(
                 card,
                 items,
                 encoder_factory=partial(
-                    build_encoder,
-                    card,
+                    card.build,
                     device=device or settings.resolved_device(),
                     batch_tokens=settings.batch_tokens,
                     allow_random_weights=planned.allow_random_weights,

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mmkd.cli.app import app
-from mmkd.encoders import build_encoder, load_card
+from mmkd.encoders import load_card
 from mmkd.errors import EncoderError
 
 
@@ -33,7 +33,7 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 def test_pictures(pictures: list[Path]) -> None:
     found = printed("color-image", *pictures)
-    encoder = build_encoder(load_card("color-image"))
+    encoder = load_card("color-image").build()
     expected = encoder.encode([Image.open(path) for path in pictures])
     assert found["dim"] == 362
     assert [one["input"] for one in found["inputs"]] == [str(path) for path in pictures]
@@ -50,7 +50,7 @@ def test_texts_and_the_table_for_people() -> None:
     assert "minilm-packaged: text, dim 384" in result.stdout
     assert text in result.stdout  # as it was typed
     assert "cosine" in result.stdout
-    encoder = build_encoder(load_card("minilm-packaged"))
+    encoder = load_card("minilm-packaged").build()
     first, second = encoder.encode([text, "a doll"])
     assert f"{first @ second:.4f}" in result.stdout
 

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from encoders.image_models import TIMM_MODEL, save_timm_model, save_vision_model
 from encoders.language_models import FAMILIES, save, save_clip_sentence_transformer
 from safetensors.torch import save_file
 
-from mmkd.encoders import Encoder, EncoderCard, FittedEncoder, build_encoder, load_card
+from mmkd.encoders import Encoder, EncoderCard, FittedEncoder, load_card
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the hub client is first imported
 
@@ -84,7 +85,7 @@ def clip_card(tiny_clip: tuple[Path, Path]) -> Callable[..., EncoderCard]:
     config, checkpoint = tiny_clip
 
     def make(modality: str, **fields: object) -> EncoderCard:
-        content = {
+        content: dict[str, Any] = {
             "name": "tiny",
             "modality": modality,
             "kind": "open_clip",
@@ -92,7 +93,7 @@ def clip_card(tiny_clip: tuple[Path, Path]) -> Callable[..., EncoderCard]:
             "pretrained": str(checkpoint),
             **fields,
         }
-        return EncoderCard.model_validate(content)
+        return EncoderCard(**content)
 
     return make
 
@@ -109,7 +110,7 @@ def language_model_card(language_models: dict[str, Path]) -> Callable[..., Encod
     """Makes a card of one of the small language models."""
 
     def make(family: str, **fields: object) -> EncoderCard:
-        content = {
+        content: dict[str, Any] = {
             "name": family,
             "modality": "text",
             "kind": "language_model",
@@ -117,7 +118,7 @@ def language_model_card(language_models: dict[str, Path]) -> Callable[..., Encod
             "pooling": "mean",
             **fields,
         }
-        return EncoderCard.model_validate(content)
+        return EncoderCard(**content)
 
     return make
 
@@ -128,8 +129,13 @@ def sentence_clip_card(tmp_path_factory: pytest.TempPathFactory) -> Callable[...
     model = save_clip_sentence_transformer(tmp_path_factory.mktemp("sentence-clip"))
 
     def make(modality: str, **fields: object) -> EncoderCard:
-        content = {"name": "clip", "kind": "sentence_transformer", "model": str(model), **fields}
-        return EncoderCard.model_validate({"modality": modality, **content})
+        content: dict[str, Any] = {
+            "name": "clip",
+            "kind": "sentence_transformer",
+            "model": str(model),
+            **fields,
+        }
+        return EncoderCard(modality=modality, **content)
 
     return make
 
@@ -167,7 +173,7 @@ def image_encoders(
     """Encoders of images and of stored vectors, but for open_clip's and color_image."""
     found = {}
     for kind in IMAGE_KINDS:
-        fields: dict[str, object] = {"name": "tiny", "modality": "image", "kind": kind.split()[0]}
+        fields: dict[str, Any] = {"name": "tiny", "modality": "image", "kind": kind.split()[0]}
         if kind.startswith("clip"):
             _, fields["modality"], name = kind.split()
             fields["model"] = str(vision_models[name])
@@ -177,7 +183,7 @@ def image_encoders(
             fields |= {"model": TIMM_MODEL, "pretrained": str(timm_weights)}
         else:
             fields["model"] = str(vision_models[kind.split()[1]])
-        found[kind] = build_encoder(EncoderCard.model_validate(fields))
+        found[kind] = EncoderCard(**fields).build()
     return found
 
 
@@ -189,20 +195,17 @@ def encoders(
     image_encoders: dict[str, Encoder],
 ) -> dict[str, Encoder]:
     """Every kind, ready to encode."""
-    hashed = build_encoder(load_card("hashed-text"))
+    hashed = load_card("hashed-text").build()
     assert isinstance(hashed, FittedEncoder)
     return {
-        "color_image": build_encoder(load_card("color-image")),
+        "color_image": load_card("color-image").build(),
         "hashed_text": hashed.fit(CATALOGUE),
-        **{
-            f"language_model {family}": build_encoder(language_model_card(family))
-            for family in FAMILIES
-        },
-        "open_clip image": build_encoder(clip_card("image")),
-        "open_clip text": build_encoder(clip_card("text")),
-        "sentence_transformer": build_encoder(load_card("minilm-packaged")),
-        "sentence_transformer clip image": build_encoder(sentence_clip_card("image")),
-        "sentence_transformer clip text": build_encoder(sentence_clip_card("text")),
+        **{f"language_model {family}": language_model_card(family).build() for family in FAMILIES},
+        "open_clip image": clip_card("image").build(),
+        "open_clip text": clip_card("text").build(),
+        "sentence_transformer": load_card("minilm-packaged").build(),
+        "sentence_transformer clip image": sentence_clip_card("image").build(),
+        "sentence_transformer clip text": sentence_clip_card("text").build(),
         **image_encoders,
     }
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from embeddings.fakes import catalogue
 from pydantic import ValidationError
 
-from mmkd.encoders import EncoderCard, build_encoder, hashed_text, load_card
+from mmkd.embeddings import EmbeddingCache
+from mmkd.encoders import ENCODERS, EncoderCard, hashed_text, load_card
 from mmkd.encoders.card import LABELS
 from mmkd.errors import EncoderError
 
@@ -69,7 +71,7 @@ def kind_of_a_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fingerprint(content: Mapping[str, Any], **changes: Any) -> str:
-    return EncoderCard.model_validate({**content, **changes}).fingerprint()
+    return EncoderCard(**{**content, **changes}).fingerprint()
 
 
 def test_every_field_is_a_label_or_tested_to_matter() -> None:
@@ -143,21 +145,21 @@ def test_local_weights_count_by_content_and_not_by_path(tmp_path: Path) -> None:
 
 
 def test_a_card_cannot_be_changed() -> None:
-    card = EncoderCard.model_validate(TEXT)
+    card = EncoderCard(**TEXT)
     with pytest.raises(ValidationError):
         card.prompt = "x"  # type: ignore[misc]
 
 
 def test_only_hashed_text_is_fitted() -> None:
     assert EncoderCard(name="h", modality="text", kind="hashed_text").fitted
-    assert not EncoderCard.model_validate(TEXT).fitted
+    assert not EncoderCard(**TEXT).fitted
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"promt": "x"}, "promt: unknown; did you mean prompt?"),
-        ({"kind": "sentence_transformers"}, "did you mean sentence_transformer?"),
+        ({"promt": "x"}, "promt: unknown; did you mean 'prompt'?"),
+        ({"kind": "sentence_transformers"}, "did you mean 'sentence_transformer'?"),
         ({"kind": "nonsense"}, "built in: clip, color_image"),
         ({"kind": "encoder.py"}, "a card never runs a file"),
         ({"kind": "/home/me/encoder.py:Mine"}, "a card never runs a file"),
@@ -171,15 +173,32 @@ def test_only_hashed_text_is_fitted() -> None:
     ],
 )
 def test_a_wrong_card_says_what_is_wrong(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError) as caught:
-        EncoderCard.model_validate({**TEXT, **changes})
+    with pytest.raises(EncoderError) as caught:
+        EncoderCard(**{**TEXT, **changes})
     assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_faults_of_a_card_come_together() -> None:
+    options: dict[str, Any] = {"components": 0, "hash_bits": 99, "word": 1}
+    with pytest.raises(EncoderError) as caught:
+        EncoderCard(name="h", modality="text", kind="hashed_text", dtype="float16", options=options)
+    for part in ("does not use dtype", "options.word is unknown", "components: got 0", "hash_bits"):
+        assert part in str(caught.value)
+    with pytest.raises(EncoderError, match=r"name: missing; dim: .*; nam: unknown.*'name'"):
+        EncoderCard(**{"nam": "x", "modality": "text", "kind": "hashed_text", "dim": 0})
+
+
+def test_a_card_without_the_model_that_its_kind_needs() -> None:
+    for kind in set(ENCODERS) - {"hashed_text", "color_image"}:
+        with pytest.raises(EncoderError, match=f"kind {kind} needs a model; name one in the card"):
+            EncoderCard(name="x", modality="image", kind=kind)
 
 
 def test_close_option_is_suggested() -> None:
     content = {"name": "h", "modality": "text", "kind": "hashed_text", "options": {"component": 3}}
-    with pytest.raises(ValidationError, match="did you mean components"):
-        EncoderCard.model_validate(content)
+    with pytest.raises(EncoderError, match="did you mean 'components'"):
+        EncoderCard(**content)
 
 
 @pytest.mark.parametrize("kind", ["no_such_package:Mine", "kind_of_a_test:Missing"])
@@ -190,17 +209,17 @@ def test_a_kind_that_cannot_be_imported_says_so(kind: str) -> None:
 
 def test_batch_tokens_is_a_run_time_argument_and_no_option() -> None:
     content = {**TEXT, "options": {"batch_tokens": 9}}
-    with pytest.raises(ValidationError, match=r"options\.batch_tokens is unknown"):
-        EncoderCard.model_validate(content)
+    with pytest.raises(EncoderError, match=r"options\.batch_tokens is unknown"):
+        EncoderCard(**content)
     hashed = EncoderCard(name="h", modality="text", kind="hashed_text")
     with pytest.raises(EncoderError, match="batch_tokens 0 is not positive"):
-        build_encoder(hashed, batch_tokens=0)
+        hashed.build(batch_tokens=0)
 
 
 def test_a_card_reads_content_unless_its_kind_says_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert EncoderCard.model_validate(TEXT).reads == "content"
+    assert EncoderCard(**TEXT).reads == "content"
     code = (
         "class Rows:\n    version = 1\n"
         "    def __init__(self, *, by=None): pass\n"
@@ -209,20 +228,88 @@ def test_a_card_reads_content_unless_its_kind_says_otherwise(
     (tmp_path / "rows_of_a_test.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     content = {"name": "r", "modality": "text", "kind": "rows_of_a_test:Rows"}
-    assert EncoderCard.model_validate(content).reads == "row"
-    assert EncoderCard.model_validate({**content, "options": {"by": "id"}}).reads == "id"
+    assert EncoderCard(**content).reads == "row"
+    assert EncoderCard(**{**content, "options": {"by": "id"}}).reads == "id"
     with pytest.raises(EncoderError, match="wanted content, id or row"):
-        _ = EncoderCard.model_validate({**content, "options": {"by": "x"}}).reads
+        _ = EncoderCard(**{**content, "options": {"by": "x"}}).reads
 
 
 def test_a_kind_that_cannot_be_spread_takes_one_device() -> None:
     card = load_card("minilm-packaged")
-    wanted = build_encoder(card).encode(["one text"])
-    found = build_encoder(card, device="auto").encode(["one text"])
+    wanted = card.build().encode(["one text"])
+    found = card.build(device="auto").encode(["one text"])
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:7"])
 def test_a_device_that_is_not_there_is_one_line(device: str) -> None:
     with pytest.raises(EncoderError, match=f"device '{device}' is not to be had here"):
-        build_encoder(load_card("minilm-packaged"), device=device)
+        load_card("minilm-packaged").build(device=device)
+
+
+class Lengths:
+    """An encoder of one's own, of a class that no card could name."""
+
+    version = 1
+    modality = "text"
+    dim = 1
+
+    def __init__(self, unit: float = 1.0) -> None:
+        self.unit = unit
+
+    def encode(self, inputs: Any, *, batch_size: int = 64) -> Any:
+        return np.array([[len(text) * self.unit] for text in inputs], np.float32)
+
+
+def test_an_encoder_object_of_ones_own_goes_through_the_cache(tmp_path: Path) -> None:
+    class Local(Lengths):
+        pass
+
+    cache = EmbeddingCache(tmp_path)
+    items = catalogue(["a", "bcd"])
+    for encoder in (Lengths(), Local(3.0), Local(5.0)):
+        card = EncoderCard.of(encoder, name="lengths", identity=f"unit {encoder.unit}")
+        assert card.build() is encoder
+        for _ in range(2):  # encoded, and then out of the cache
+            vectors = np.asarray(cache.table(card, items).vectors)
+            np.testing.assert_array_equal(vectors[1:, 0], [encoder.unit, 3 * encoder.unit])
+
+
+def test_identity_version_and_class_tell_objects_apart() -> None:
+    class Other(Lengths):
+        pass
+
+    class Newer(Lengths):
+        version = 2
+
+    Newer.__name__ = "Lengths"
+    cards = [
+        EncoderCard.of(Lengths(), name="a", identity="1"),
+        EncoderCard.of(Lengths(), name="a", identity="2"),
+        EncoderCard.of(Other(), name="a", identity="1"),
+        EncoderCard.of(Newer(), name="a", identity="1"),
+    ]
+    assert len({card.fingerprint() for card in cards}) == 4
+    same = EncoderCard.of(Lengths(9.0), name="b", identity="1")
+    assert same.fingerprint() == cards[0].fingerprint()
+
+
+def test_what_is_no_encoder_or_has_no_identity_is_refused() -> None:
+    whatever: Any = object()
+    with pytest.raises(EncoderError, match="a object is no encoder; give an object with modality"):
+        EncoderCard.of(whatever, name="a", identity="1")
+    with pytest.raises(EncoderError, match="identity is blank"):
+        EncoderCard.of(Lengths(), name="a", identity=" ")
+
+
+def test_an_object_may_be_fitted_and_say_what_it_reads() -> None:
+    class Fitted(Lengths):
+        fitted = True
+
+        @staticmethod
+        def reads(settings: Mapping[str, Any]) -> str:
+            return "id"
+
+    card = EncoderCard.of(Fitted(), name="a", identity="1")
+    assert card.fitted
+    assert card.reads == "id"

@@ -1,5 +1,7 @@
 """Cards are found by name in a fixed order, and every card of this repository is right."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from mmkd.encoders import EncoderCard, build_encoder, list_cards, load_card
+from mmkd.encoders import EncoderCard, list_cards, load_card
 from mmkd.errors import EncoderError
 
 CARDS = Path(__file__).parents[2] / "encoders"
@@ -106,8 +108,18 @@ def test_list_has_every_card_once_by_name() -> None:
     assert set(NAMES) <= set(names)
 
 
+def test_listing_cards_imports_no_model_library() -> None:
+    code = (
+        "import sys; from mmkd.encoders import list_cards; cards = list_cards();"
+        "[card.fingerprint() for card in cards];"
+        "print(len(cards), [m for m in ('torch', 'transformers', 'timm') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == f"{len(list_cards())} []"
+
+
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(EncoderError, match="did you mean minilm") as caught:
+    with pytest.raises(EncoderError, match="did you mean 'minilm'") as caught:
         load_card("minilmm")
     assert "hashed-text" in str(caught.value)
 
@@ -149,13 +161,13 @@ def test_a_card_survives_being_written_out(tmp_path: Path) -> None:
 def test_width_of_the_card_is_checked_against_the_model() -> None:
     card = EncoderCard(name="c", modality="image", kind="color_image", dim=12)
     with pytest.raises(EncoderError, match="dim 12, but the model gives 362"):
-        build_encoder(card)
+        card.build()
 
 
 def test_modality_of_the_card_is_checked_against_the_kind() -> None:
     card = EncoderCard(name="c", modality="text", kind="color_image")
     with pytest.raises(EncoderError, match="gives 'image'"):
-        build_encoder(card)
+        card.build()
 
 
 def test_options_and_fields_reach_the_encoder() -> None:
@@ -163,10 +175,10 @@ def test_options_and_fields_reach_the_encoder() -> None:
     plain = EncoderCard(name="c", modality="image", kind="color_image")
     noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
     picture = Image.fromarray(noise)
-    difference = build_encoder(card).encode([picture]) - build_encoder(plain).encode([picture])
+    difference = card.build().encode([picture]) - plain.build().encode([picture])
     assert np.abs(difference).max() > 0.01
     hashed = EncoderCard(name="h", modality="text", kind="hashed_text", options={"components": 7})
-    assert build_encoder(hashed).dim == 7
+    assert hashed.build().dim == 7
 
 
 def write(path: Path, lines: str) -> Path:

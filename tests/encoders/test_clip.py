@@ -9,7 +9,7 @@ import torch
 import transformers
 from PIL import Image
 
-from mmkd.encoders import Encoder, EncoderCard, build_encoder
+from mmkd.encoders import Encoder, EncoderCard
 from mmkd.errors import EncoderError
 
 LIBRARY: Any = transformers  # partly untyped
@@ -22,8 +22,14 @@ def pictures() -> list[Image.Image]:
 
 
 def card(modality: str, model: Path | str, **fields: Any) -> EncoderCard:
-    content = {"name": "c", "modality": modality, "kind": "clip", "model": str(model), **fields}
-    return EncoderCard.model_validate(content)
+    content: dict[str, Any] = {
+        "name": "c",
+        "modality": modality,
+        "kind": "clip",
+        "model": str(model),
+        **fields,
+    }
+    return EncoderCard(**content)
 
 
 def bare_texts(family: str, folder: Path, texts: list[str]) -> Any:
@@ -70,8 +76,8 @@ def test_towers_are_compared_as_the_whole_model_does(
     family: str, vision_models: dict[str, Path], catalogue: list[str]
 ) -> None:
     folder = vision_models[family]
-    image = build_encoder(card("image", folder, normalize=True)).encode(pictures())
-    text = build_encoder(card("text", folder, normalize=True)).encode(catalogue[:2])
+    image = card("image", folder, normalize=True).build().encode(pictures())
+    text = card("text", folder, normalize=True).build().encode(catalogue[:2])
     tokens = LIBRARY.AutoTokenizer.from_pretrained(folder)(
         catalogue[:2], padding="max_length", truncation=True, max_length=16, return_tensors="pt"
     )
@@ -89,9 +95,9 @@ def test_prompt_and_length_take_effect(
     vision_models: dict[str, Path], encoders: dict[str, Encoder]
 ) -> None:
     plain = encoders["clip text clip"]
-    prompted = build_encoder(card("text", vision_models["clip"], prompt="a photo of "))
+    prompted = card("text", vision_models["clip"], prompt="a photo of ").build()
     np.testing.assert_array_equal(prompted.encode(["dolls"]), plain.encode(["a photo of dolls"]))
-    short = build_encoder(card("text", vision_models["clip"], max_length_tokens=4))
+    short = card("text", vision_models["clip"], max_length_tokens=4).build()
     # four tokens with begin and end: two letters of an unknown word
     np.testing.assert_allclose(short.encode(["qz xx"]), plain.encode(["qz"]), rtol=0, atol=1e-5)
 
@@ -114,5 +120,5 @@ def test_mistakes_are_one_clear_line(
     vision_models: dict[str, Path],
 ) -> None:
     with pytest.raises(EncoderError, match=message) as caught:
-        build_encoder(card(modality, vision_models.get(model, model), **fields))
+        card(modality, vision_models.get(model, model), **fields).build()
     assert "\n" not in str(caught.value)

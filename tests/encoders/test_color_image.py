@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from mmkd.encoders.color_image import ColorImageEncoder
-from mmkd.errors import EncoderError
 
 RED, BLUE, GREEN = (200, 30, 30), (30, 30, 200), (30, 160, 30)
 
@@ -111,5 +110,5 @@ def test_vectors_have_length_one_and_no_batch_effect() -> None:
 
 @pytest.mark.parametrize("size", [0, 4, 30])
 def test_wrong_size_is_an_error(size: int) -> None:
-    with pytest.raises(EncoderError, match=f"image_size {size}"):
+    with pytest.raises(ValueError, match=f"image_size: got {size}, wanted a multiple of 4"):
         ColorImageEncoder(image_size=size)

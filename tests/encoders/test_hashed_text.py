@@ -103,5 +103,5 @@ def test_fitting_on_nothing_is_an_error(texts: list[str]) -> None:
     ],
 )
 def test_settings_out_of_range_are_errors(settings: dict[str, int]) -> None:
-    with pytest.raises(EncoderError, match="|".join(settings)):
+    with pytest.raises(ValueError, match="|".join(settings)):
         HashedTextEncoder(**settings)

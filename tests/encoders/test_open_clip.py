@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mmkd.encoders import Encoder, EncoderCard, PreparingEncoder, build_encoder
+from mmkd.encoders import Encoder, EncoderCard, PreparingEncoder
 from mmkd.errors import EncoderError
 
 MakeCard = Callable[..., EncoderCard]
@@ -54,14 +54,14 @@ def test_text_tower_equals_a_bare_forward(
 def test_prompt_normalisation_and_preprocessing_take_effect(
     clip_card: MakeCard, bare: Any, catalogue: list[str]
 ) -> None:
-    prompted = build_encoder(clip_card("text", prompt="a photo of ", normalize=True))
+    prompted = clip_card("text", prompt="a photo of ", normalize=True).build()
     tokens = open_clip.SimpleTokenizer(context_length=16)([f"a photo of {t}" for t in catalogue])
     with torch.no_grad():
         expected = bare.encode_text(tokens, normalize=True).numpy()
     np.testing.assert_allclose(prompted.encode(catalogue), expected, rtol=0, atol=1e-5)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     fields = {"image_mean": mean, "image_std": std, "image_resize_mode": "squash"}
-    squashed = build_encoder(clip_card("image", image_interpolation="bilinear", **fields))
+    squashed = clip_card("image", image_interpolation="bilinear", **fields).build()
     pixels = [np.asarray(p.resize((32, 32), Image.Resampling.BILINEAR)) for p in pictures()]
     scaled = (np.stack(pixels) / 255 - mean) / std
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_prompt_normalisation_and_preprocessing_take_effect(
 
 
 def test_half_precision_is_close(clip_card: MakeCard, encoders: dict[str, Encoder]) -> None:
-    half = build_encoder(clip_card("image", dtype="bfloat16")).encode(pictures())
+    half = clip_card("image", dtype="bfloat16").build().encode(pictures())
     full = encoders["open_clip image"].encode(pictures())
     assert half.dtype == np.float32
     assert 0 < np.abs(half - full).max() < 0.05 * np.abs(full).max()
@@ -78,7 +78,7 @@ def test_half_precision_is_close(clip_card: MakeCard, encoders: dict[str, Encode
 
 def test_no_pretrained_is_refused_unless_allowed(clip_card: MakeCard) -> None:
     with pytest.raises(EncoderError, match="untrained model: its vectors mean nothing"):
-        build_encoder(clip_card("image", pretrained=None))
+        clip_card("image", pretrained=None).build()
 
 
 def test_missing_weights_are_refused_even_if_random_ones_are_allowed(
@@ -87,23 +87,23 @@ def test_missing_weights_are_refused_even_if_random_ones_are_allowed(
     for pretrained in (str(tmp_path / "missing.safetensors"), "no-such-tag"):
         card = clip_card("image", pretrained=pretrained)
         with pytest.raises(EncoderError, match="random weights never stand in"):
-            build_encoder(card, allow_random_weights=True)
+            card.build(allow_random_weights=True)
 
 
 def test_tag_that_cannot_be_downloaded_is_refused() -> None:
     content = {"name": "x", "modality": "image", "kind": "open_clip", "model": "ViT-B-32"}
     card = EncoderCard(**content, pretrained="laion2b_s34b_b79k")
     with pytest.raises(EncoderError, match=r"laion2b_s34b_b79k could not be loaded.*HF_HOME"):
-        build_encoder(card, allow_random_weights=True)
+        card.build(allow_random_weights=True)
 
 
 def test_random_weights_are_always_the_same(clip_card: MakeCard) -> None:
     card = clip_card("image", pretrained=None)
     before = torch.random.get_rng_state()
-    first = build_encoder(card, allow_random_weights=True).encode(pictures())
+    first = card.build(allow_random_weights=True).encode(pictures())
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.rand(10)
-    second = build_encoder(card, allow_random_weights=True).encode(pictures())
+    second = card.build(allow_random_weights=True).encode(pictures())
     np.testing.assert_array_equal(first, second)
 
 
@@ -119,7 +119,7 @@ def test_pickled_objects_are_refused(clip_card: MakeCard, tmp_path: Path) -> Non
     torch.save({"state_dict": Attack()}, zipped)
     for checkpoint in (plain, zipped):
         with pytest.raises(EncoderError, match="could not be loaded from its local files"):
-            build_encoder(clip_card("image", pretrained=str(checkpoint)))
+            clip_card("image", pretrained=str(checkpoint)).build()
     assert not marker.exists()
 
 
@@ -127,7 +127,7 @@ def test_checkpoint_of_plain_tensors_gives_the_same_vectors(
     clip_card: MakeCard, tiny_clip: tuple[Path, Path], encoders: dict[str, Encoder], tmp_path: Path
 ) -> None:
     torch.save(load_file(tiny_clip[1]), tmp_path / "weights.pt")
-    found = build_encoder(clip_card("image", pretrained=str(tmp_path / "weights.pt")))
+    found = clip_card("image", pretrained=str(tmp_path / "weights.pt")).build()
     expected = encoders["open_clip image"].encode(pictures())
     np.testing.assert_array_equal(found.encode(pictures()), expected)
 
@@ -140,12 +140,12 @@ def test_folder_brings_its_weights(
     (tmp_path / "open_clip_config.json").write_text(text)
     card = clip_card("image", model=str(tmp_path), pretrained=None)
     with pytest.raises(EncoderError):  # no weights in it yet
-        build_encoder(card, allow_random_weights=True)
+        card.build(allow_random_weights=True)
     (tmp_path / "open_clip_model.safetensors").symlink_to(checkpoint)
     expected = encoders["open_clip image"].encode(pictures())
-    np.testing.assert_array_equal(build_encoder(card).encode(pictures()), expected)
+    np.testing.assert_array_equal(card.build().encode(pictures()), expected)
     with pytest.raises(EncoderError, match="carries its own weights"):
-        build_encoder(clip_card("image", model=str(tmp_path)))
+        clip_card("image", model=str(tmp_path)).build()
 
 
 def test_config_never_replaces_a_built_in_of_its_name(
@@ -154,7 +154,7 @@ def test_config_never_replaces_a_built_in_of_its_name(
     before = open_clip.get_model_config("ViT-B-32")
     config = tmp_path / "ViT-B-32.json"
     config.write_text(tiny_clip[0].read_text())
-    assert build_encoder(clip_card("image", model=str(config))).dim == 24
+    assert clip_card("image", model=str(config)).build().dim == 24
     assert open_clip.get_model_config("ViT-B-32") == before
 
 
@@ -163,20 +163,20 @@ def test_config_never_replaces_a_built_in_of_its_name(
 )
 def test_wrong_models_are_explained(clip_card: MakeCard, model: str | None, message: str) -> None:
     with pytest.raises(EncoderError, match=message):
-        build_encoder(clip_card("image", model=model))
+        clip_card("image", model=model).build()
 
 
 def test_broken_config_is_named(clip_card: MakeCard, tmp_path: Path) -> None:
     config = tmp_path / "c.json"
-    for text, message in [("{", "cannot be read as a JSON"), ('{"embed_dim": 3}', "lacks vision")]:
+    for text, message in [("{", "cannot be read as JSON"), ('{"embed_dim": 3}', "lacks vision")]:
         config.write_text(text)
         with pytest.raises(EncoderError, match=message):
-            build_encoder(clip_card("image", model=str(config)))
+            clip_card("image", model=str(config)).build()
 
 
 def test_image_tower_takes_no_prompt(clip_card: MakeCard) -> None:
     with pytest.raises(EncoderError, match="takes no prompt"):
-        build_encoder(clip_card("image", prompt="a photo"))
+        clip_card("image", prompt="a photo").build()
 
 
 def test_pictures_prepared_by_a_pickled_copy_give_the_same_bits(

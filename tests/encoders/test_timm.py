@@ -11,7 +11,7 @@ from encoders.image_models import TIMM_MODEL
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mmkd.encoders import Encoder, EncoderCard, build_encoder
+from mmkd.encoders import Encoder, EncoderCard
 from mmkd.errors import EncoderError
 
 
@@ -21,8 +21,14 @@ def pictures() -> list[Image.Image]:
 
 
 def card(**fields: Any) -> EncoderCard:
-    content = {"name": "t", "modality": "image", "kind": "timm", "model": TIMM_MODEL, **fields}
-    return EncoderCard.model_validate(content)
+    content: dict[str, Any] = {
+        "name": "t",
+        "modality": "image",
+        "kind": "timm",
+        "model": TIMM_MODEL,
+        **fields,
+    }
+    return EncoderCard(**content)
 
 
 @pytest.fixture
@@ -52,7 +58,7 @@ def test_pooling_takes_effect(bare: Any, timm_weights: Path) -> None:
         states = bare.forward_features(pixels(bare))
     special = bare.num_prefix_tokens
     for pooling, expected in {"cls": states[:, 0], "mean": states[:, special:].mean(1)}.items():
-        encoder = build_encoder(card(pretrained=str(timm_weights), pooling=pooling))
+        encoder = card(pretrained=str(timm_weights), pooling=pooling).build()
         expected = bare.fc_norm(expected).detach().numpy()
         np.testing.assert_allclose(encoder.encode(pictures()), expected, rtol=0, atol=1e-5)
 
@@ -61,7 +67,7 @@ def test_folder_as_timm_saves_it(tmp_path: Path, bare: Any, encoders: dict[str, 
     from timm.models import save_for_hf
 
     save_for_hf(bare, str(tmp_path), safe_serialization=True)
-    found = build_encoder(card(model=str(tmp_path))).encode(pictures())
+    found = card(model=str(tmp_path)).build().encode(pictures())
     np.testing.assert_array_equal(found, encoders["timm"].encode(pictures()))
 
 
@@ -70,7 +76,7 @@ def test_random_weights_never_stand_in_for_missing_ones(tmp_path: Path, timm_wei
     weights.pop("norm.weight")
     save_file(weights, tmp_path / "w.safetensors")
     with pytest.raises(EncoderError, match="could not be loaded from its local files"):
-        build_encoder(card(pretrained=str(tmp_path / "w.safetensors")))
+        card(pretrained=str(tmp_path / "w.safetensors")).build()
 
 
 @pytest.mark.parametrize(
@@ -85,5 +91,5 @@ def test_random_weights_never_stand_in_for_missing_ones(tmp_path: Path, timm_wei
 )
 def test_mistakes_are_one_clear_line(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(EncoderError, match=message) as caught:
-        build_encoder(card(**fields))
+        card(**fields).build()
     assert "\n" not in str(caught.value)

@@ -5,15 +5,17 @@ import pytest
 import torch
 from encoders.language_models import tokenizer
 
-from mmkd.encoders.tokens import TokenBatch, encode_batches, plan_batches, token_batches, tokenise
+from mmkd.encoders.tokens import TokenBatch, encode_batches, token_batches, tokenise
 from mmkd.errors import EncoderError
 
 LENGTHS = np.random.default_rng(3).integers(1, 60, 200).tolist()
+TOKENS = [np.arange(1, length + 1, dtype=np.int32) * 7 for length in LENGTHS]
 
 
 @pytest.mark.parametrize(("size", "budget"), [(8, None), (8, 100), (1000, 64), (1000, 1), (1, 999)])
 def test_every_text_is_in_one_batch_within_the_caps(size: int, budget: int | None) -> None:
-    batches = plan_batches(LENGTHS, batch_size=size, batch_tokens=budget)
+    found = token_batches(TOKENS, batch_size=size, batch_tokens=budget)
+    batches = [batch.rows.tolist() for batch in found]
     flat = [row for batch in batches for row in batch]
     assert sorted(flat) == list(range(len(LENGTHS)))
     # longest first; equal lengths in the order of the texts
@@ -29,13 +31,11 @@ def test_every_text_is_in_one_batch_within_the_caps(size: int, budget: int | Non
 
 def test_budget_of_nothing_is_an_error() -> None:
     with pytest.raises(EncoderError, match="batch_tokens 0 is not positive"):
-        plan_batches([3], batch_size=1, batch_tokens=0)
+        next(token_batches(TOKENS, batch_size=1, batch_tokens=0))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_batches_hold_the_tokens_and_vectors_come_back_in_order(side: str) -> None:
-    tokens = [np.arange(1, length + 1, dtype=np.int32) * 7 for length in LENGTHS]
-
     def first_last_and_sum(batch: TokenBatch) -> torch.Tensor:
         own = [ids[mask.bool()] for ids, mask in zip(batch.ids, batch.mask, strict=True)]
         assert (batch.ids[batch.mask == 0] == 99).all()
@@ -44,15 +44,15 @@ def test_batches_hold_the_tokens_and_vectors_come_back_in_order(side: str) -> No
         return torch.stack([torch.stack([one[0], one[-1], one.sum()]) for one in own])
 
     batches = token_batches(
-        tokens,
+        TOKENS,
         batch_size=9,
         batch_tokens=150,
         pad=99,
         padding_side=side,  # type: ignore[arg-type]
     )
-    found = encode_batches(batches, first_last_and_sum, count=len(tokens), dim=3)
+    found = encode_batches(batches, first_last_and_sum, count=len(TOKENS), dim=3)
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, [[one[0], one[-1], one.sum()] for one in tokens])
+    np.testing.assert_array_equal(found, [[one[0], one[-1], one.sum()] for one in TOKENS])
 
 
 @pytest.mark.parametrize("sort", ["bare", "bos", "eos", "bert"])

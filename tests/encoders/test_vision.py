@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mmkd.encoders import Encoder, EncoderCard, build_encoder
+from mmkd.encoders import Encoder, EncoderCard
 from mmkd.errors import EncoderError
 
 LIBRARY: Any = transformers  # partly untyped
@@ -32,8 +32,14 @@ def pictures() -> list[Image.Image]:
 
 
 def card(model: Path | str, **fields: Any) -> EncoderCard:
-    content = {"name": "v", "modality": "image", "kind": "vision", "model": str(model), **fields}
-    return EncoderCard.model_validate(content)
+    content: dict[str, Any] = {
+        "name": "v",
+        "modality": "image",
+        "kind": "vision",
+        "model": str(model),
+        **fields,
+    }
+    return EncoderCard(**content)
 
 
 def bare(family: str, folder: Path, **arguments: Any) -> Any:
@@ -61,7 +67,7 @@ def test_poolings_of_models_with_a_class_token(family: str, vision_models: dict[
     states = bare(family, vision_models[family]).last_hidden_state
     wanted = {"cls": states[:, 0], "mean": states[:, 1:].mean(1), "max": states[:, 1:].amax(1)}
     for pooling, expected in wanted.items():
-        encoder = build_encoder(card(vision_models[family], pooling=pooling))
+        encoder = card(vision_models[family], pooling=pooling).build()
         assert_near(encoder.encode(pictures()), expected)
 
 
@@ -72,10 +78,10 @@ def test_poolings_of_models_without_a_class_token(
     states = bare(family, vision_models[family]).last_hidden_state
     states = states.flatten(2).mT if states.ndim == 4 else states
     for pooling, expected in {"mean": states.mean(1), "max": states.amax(1)}.items():
-        encoder = build_encoder(card(vision_models[family], pooling=pooling))
+        encoder = card(vision_models[family], pooling=pooling).build()
         assert_near(encoder.encode(pictures()), expected)
     with pytest.raises(EncoderError, match="no class token"):
-        build_encoder(card(vision_models[family], pooling="cls"))
+        card(vision_models[family], pooling="cls").build()
 
 
 def test_registers_are_no_patches(tmp_path: Path, vision_models: dict[str, Path]) -> None:
@@ -95,17 +101,15 @@ def test_registers_are_no_patches(tmp_path: Path, vision_models: dict[str, Path]
         model = LIBRARY.Dinov2WithRegistersModel.from_pretrained(tmp_path).eval()
         states = model(pixel_values=pixels).last_hidden_state
     assert states.shape[1] == 1 + 3 + 16
-    assert_near(
-        build_encoder(card(tmp_path, pooling="mean")).encode(pictures()), states[:, 4:].mean(1)
-    )
+    assert_near(card(tmp_path, pooling="mean").build().encode(pictures()), states[:, 4:].mean(1))
 
 
 def test_preprocessing_of_the_card_takes_effect(vision_models: dict[str, Path]) -> None:
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     fields = {"image_mean": mean, "image_std": std, "image_interpolation": "bilinear"}
-    encoder: Any = build_encoder(
-        card(vision_models["vit"], image_size=48, image_resize_mode="squash", **fields)
-    )
+    encoder: Any = card(
+        vision_models["vit"], image_size=48, image_resize_mode="squash", **fields
+    ).build()
     found = encoder.prepare(pictures()[0])
     assert found.shape == (3, 48, 48)
     resized = pictures()[0].resize((48, 48), Image.Resampling.BILINEAR)
@@ -114,9 +118,7 @@ def test_preprocessing_of_the_card_takes_effect(vision_models: dict[str, Path]) 
     np.testing.assert_allclose(found, expected.transpose(2, 0, 1), rtol=0, atol=2.1 / 255 / 0.5)
     # learned positions were interpolated from 4 x 4 to 6 x 6 patches
     assert encoder.encode(pictures()).shape == (3, 32)
-    cut: Any = build_encoder(
-        card(vision_models["vit"], image_size=24, image_resize_mode="shortest")
-    )
+    cut: Any = card(vision_models["vit"], image_size=24, image_resize_mode="shortest").build()
     assert cut.prepare(Image.new("RGB", (90, 30))).shape == (3, 24, 24)
 
 
@@ -124,11 +126,11 @@ def test_normalisation_and_precision(
     vision_models: dict[str, Path], encoders: dict[str, Encoder]
 ) -> None:
     full = encoders["vision dinov2"].encode(pictures())
-    unit = build_encoder(card(vision_models["dinov2"], normalize=True)).encode(pictures())
+    unit = card(vision_models["dinov2"], normalize=True).build().encode(pictures())
     np.testing.assert_allclose(
         unit, full / np.linalg.norm(full, axis=1, keepdims=True), rtol=0, atol=1e-6
     )
-    half = build_encoder(card(vision_models["dinov2"], dtype="bfloat16")).encode(pictures())
+    half = card(vision_models["dinov2"], dtype="bfloat16").build().encode(pictures())
     assert half.dtype == np.float32
     assert 0 < np.abs(half - full).max() < 0.1 * np.abs(full).max()
 
@@ -144,14 +146,14 @@ def test_random_weights_never_stand_in_for_missing_ones(
     # as in ImageNet classifiers of ViT: there is a pooler in the code and none in the file
     save_file(without, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(EncoderError, match="lack the pooler"):
-        build_encoder(card(folder))
-    found = build_encoder(card(folder, pooling="cls")).encode(pictures())
-    expected = build_encoder(card(vision_models["vit"], pooling="cls")).encode(pictures())
+        card(folder).build()
+    found = card(folder, pooling="cls").build().encode(pictures())
+    expected = card(vision_models["vit"], pooling="cls").build().encode(pictures())
     np.testing.assert_array_equal(found, expected)
     without.popitem()
     save_file(without, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(EncoderError, match="random weights never stand in"):
-        build_encoder(card(folder, pooling="cls"))
+        card(folder, pooling="cls").build()
 
 
 def test_pickled_weights_are_refused(tmp_path: Path, vision_models: dict[str, Path]) -> None:
@@ -160,7 +162,7 @@ def test_pickled_weights_are_refused(tmp_path: Path, vision_models: dict[str, Pa
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(EncoderError, match="could not be loaded from its local files"):
-        build_encoder(card(folder))
+        card(folder).build()
 
 
 @pytest.mark.parametrize(
@@ -177,5 +179,5 @@ def test_mistakes_are_one_clear_line(
     model: str, fields: dict[str, Any], message: str, vision_models: dict[str, Path]
 ) -> None:
     with pytest.raises(EncoderError, match=message) as caught:
-        build_encoder(card(vision_models.get(model, model), **fields))
+        card(vision_models.get(model, model), **fields).build()
     assert "\n" not in str(caught.value)
