@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.measure import MIB, last_json_line, print_table, write_results
 
 STAGES = (
-    "write", "table", "open", "index", "neighbours", "change", "index again", "pca",
+    "write", "table", "index", "neighbours", "change", "index again", "pca",
 )  # fmt: skip
 TIMEOUT_S = 3600
 

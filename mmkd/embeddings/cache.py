@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -19,28 +19,20 @@ from numpy.typing import NDArray
 
 from mmkd.data import ItemTable
 from mmkd.embeddings.encode import EmbeddingRun, RunReport
-from mmkd.embeddings.inputs import FileKeys, Work, inputs_of, item_names
-from mmkd.embeddings.neighbours import EXACT_BELOW, NeighbourIndex, check_factory, index_of
-from mmkd.embeddings.shards import (
-    FAILED,
-    OK,
-    ShardStore,
-    StoreContents,
-    StoredDtype,
-    read_catalogue_manifest,
-    writing,
-)
+from mmkd.embeddings.inputs import FileKeys, inputs_of, work_left
+from mmkd.embeddings.neighbours import EXACT_BELOW, NeighbourIndex, index_of, kind_problems
+from mmkd.embeddings.shards import FAILED, OK, ShardStore, StoreContents, StoredDtype
 from mmkd.embeddings.stores import (
     CacheEntry,
     describe_store,
     list_stores,
+    read_manifest,
     store_folder,
     table_folder,
 )
-from mmkd.embeddings.table import EmbeddingTable, new_table, open_table
+from mmkd.embeddings.table import EmbeddingTable, new_table
 from mmkd.encoders import Encoder, EncoderCard
-from mmkd.errors import CacheError
-from mmkd.files import writer_lock
+from mmkd.errors import CacheError, at_least, refuse
 
 _logger = logging.getLogger(__name__)
 # files may change while they are read, and shards may turn out damaged: look again, but not forever
@@ -70,19 +62,42 @@ class EmbeddingCache:
     Any number of processes may share a folder: those that encode for one store share its work
     (`mmkd.embeddings.chunks`), others read what is complete.
 
+        >>> import tempfile
+        >>> from mmkd import EmbeddingCache, EncoderCard, ItemTable
+        >>> items = ItemTable(
+        ...     ids=["", "A1", "B7", "C3"],
+        ...     titles=["", "Teapot", "Cup", "Spade"],
+        ...     text=[None, "A red teapot", "A red teacup", None],
+        ...     image_path=[None] * 4,
+        ...     attributes=[[], [], [], []],
+        ... )
+        >>> card = EncoderCard(name="words", modality="text", kind="hashed_text")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cache = EmbeddingCache(folder)
+        ...     table = cache.table(card, items)
+        ...     rows, cosines = cache.neighbours(table, [items.row("A1")], k=1)
+        ...     print(table.dim, table.present, [items.titles[row] for row in rows[0]])
+        ...     print(cache.absent(table)[0])
+        256 [False  True  True False] ['Cup']
+        AbsentItem(row=3, item_id='C3', status='missing', reason='no text')
+
     Args:
-        folder: Where the cache lives; made when the first vector is written.
+        folder: Where the cache lives, made when the first vector is written; by default
+            `default_cache_folder`.
         shard_size: Inputs encoded between two commits: what a killed run loses at most.
         retry_failed: Whether inputs that failed in an earlier run are tried again.
         exact_below: Number of vectors from which on neighbours are approximate.
         dtype: Precision that vectors are stored in; they are float32 when read.
         index: FAISS factory string of the neighbours' index, such as ``IVF1024,PQ48x8``; by default
             by the number of vectors (`mmkd.embeddings.neighbours`).
+
+    Raises:
+        ValueError: An option is out of range; a line for each.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | str | None = None,
         *,
         shard_size: int = 1024,
         retry_failed: bool = False,
@@ -90,19 +105,27 @@ class EmbeddingCache:
         dtype: StoredDtype = "float32",
         index: str | None = None,
     ) -> None:
-        if shard_size < 1:
-            raise CacheError(f"shard_size {shard_size} is not positive; use 1 or more")
-        if dtype not in get_args(StoredDtype):
-            raise CacheError(f"dtype {dtype!r} cannot be stored; use float32 or float16")
-        if index is not None:
-            check_factory(index)
-        self.folder = Path(folder)
+        refuse(self.check(shard_size=shard_size, dtype=dtype, index=index))
+        self.folder = default_cache_folder() if folder is None else Path(folder)
         self._dtype = dtype
         self._kind = index
         self._shard_size = shard_size
         self._retry_failed = retry_failed
         self._exact_below = exact_below
         self._last_index: tuple[EmbeddingTable, NeighbourIndex] | None = None
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """A line for each option that is out of range."""
+        problems = at_least(1, shard_size=options.get("shard_size"))
+        known = get_args(StoredDtype)
+        if (dtype := options.get("dtype", known[0])) not in known:
+            problems.append(
+                f"dtype: got {dtype!r}, which cannot be stored; use {' or '.join(known)}"
+            )
+        if (index := options.get("index")) is not None:
+            problems += kind_problems(index)
+        return problems
 
     def table(
         self,
@@ -127,7 +150,7 @@ class EmbeddingCache:
             card: The encoder's card.
             items: The catalogue.
             encoder_factory: Makes the encoder; called only if something has to be encoded. By
-                default `card.build` on the CPU.
+                default what the card describes, on the CPU.
             batch_size: Inputs through the model at once.
             workers: Processes that decode pictures ahead of the encoder; None starts some where
                 there is much to do, 0 decodes in this process.
@@ -144,59 +167,56 @@ class EmbeddingCache:
             CacheError: No item has a vector, the encoder fails on everything, or the folder
                 cannot be read or written or is of a newer format.
         """
-        factory = functools.cache(encoder_factory or card.build)
+        factory = functools.cache(encoder_factory or (card.build))
         files = FileKeys(self.folder / "files.parquet")
         retry = self._retry_failed
         for rounds_left in reversed(range(_ROUNDS)):
             inputs = inputs_of(card, items, files)
-            folder = store_folder(self.folder, card, inputs, dtype=self._dtype)
-            store = ShardStore(folder)
+            store = ShardStore(store_folder(self.folder, card, inputs, dtype=self._dtype))
             contents = store.contents()
             statuses = item_statuses(inputs, contents, retry_failed=retry)
             if statuses["status"].null_count() and rounds_left:
-                run = EmbeddingRun(
-                    store,
-                    folder,
-                    shard_size=self._shard_size,
-                    batch_size=batch_size,
-                    workers=workers,
-                    named=card.reads != "content",
-                    progress=progress,
-                    stop=stop,
-                )
-                done = _encode_missing(run, factory, card, items, inputs, folder, retry=retry)
-                if report is not None and done is not None:
-                    report(done)
+                store.clean()
+                contents = store.contents()
+                left = item_statuses(inputs, contents, retry_failed=retry)
+                if work := work_left(card, items, left):  # others may have done it by now
+                    ready = functools.partial(
+                        _ready_encoder, factory, card, items, inputs, store, contents.dim
+                    )
+                    run = EmbeddingRun(
+                        store,
+                        contents,
+                        shard_size=self._shard_size,
+                        batch_size=batch_size,
+                        workers=workers,
+                        named=card.reads != "content",
+                        progress=progress,
+                        stop=stop,
+                    )
+                    done = run.encode(ready, work)
+                    if report is not None:
+                        report(done)
                 retry = False
                 continue
             places = statuses.filter(pl.col("status") == OK)
-            opened, damaged = store.open(contents.shards, set(places["shard"].unique()))
+            opened, damaged = store.sound(contents.shards, set(places["shard"].unique()))
             if not damaged:
                 with suppress(CacheError, OSError):  # reading needs no description
-                    describe_store(folder, card)
-                return new_table(card, folder, close_unread(statuses), opened)
-            _logger.warning("%s: %d damaged shards are encoded again", folder, len(damaged))
-            with writing(folder), writer_lock(folder):
-                store.discard(damaged)
-        raise CacheError(f"{folder}: shards stay damaged; check the disk")
-
-    def open(self, key: str) -> EmbeddingTable:
-        """Opens a table that was complete before, by its key; reads no vector.
-
-        Args:
-            key: `EmbeddingTable.key`.
-
-        Returns:
-            The table.
-
-        Raises:
-            CacheError: This cache has no such table, it is of a newer version, or its shards were
-                removed or damaged since.
-        """
-        return open_table(self.folder, key)
+                    describe_store(store.folder, card)
+                # what could not be read in any round has failed; nothing of it is recorded
+                unread = pl.col("status").is_null()
+                reason = pl.lit("its file could not be read or kept changing; run again")
+                statuses = statuses.with_columns(
+                    reason=pl.when(unread).then(reason).otherwise("reason"),
+                    status=pl.col("status").fill_null(FAILED),
+                )
+                return new_table(card, store.folder, statuses, opened)
+            _logger.warning("%s: %d damaged shards are encoded again", store.folder, len(damaged))
+            store.discard(damaged)
+        raise CacheError(f"{store.folder}: shards stay damaged; check the disk")
 
     def neighbours(
-        self, table: EmbeddingTable, rows: NDArray[np.int64], k: int
+        self, table: EmbeddingTable, rows: Sequence[int] | NDArray[np.int64], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The items most similar to items, by cosine.
 
@@ -213,8 +233,10 @@ class EmbeddingCache:
             CacheError: A row is out of range or has no vector, or fewer than k others have one.
         """
         if self._last_index is None or self._last_index[0] is not table:
-            self._last_index = table, self._index(table)
-        return self._last_index[1].search(rows, k)
+            folder = table_folder(self.folder, table.key)
+            index = index_of(table, folder, kind=self._kind, exact_below=self._exact_below)
+            self._last_index = table, index
+        return self._last_index[1].search(np.asarray(rows), k)
 
     def absent(self, table: EmbeddingTable) -> list[AbsentItem]:
         """The items of a table of this cache that have no vector, and why.
@@ -223,7 +245,7 @@ class EmbeddingCache:
             CacheError: This cache does not hold the table.
         """
         folder = table_folder(self.folder, table.key)
-        statuses = read_catalogue_manifest(folder / "manifest.parquet") if folder else None
+        statuses = read_manifest(folder / "manifest.parquet") if folder else None
         if statuses is None:
             raise CacheError(f"table {table.key} is not in {self.folder}; open it with table()")
         lost = statuses.filter(pl.col("status") != OK)
@@ -234,38 +256,6 @@ class EmbeddingCache:
     def entries(self) -> list[CacheEntry]:
         """The encoders' stores in this cache, the last used first."""
         return list_stores(self.folder)
-
-    def _index(self, table: EmbeddingTable) -> NeighbourIndex:
-        folder = table_folder(self.folder, table.key)
-        return index_of(table, folder, kind=self._kind, exact_below=self._exact_below)
-
-
-def _encode_missing(
-    run: EmbeddingRun,
-    factory: Callable[[], Encoder],
-    card: EncoderCard,
-    items: ItemTable,
-    inputs: pl.DataFrame,
-    folder: Path,
-    *,
-    retry: bool,
-) -> RunReport | None:
-    """Encodes what the store lacks, after tidying it; None if others had encoded it by then."""
-    store = ShardStore(folder)
-    with writing(folder), writer_lock(folder):
-        store.clean()
-    contents = store.contents()
-    work = work_left(card, items, item_statuses(inputs, contents, retry_failed=retry))
-    if not work:
-        return None
-
-    def ready() -> Encoder:
-        encoder = ready_encoder(factory(), card, items, inputs, dim=contents.dim)
-        with writing(folder), writer_lock(folder):
-            describe_store(folder, card)
-        return encoder
-
-    return run.encode(ready, work, contents)
 
 
 def default_cache_folder() -> Path:
@@ -302,55 +292,22 @@ def item_statuses(
     )
 
 
-def work_left(card: EncoderCard, items: ItemTable, statuses: pl.DataFrame) -> list[Work]:
-    """Inputs to encode: of items with the same content the first."""
-    left = statuses.filter(pl.col("status").is_null()).unique(
-        "key", keep="first", maintain_order=True
-    )
-    sources: Sequence[str | Path | None] = (
-        item_names(items, reads=card.reads)
-        if card.reads != "content"
-        else items.text
-        if card.modality == "text"
-        else items.image_path
-    )
-    work = []
-    for key, item_id, row in left.select("key", "item_id", "row").iter_rows():
-        source = sources[row]
-        if source is not None:  # always so: an item without a source has a status
-            work.append(Work(key, item_id, source))
-    return work
-
-
-def close_unread(statuses: pl.DataFrame) -> pl.DataFrame:
-    """Counts as failed what could not be read in any round; nothing of it is recorded."""
-    left = pl.col("status").is_null()
-    reason = pl.lit("its file could not be read or kept changing; run again")
-    return statuses.with_columns(
-        reason=pl.when(left).then(reason).otherwise(pl.col("reason")),
-        status=pl.col("status").fill_null(FAILED),
-    )
-
-
-def ready_encoder(
-    encoder: Encoder, card: EncoderCard, items: ItemTable, inputs: pl.DataFrame, *, dim: int | None
+def _ready_encoder(
+    factory: Callable[[], Encoder],
+    card: EncoderCard,
+    items: ItemTable,
+    inputs: pl.DataFrame,
+    store: ShardStore,
+    dim: int | None,
 ) -> Encoder:
-    """Checks that an encoder is the card's and fits it on the catalogue if the card says so.
+    """Makes the encoder, checks that it is the card's, and fits it on the catalogue if need be.
 
-    Args:
-        encoder: The encoder.
-        card: The card that its vectors are filed under.
-        items: The catalogue.
-        inputs: Its inputs' keys.
-        dim: Width of the vectors already stored, if any.
-
-    Returns:
-        The encoder, fitted. It is given the texts in the order of their keys, so that the
-        catalogue's order changes nothing.
+    It is fitted on the texts in the order of their keys: the catalogue's order changes nothing.
 
     Raises:
         CacheError: It is of another modality or width, or cannot be fitted.
     """
+    encoder = factory()
     if encoder.modality != card.modality:
         raise CacheError(
             f"card {card.name} is of modality {card.modality}, its encoder of {encoder.modality}; "
@@ -373,4 +330,6 @@ def ready_encoder(
             f"card {card.name}: the encoder gives width {encoder.dim}, its stored vectors have "
             f"{dim}; raise the `version` of kind {card.kind}, whose code must have changed"
         )
+    with store.locked():
+        describe_store(store.folder, card)
     return encoder

@@ -8,15 +8,15 @@ whatever the number of processes and whenever one was killed. (A run that is sto
 commits part of a chunk: what is left is cut anew, and may be rounded otherwise.)
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mmkd.embeddings.inputs import Work, content_key
-from mmkd.embeddings.shards import ShardStore, writing
+from mmkd.embeddings.inputs import Work, text_key
+from mmkd.embeddings.shards import writing
 from mmkd.files import writer_lock
 
 
@@ -43,34 +43,13 @@ def cut(work: Sequence[Work], *, size: int) -> list[Chunk]:
         work: Each key once, in any order.
         size: Inputs a chunk; the last may hold fewer.
     """
-    ordered = sorted(work, key=lambda item: (-_length(item), item.key))
+
+    def place(item: Work) -> tuple[int, str]:
+        return -len(item.source) if isinstance(item.source, str) else 0, item.key
+
+    ordered = sorted(work, key=place)
     parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-    return [Chunk(_name(part), part) for part in parts]
-
-
-class Committed:
-    """What other processes have committed since the work was made out.
-
-    Args:
-        store: The store.
-        known: The shards that the work was made out from.
-    """
-
-    def __init__(self, store: ShardStore, known: Iterable[int]) -> None:
-        self._store = store
-        self._seen = set(known)
-        self._keys: set[str] = set()
-
-    def left(self, chunk: Chunk) -> Sequence[Work]:
-        """What of a chunk is not committed yet; reads the records of shards that are new."""
-        for number in set(self._store.numbers()) - self._seen:
-            self._keys.update(self._store.keys_of(number))
-            self._seen.add(number)
-        return [item for item in chunk.work if item.key not in self._keys]
-
-    def own(self, number: int) -> None:
-        """Leaves out a shard of this process, whose chunk will not be asked for again."""
-        self._seen.add(number)
+    return [Chunk(text_key("\n".join(item.key for item in part)), part) for part in parts]
 
 
 @contextmanager
@@ -103,11 +82,3 @@ def claimed(folder: Path, chunk: Chunk) -> Iterator[bool]:
         path.unlink(missing_ok=True)
     finally:
         lock.release()
-
-
-def _name(work: Sequence[Work]) -> str:
-    return content_key("\n".join(item.key for item in work).encode())
-
-
-def _length(item: Work) -> int:
-    return len(item.source) if isinstance(item.source, str) else 0

@@ -1,4 +1,9 @@
-"""EncodingSettings: a recipe's ``embed`` section, what changes an embedding run but no vector."""
+"""An embedding run: work in, committed shards out, beside any number of processes at the same.
+
+From the inputs that a store lacks to shards in it (`mmkd.embeddings.shards`), a chunk at a time
+(`mmkd.embeddings.chunks`). A failure costs the one input it belongs to; one of the encoder itself
+stops the run. `EncodingSettings` is a recipe's ``embed`` section: what changes a run but no vector.
+"""
 
 import functools
 import os
@@ -6,20 +11,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmkd.embeddings.chunks import Chunk, Committed, claimed, cut
+from mmkd.embeddings.chunks import Chunk, claimed, cut
 from mmkd.embeddings.inputs import Loaded, Work, storable
 from mmkd.embeddings.pictures import PictureLoader
-from mmkd.embeddings.shards import NOT_IN_FILE, Outcome, ShardStore, StoreContents, writing
-from mmkd.encoders.base import Encoder
-from mmkd.errors import CacheError, EmbeddingInterrupted
-from mmkd.files import writer_lock
+from mmkd.embeddings.shards import NOT_IN_FILE, Outcome, ShardStore, StoreContents
+from mmkd.encoders import Encoder
+from mmkd.errors import CacheError, EmbeddingInterrupted, at_least, refuse
+
+_POLL_S = 0.2
+# decoded pictures in one batch, as RGB: 768 MiB
+_PIXELS_AT_ONCE = 1 << 28
+# texts given to the encoder at once, in batches: it sorts them by their number of tokens
+_TEXT_BATCHES = 8
 
 
 class EncodingSettings:
@@ -46,24 +55,20 @@ class EncodingSettings:
         batch_tokens: int | None = None,
         workers: int | None = None,
     ) -> None:
-        wrong = [
-            f"{name}: got {count}, wanted at least {least}"
-            for name, count, least in (
-                ("batch_size", batch_size, 1),
-                ("batch_tokens", batch_tokens, 1),
-                ("workers", workers, 0),
-            )
-            if count is not None and count < least
-        ]
-        if wrong:
-            raise ValueError("\n".join(wrong))
+        refuse(self.check(batch_size=batch_size, batch_tokens=batch_tokens, workers=workers))
         self.device = device
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
         self.workers = workers
 
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """A line for each option that is out of range."""
+        counted = {name: options.get(name) for name in ("batch_size", "batch_tokens")}
+        return at_least(1, **counted) + at_least(0, workers=options.get("workers"))
+
     def resolved_device(self) -> str:
-        """``device`` as `mmkd.encoders.EncoderCard.build` takes it, definite for this process.
+        """``device`` as a card's encoder takes it, definite for this process.
 
         Of the processes that a launcher starts on one machine, each takes the GPU of its number.
         """
@@ -88,226 +93,6 @@ def share_cores() -> None:
         import torch
 
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-
-
-class GuardedEncoder:
-    """An encoder whose failures are traced to single inputs or to the encoder itself.
-
-    Args:
-        encoder: Any encoder.
-        batch_size: Passed on to it.
-        named: Whether it knows items by name, and so may lack any number of them.
-    """
-
-    def __init__(self, encoder: Encoder, *, batch_size: int, named: bool = False) -> None:
-        self._named = named
-        self._encoder = encoder
-        self._prepare = getattr(encoder, "prepare", None)
-        self._batch_size = batch_size
-        self._vectors = 0  # since the last `require_a_vector`
-        self._reasons: list[str] = []
-
-    def encode(self, inputs: Sequence[Any]) -> list[NDArray[np.float32] | str]:
-        """Encodes inputs, halving a batch that fails until the inputs at fault stand alone.
-
-        Args:
-            inputs: n texts, n images, or n pictures prepared by the encoder's ``prepare``.
-
-        Returns:
-            n vectors ``[D]`` or reasons why an input has none.
-
-        Raises:
-            CacheError: The encoder fails on a trivial input too, or gives a wrong shape.
-        """
-        results = self._halving(inputs)
-        for result in results:
-            if not isinstance(result, str):
-                self._vectors += 1
-            elif result != NOT_IN_FILE:
-                self._reasons.append(result)
-        return results
-
-    def require_a_vector(self, *, nothing_stored: bool) -> None:
-        """Stops a run in which everything fails, before a failure is recorded for each item.
-
-        Args:
-            nothing_stored: Whether no vector of this encoder exists yet.
-
-        Raises:
-            CacheError: All inputs since the last call failed in the encoder, and there is no sign
-                that it ever worked or it fails on a trivial input.
-        """
-        if self._reasons and not self._vectors and (nothing_stored or not self._works()):
-            raise CacheError(
-                f"the encoder gave no vector for any of {len(self._reasons)} items; the first "
-                f"reason: {self._reasons[0]}; nothing was recorded for them: correct the encoder "
-                "or its card and run again"
-            )
-        self._vectors, self._reasons = 0, []
-
-    def _halving(self, inputs: Sequence[Any]) -> list[NDArray[np.float32] | str]:
-        try:
-            vectors = self._run(inputs)
-        except Exception as error:
-            if not self._works():
-                raise CacheError(
-                    f"the encoder fails on any input: {type(error).__name__}: {error}; what was "
-                    "committed before is kept: correct the cause and run again"
-                ) from error
-            if len(inputs) == 1 and _out_of_memory(error):
-                raise CacheError(
-                    f"the encoder has no memory for a single input ({error}); what was committed "
-                    "before is kept: free the device, or lower max_length_tokens or image_size in "
-                    "a card of your own, and run again"
-                ) from error
-            if len(inputs) == 1:
-                return [storable(f"the encoder failed: {type(error).__name__}: {error}")]
-            middle = len(inputs) // 2
-            return self._halving(inputs[:middle]) + self._halving(inputs[middle:])
-        return self._checked(vectors, len(inputs))
-
-    def _checked(self, vectors: Any, count: int) -> list[NDArray[np.float32] | str]:
-        wanted = (count, self._encoder.dim)
-        if getattr(vectors, "shape", None) != wanted:
-            raise CacheError(
-                f"the encoder gave shape {getattr(vectors, 'shape', type(vectors))}, wanted "
-                f"{wanted}: one vector per input, in their order"
-            )
-        with np.errstate(over="ignore"):
-            rows = np.array(vectors, np.float32)  # a copy: an encoder may reuse its buffer
-        unsound = NOT_IN_FILE if self._named else "the encoder gave a vector that is not finite"
-        finite = np.asarray(np.isfinite(rows).all(axis=1))
-        return [row if sound else unsound for row, sound in zip(rows, finite, strict=True)]
-
-    def _run(self, inputs: Sequence[Any]) -> Any:
-        if inputs and self._prepare is not None and isinstance(inputs[0], np.ndarray):
-            prepared: Any = self._encoder  # has `encode_prepared` beside `prepare`
-            return prepared.encode_prepared(inputs, batch_size=self._batch_size)
-        return self._encoder.encode(inputs, batch_size=self._batch_size)
-
-    def _works(self) -> bool:
-        """Whether the encoder copes with a trivial input: then a failure is the item's."""
-        grey = Image.new("RGB", (64, 64), (128, 128, 128))
-        probe: list[Any] = [grey] if self._encoder.modality == "image" else ["a short text"]
-        try:
-            vectors = self._encoder.encode(probe, batch_size=1)
-            return bool(np.isfinite(vectors).all())
-        except Exception:
-            return False
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # torch's own class, without importing torch for encoders that do not
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-
-
-# decoded pictures in one batch, as RGB: 768 MiB
-_PIXELS_AT_ONCE = 1 << 28
-# texts given to the encoder at once, in batches: it sorts them by their number of tokens
-_TEXT_BATCHES = 8
-
-
-@dataclass
-class Stopwatch:
-    """Where the time of a run goes.
-
-    Attributes:
-        encode_s: In the encoder.
-        wait_s: Waiting for pictures.
-    """
-
-    encode_s: float = 0.0
-    wait_s: float = 0.0
-
-    @property
-    def waited(self) -> float:
-        """Share of the time, 0..1, that the encoder waited for inputs."""
-        total = self.encode_s + self.wait_s
-        return self.wait_s / total if total else 0.0
-
-
-def encode_chunk(
-    encoder: GuardedEncoder,
-    chunk: Sequence[Work],
-    loader: PictureLoader | None,
-    *,
-    batch_size: int,
-    watch: Stopwatch,
-    advance: Callable[[int], None],
-    stop: Callable[[], bool],
-) -> list[Outcome]:
-    """Encodes a chunk.
-
-    Args:
-        encoder: The encoder.
-        chunk: The work.
-        loader: For pictures; None for texts.
-        batch_size: Inputs through the model at once.
-        watch: Is told where the time goes.
-        advance: Called with the number of inputs done, after each batch.
-        stop: Asked after each batch; if true, what is left of the chunk is not encoded.
-
-    Returns:
-        Outcomes; fewer than the chunk's if it was stopped, or if files are gone.
-
-    Raises:
-        CacheError: The encoder itself is at fault.
-    """
-    outcomes: list[Outcome] = []
-    batches = _pictures(chunk, loader, batch_size) if loader else _texts(chunk, batch_size)
-    while True:
-        began = time.perf_counter()
-        batch = next(batches, None)
-        loaded = time.perf_counter()
-        watch.wait_s += loaded - began
-        if batch is None:
-            return outcomes
-        outcomes += _encode_batch(encoder, batch)
-        watch.encode_s += time.perf_counter() - loaded
-        advance(len(outcomes))
-        if stop():
-            return outcomes
-
-
-def _encode_batch(encoder: GuardedEncoder, batch: Sequence[Loaded]) -> list[Outcome]:
-    sound = [loaded for loaded in batch if loaded.content is not None]
-    results = encoder.encode([loaded.content for loaded in sound]) if sound else []
-    outcomes = [
-        Outcome(loaded.key, loaded.item_id, None, loaded.reason)
-        for loaded in batch
-        if loaded.content is None
-    ]
-    for loaded, result in zip(sound, results, strict=True):
-        vector, reason = (None, result) if isinstance(result, str) else (result, None)
-        outcomes.append(Outcome(loaded.key, loaded.item_id, vector, reason))
-    return outcomes
-
-
-def _texts(chunk: Sequence[Work], batch_size: int) -> Iterator[list[Loaded]]:
-    step = _TEXT_BATCHES * batch_size
-    for start in range(0, len(chunk), step):
-        part = chunk[start : start + step]
-        yield [Loaded(item.key, item.item_id, str(item.source)) for item in part]
-
-
-def _pictures(
-    chunk: Sequence[Work], loader: PictureLoader, batch_size: int
-) -> Iterator[list[Loaded]]:
-    """Batches of pictures that fit in memory."""
-    batch: list[Loaded] = []
-    pixels = 0
-    for loaded in loader.load(chunk):
-        batch.append(loaded)
-        if isinstance(loaded.content, Image.Image):
-            pixels += loaded.content.width * loaded.content.height
-        if len(batch) >= batch_size or pixels >= _PIXELS_AT_ONCE:
-            yield batch
-            batch, pixels = [], 0
-    if batch:
-        yield batch
-
-
-_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -337,7 +122,7 @@ class EmbeddingRun:
 
     Args:
         store: Where to.
-        folder: Its folder.
+        contents: Of the store, as the work was made out from it.
         shard_size: Inputs a chunk.
         batch_size: Inputs through the model at once.
         workers: Processes that decode pictures; see `PictureLoader`.
@@ -349,7 +134,7 @@ class EmbeddingRun:
     def __init__(
         self,
         store: ShardStore,
-        folder: Path,
+        contents: StoreContents,
         *,
         shard_size: int,
         batch_size: int,
@@ -359,106 +144,94 @@ class EmbeddingRun:
         stop: Callable[[], bool] | None,
     ) -> None:
         self._store = store
-        self._folder = folder
+        self._shards_seen = set(contents.shards)
+        self._committed: set[str] = set()  # keys, by others since
+        self._nothing_stored = contents.dim is None
         self._shard_size = shard_size
         self._batch_size = batch_size
         self._workers = workers
         self._named = named
         self._progress = progress or (lambda done, total: None)
         self._stop = stop or (lambda: False)
-        self._watch = Stopwatch()
-        self._encoded = self._by_others = 0
+        self._encoded = self._by_others = self._total = 0
 
-    def encode(
-        self, ready: Callable[[], Encoder], work: Sequence[Work], contents: StoreContents
-    ) -> RunReport:
+    def encode(self, ready: Callable[[], Encoder], work: Sequence[Work]) -> RunReport:
         """Encodes the work; returns when all of it is committed, by this process or another.
 
         Args:
             ready: Makes the encoder, fitted if it has to be; called once, when this process has
                 claimed something to encode.
             work: What to encode, each key once.
-            contents: Of the store, as the work was made out from it.
 
         Raises:
             EmbeddingInterrupted: ``stop`` said so; what was encoded is committed.
             CacheError: The encoder itself is at fault, or the folder cannot be written.
         """
-        committed = Committed(self._store, contents.shards)
         chunks = cut(work, size=self._shard_size)
         began = time.perf_counter()
-        self._total, self._nothing_stored = len(work), contents.dim is None
+        self._total, waited = len(work), 0.0
         with ExitStack() as stack:
-            tools = functools.cache(lambda: self._tools(ready(), work, stack))
+
+            @functools.cache
+            def encoder() -> GuardedEncoder:
+                made, loader = ready(), None
+                if not isinstance(work[0].source, str):
+                    prepare, ahead = getattr(made, "prepare", None), 2 * self._batch_size
+                    loader = stack.enter_context(
+                        PictureLoader(prepare, workers=self._workers, ahead=ahead, count=len(work))
+                    )
+                return GuardedEncoder(made, loader, batch_size=self._batch_size, named=self._named)
+
             while chunks:
-                left = [chunk for chunk in chunks if not self._done(chunk, committed, tools)]
+                left = [chunk for chunk in chunks if not self._done(chunk, encoder)]
                 if len(left) == len(chunks):
                     time.sleep(_POLL_S)  # others have the rest; what a dead one left is taken over
                 chunks = left
+            if self._encoded:
+                waited = encoder().waited
         seconds = time.perf_counter() - began
-        return RunReport(self._encoded, self._by_others, seconds, self._watch.waited)
+        return RunReport(self._encoded, self._by_others, seconds, waited)
 
-    def _tools(
-        self, encoder: Encoder, work: Sequence[Work], stack: ExitStack
-    ) -> tuple[GuardedEncoder, PictureLoader | None]:
-        """The encoder, and for pictures what loads them."""
-        guarded = GuardedEncoder(encoder, batch_size=self._batch_size, named=self._named)
-        if isinstance(work[0].source, str):
-            return guarded, None
-        loader = PictureLoader(
-            getattr(encoder, "prepare", None),
-            workers=self._workers,
-            ahead=2 * self._batch_size,
-            count=len(work),
-        )
-        return guarded, stack.enter_context(loader)
-
-    def _done(
-        self,
-        chunk: Chunk,
-        committed: Committed,
-        tools: Callable[[], tuple[GuardedEncoder, PictureLoader | None]],
-    ) -> bool:
+    def _done(self, chunk: Chunk, encoder: Callable[[], "GuardedEncoder"]) -> bool:
         """Whether a chunk is committed now; False where another process is at it."""
         self._obey()
-        if not committed.left(chunk):
-            self._of_others(len(chunk.work))
+        if not self._left(chunk):
+            self._count_others(len(chunk.work))
             return True
-        with claimed(self._folder, chunk) as mine:
+        with claimed(self._store.folder, chunk) as mine:
             if not mine:
                 return False
-            left = committed.left(chunk)  # asked again: now nobody else can commit it
-            self._of_others(len(chunk.work) - len(left))
+            left = self._left(chunk)  # asked again: now nobody else can commit it
+            self._count_others(len(chunk.work) - len(left))
             if left:
-                self._encode(left, committed, *tools())
+                self._encode(left, encoder())
         self._obey()
         return True
 
-    def _encode(
-        self,
-        work: Sequence[Work],
-        committed: Committed,
-        encoder: GuardedEncoder,
-        loader: PictureLoader | None,
-    ) -> None:
-        before = self._encoded + self._by_others
-        outcomes = encode_chunk(
-            encoder,
-            work,
-            loader,
-            batch_size=self._batch_size,
-            watch=self._watch,
-            advance=lambda done: self._progress(before + done, self._total),
-            stop=self._stop,
-        )
+    def _left(self, chunk: Chunk) -> Sequence[Work]:
+        """What of a chunk is not committed yet; reads the records of shards that are new."""
+        for number in set(self._store.numbers()) - self._shards_seen:
+            if (read := self._store.records(number)) is not None:
+                self._committed.update(read[0]["key"])
+            self._shards_seen.add(number)
+        return [item for item in chunk.work if item.key not in self._committed]
+
+    def _encode(self, work: Sequence[Work], encoder: "GuardedEncoder") -> None:
+        """Encodes and commits a chunk, or what of it is done when the run is to stop."""
+        outcomes: list[Outcome] = []
+        for batch in encoder.outcomes(work):
+            outcomes += batch
+            self._progress(self._encoded + self._by_others + len(outcomes), self._total)
+            if self._stop():
+                break
         encoder.require_a_vector(nothing_stored=self._nothing_stored)
         if outcomes:
-            with writing(self._folder), writer_lock(self._folder):
-                committed.own(self._store.commit(outcomes))
+            # its own shard need not be read: the chunk will not be asked for again
+            self._shards_seen.add(self._store.commit(outcomes))
         self._encoded += len(outcomes)
         self._nothing_stored &= all(outcome.vector is None for outcome in outcomes)
 
-    def _of_others(self, count: int) -> None:
+    def _count_others(self, count: int) -> None:
         if count:
             self._by_others += count
             self._progress(self._encoded + self._by_others, self._total)
@@ -466,3 +239,150 @@ class EmbeddingRun:
     def _obey(self) -> None:
         if self._stop():
             raise EmbeddingInterrupted(self._encoded + self._by_others, self._total)
+
+
+class GuardedEncoder:
+    """An encoder whose failures are traced to single inputs or to the encoder itself.
+
+    Args:
+        encoder: Any encoder.
+        loader: For pictures; None for texts.
+        batch_size: Inputs through the model at once.
+        named: Whether it knows items by name, and so may lack any number of them.
+    """
+
+    def __init__(
+        self, encoder: Encoder, loader: PictureLoader | None, *, batch_size: int, named: bool
+    ) -> None:
+        self._encoder = encoder
+        self._loader = loader
+        self._batch_size = batch_size
+        self._unsound = NOT_IN_FILE if named else "the encoder gave a vector that is not finite"
+        self._vectors = 0  # since the last `require_a_vector`
+        self._reasons: list[str] = []
+        self._encode_s = self._wait_s = 0.0
+
+    @property
+    def waited(self) -> float:
+        """Share of the time, 0..1, that the encoder waited for inputs."""
+        total = self._encode_s + self._wait_s
+        return self._wait_s / total if total else 0.0
+
+    def outcomes(self, work: Sequence[Work]) -> Iterator[list[Outcome]]:
+        """Encodes a chunk, a batch at a time.
+
+        Args:
+            work: The inputs.
+
+        Yields:
+            What became of a batch; of a file that is gone nothing.
+
+        Raises:
+            CacheError: The encoder fails on a trivial input too, or gives a wrong shape.
+        """
+        batches = self._batches(work)
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            loaded = time.perf_counter()
+            self._wait_s += loaded - began
+            if batch is None:
+                return
+            sound = [one for one in batch if one.content is not None]
+            lost = [one for one in batch if one.content is None]
+            found = [Outcome(one.key, one.item_id, None, one.reason) for one in lost]
+            for one, result in zip(
+                sound, self._encode([one.content for one in sound]), strict=True
+            ):
+                vector, reason = (None, result) if isinstance(result, str) else (result, None)
+                found.append(Outcome(one.key, one.item_id, vector, reason))
+                self._vectors += vector is not None
+                if reason not in (None, NOT_IN_FILE):
+                    self._reasons.append(reason)
+            self._encode_s += time.perf_counter() - loaded
+            yield found
+
+    def require_a_vector(self, *, nothing_stored: bool) -> None:
+        """Stops a run in which everything fails, before a failure is recorded for each item.
+
+        Args:
+            nothing_stored: Whether no vector of this encoder exists yet.
+
+        Raises:
+            CacheError: All inputs since the last call failed in the encoder, and there is no sign
+                that it ever worked or it fails on a trivial input.
+        """
+        if self._reasons and not self._vectors and (nothing_stored or not self._works()):
+            raise CacheError(
+                f"the encoder gave no vector for any of {len(self._reasons)} items; the first "
+                f"reason: {self._reasons[0]}; nothing was recorded for them: correct the encoder "
+                "or its card and run again"
+            )
+        self._vectors, self._reasons = 0, []
+
+    def _batches(self, work: Sequence[Work]) -> Iterator[list[Loaded]]:
+        """Texts several batches at once; pictures as many as fit in memory."""
+        if self._loader is None:
+            step = _TEXT_BATCHES * self._batch_size
+            for start in range(0, len(work), step):
+                part = work[start : start + step]
+                yield [Loaded(item.key, item.item_id, str(item.source)) for item in part]
+            return
+        batch: list[Loaded] = []
+        pixels = 0
+        for loaded in self._loader.load(work):
+            batch.append(loaded)
+            if isinstance(loaded.content, Image.Image):
+                pixels += loaded.content.width * loaded.content.height
+            if len(batch) >= self._batch_size or pixels >= _PIXELS_AT_ONCE:
+                yield batch
+                batch, pixels = [], 0
+        if batch:
+            yield batch
+
+    def _encode(self, inputs: Sequence[Any]) -> list[NDArray[np.float32] | str]:
+        """Vectors ``[D]`` or reasons; a batch that fails is halved until the fault stands alone."""
+        if not inputs:
+            return []
+        try:
+            encoder: Any = self._encoder
+            prepared = isinstance(inputs[0], np.ndarray)  # by its own `prepare`
+            encode = encoder.encode_prepared if prepared else encoder.encode
+            vectors = encode(inputs, batch_size=self._batch_size)
+        except Exception as error:
+            if not self._works():
+                raise CacheError(
+                    f"the encoder fails on any input: {type(error).__name__}: {error}; what was "
+                    "committed before is kept: correct the cause and run again"
+                ) from error
+            if len(inputs) > 1:
+                middle = len(inputs) // 2
+                return self._encode(inputs[:middle]) + self._encode(inputs[middle:])
+            # torch's own class, without importing torch for encoders that do not
+            if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+                raise CacheError(
+                    f"the encoder has no memory for a single input ({error}); what was committed "
+                    "before is kept: free the device, or lower max_length_tokens or image_size in "
+                    "a card of your own, and run again"
+                ) from error
+            return [storable(f"the encoder failed: {type(error).__name__}: {error}")]
+        shape, wanted = getattr(vectors, "shape", type(vectors)), (len(inputs), self._encoder.dim)
+        if shape != wanted:
+            raise CacheError(
+                f"the encoder gave shape {shape}, wanted {wanted}: one vector per input, in their "
+                "order"
+            )
+        with np.errstate(over="ignore"):
+            rows = np.array(vectors, np.float32)  # a copy: an encoder may reuse its buffer
+        finite = np.asarray(np.isfinite(rows).all(axis=1))
+        return [row if sound else self._unsound for row, sound in zip(rows, finite, strict=True)]
+
+    def _works(self) -> bool:
+        """Whether the encoder copes with a trivial input: then a failure is the item's."""
+        grey = Image.new("RGB", (64, 64), (128, 128, 128))
+        probe: list[Any] = [grey] if self._encoder.modality == "image" else ["a short text"]
+        try:
+            vectors = self._encoder.encode(probe, batch_size=1)
+            return bool(np.isfinite(vectors).all())
+        except Exception:
+            return False

@@ -2,8 +2,9 @@
 
 From an item table to a frame with a row per item: ``row`` (1..I), ``item_id``, ``key`` (a hash of
 the content, null where there is none), and for an item without content ``absent`` (``missing`` or
-``failed``) and ``absent_reason``. Ids and positions are no part of a key: a reordered or renamed
-catalogue needs no encoding, and items with the same content share a vector.
+``failed``) and ``absent_reason``; and from what of it has yet to be encoded to `Work`. Ids and
+positions are no part of a key: a reordered or renamed catalogue needs no encoding, and items with
+the same content share a vector.
 """
 
 import hashlib
@@ -11,20 +12,33 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 from numpy.typing import NDArray
 from PIL import Image
 
 from mmkd.data import ItemTable
-from mmkd.embeddings.shards import FAILED, MISSING
-from mmkd.encoders.card import EncoderCard
-from mmkd.files import remove_temporaries, replacing
+from mmkd.embeddings.shards import FAILED, MISSING, SETTLED_NS, read_parquet, write_parquet
+from mmkd.encoders import EncoderCard
+from mmkd.errors import CacheError
+from mmkd.files import remove_temporaries
 
-Content = str | Image.Image | NDArray[Any]
+Key = str | tuple[str, str]  # of a content; or the status and the reason of there being none
+INPUTS = {
+    "row": pl.Int64,
+    "item_id": pl.String,
+    "key": pl.String,
+    "absent": pl.String,
+    "absent_reason": pl.String,
+}
+_FILES = {"path": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64, "key": pl.String}
+_SAVE_EVERY = 20_000
+_READERS = 8
 
 
 @dataclass(frozen=True)
@@ -55,41 +69,15 @@ class Loaded:
 
     key: str
     item_id: str
-    content: Content | None
+    content: str | Image.Image | NDArray[Any] | None
     reason: str | None = None
-
-
-INPUTS = {
-    "row": pl.Int64,
-    "item_id": pl.String,
-    "key": pl.String,
-    "absent": pl.String,
-    "absent_reason": pl.String,
-}
-_FILES = {"path": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64, "key": pl.String}
-# a file changed again within the clock's tick keeps its mtime: only older ones are trusted
-_SETTLED_NS = 2_000_000_000
-_SAVE_EVERY = 20_000
-_READERS = 8
-
-
-def content_key(content: bytes) -> str:
-    """Identity of a content: the first 128 bits of its SHA-256, as 32 hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()[:32]
-
-
-def text_key(text: str) -> str:
-    """Identity of a text; text that UTF-8 cannot hold (half a surrogate pair) has one too."""
-    return content_key(text.encode("utf-8", "surrogatepass"))
-
-
-def storable(text: str) -> str:
-    """A text as Parquet can hold it: half a surrogate pair, as in odd file names, is escaped."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def inputs_of(card: EncoderCard, items: ItemTable, files: "FileKeys") -> pl.DataFrame:
     """Keys of what an encoder reads of each item.
+
+    Where that is a row's number, the key holds the whole catalogue's order: in another catalogue
+    the same row is another item. Such vectors are then looked up anew, which costs little.
 
     Args:
         card: The encoder's card.
@@ -99,69 +87,66 @@ def inputs_of(card: EncoderCard, items: ItemTable, files: "FileKeys") -> pl.Data
     Returns:
         A frame as in the module's docstring.
     """
+    sources = sources_of(card, items)[1:]
+    keys: Iterable[Key]
     if card.reads != "content":
-        return name_inputs(items, reads=card.reads)
-    return text_inputs(items) if card.modality == "text" else image_inputs(items, files)
+        order = " of " + text_key("\n".join(items.ids)) if card.reads == "row" else ""
+        keys = (text_key(f"{name}{order}") for name in sources)
+    elif card.modality == "text":
+        blank = MISSING, "no text"
+        keys = (text_key(str(text)) if text and str(text).strip() else blank for text in sources)
+    else:
+        found = files.keys(Path(path) for path in sources if path is not None)
+        no_path = MISSING, "no image path"
+        keys = (no_path if path is None else found[Path(path)] for path in sources)
+    found_keys = list(keys)
+    lost = [(None, None) if isinstance(key, str) else key for key in found_keys]
+    columns = {
+        "row": range(1, len(items) + 1),
+        "item_id": items.ids[1:],
+        "key": [key if isinstance(key, str) else None for key in found_keys],
+        "absent": [status for status, _ in lost],
+        "absent_reason": [reason and storable(reason) for _, reason in lost],
+    }
+    return pl.DataFrame(columns, schema=INPUTS)
 
 
-def text_inputs(items: ItemTable) -> pl.DataFrame:
-    """Keys of the items' texts; None and blank are missing.
-
-    Args:
-        items: The catalogue.
-
-    Returns:
-        A frame as in the module's docstring.
-    """
-    keys: list[str | None] = []
-    for text in items.text[1:]:
-        keys.append(text_key(text) if text is not None and text.strip() else None)
-    absent = [None if key else (MISSING, "no text") for key in keys]
-    return _frame(items, keys, absent)
-
-
-def image_inputs(items: ItemTable, files: "FileKeys") -> pl.DataFrame:
-    """Keys of the items' pictures, by the bytes of their files.
-
-    Args:
-        items: The catalogue.
-        files: Remembers the keys of unchanged files.
-
-    Returns:
-        A frame as in the module's docstring.
-    """
-    paths = [path for path in items.image_path[1:] if path is not None]
-    found = files.keys(paths)
-    keys: list[str | None] = []
-    absent: list[tuple[str, str] | None] = []
-    for path in items.image_path[1:]:
-        entry = (MISSING, "no image path") if path is None else found[path]
-        keys.append(entry if isinstance(entry, str) else None)
-        absent.append(None if isinstance(entry, str) else entry)
-    return _frame(items, keys, absent)
-
-
-def name_inputs(items: ItemTable, *, reads: Literal["id", "row"]) -> pl.DataFrame:
-    """Keys of items that an encoder knows by name: vectors that were computed elsewhere.
-
-    Where the name is a row, the key holds the whole catalogue's order: in another catalogue the
-    same row is another item. Such vectors are then looked up anew, which costs little.
+def work_left(card: EncoderCard, items: ItemTable, statuses: pl.DataFrame) -> list[Work]:
+    """The inputs to encode: of items with the same content the first.
 
     Args:
+        card: The encoder's card.
         items: The catalogue.
-        reads: Whether the name is the item's id or its row, 1..I.
-
-    Returns:
-        A frame as in the module's docstring.
+        statuses: A row per item, whose ``status`` is null where its input has yet to be encoded.
     """
-    order = " of " + text_key("\n".join(items.ids)) if reads == "row" else ""
-    keys: list[str | None] = [text_key(name + order) for name in item_names(items, reads=reads)[1:]]
-    return _frame(items, keys, [None] * len(keys))
+    sources = sources_of(card, items)
+    left = statuses.filter(pl.col("status").is_null())
+    left = left.unique("key", keep="first", maintain_order=True).select("key", "item_id", "row")
+    work = ((key, item_id, sources[row]) for key, item_id, row in left.iter_rows())
+    # an item without a source has a status
+    return [Work(key, item_id, source) for key, item_id, source in work if source is not None]
 
 
-def item_names(items: ItemTable, *, reads: Literal["id", "row"]) -> Sequence[str]:
-    """What such an encoder is given for each row 0..I."""
-    return items.ids if reads == "id" else [str(row) for row in range(len(items) + 1)]
+def sources_of(card: EncoderCard, items: ItemTable) -> Sequence[str | Path | None]:
+    """What the encoder is given for each row ``[I+1]``: a text, a picture's file, or a name."""
+    if card.reads == "content":
+        return items.text if card.modality == "text" else items.image_path
+    return items.ids if card.reads == "id" else [str(row) for row in range(len(items) + 1)]
+
+
+def text_key(text: str) -> str:
+    """Identity of a text; text that UTF-8 cannot hold (half a surrogate pair) has one too."""
+    return content_key(text.encode("utf-8", "surrogatepass"))
+
+
+def content_key(content: bytes) -> str:
+    """Identity of a content: the first 128 bits of its SHA-256, as 32 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def storable(text: str) -> str:
+    """A text as Parquet can hold it: half a surrogate pair, as in odd file names, is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class FileKeys:
@@ -173,16 +158,9 @@ class FileKeys:
 
     def __init__(self, store: Path) -> None:
         self._store = store
-        self._known: dict[str, tuple[int, int, str]] = {}
-        self._read: list[str] = []  # since the last save
-        try:
-            frame = pl.read_parquet(store.read_bytes())
-            for path, size, mtime_ns, key in frame.select(list(_FILES)).iter_rows():
-                self._known[path] = (size, mtime_ns, key)
-        except (OSError, pl.exceptions.PolarsError):
-            pass  # absent or damaged: every file is read once more
+        self._unsaved = False
 
-    def keys(self, paths: Iterable[Path]) -> dict[Path, str | tuple[str, str]]:
+    def keys(self, paths: Iterable[Path]) -> dict[Path, Key]:
         """Content keys of files.
 
         Args:
@@ -192,51 +170,43 @@ class FileKeys:
             For each path its key, or (status, reason) where there is no readable file.
         """
         unique = list(dict.fromkeys(paths))
-        found: dict[Path, str | tuple[str, str]] = {}
+        found: dict[Path, Key] = {}
+        _ = self._known  # read by this thread, before others ask it
         with ThreadPoolExecutor(_READERS) as pool:
             for start in range(0, len(unique), _SAVE_EVERY):
                 part = unique[start : start + _SAVE_EVERY]
                 found.update(zip(part, pool.map(self._key, part), strict=True))
-                if self._read:
+                if self._unsaved:
                     self._save()
         return found
 
-    def _key(self, path: Path) -> str | tuple[str, str]:
+    @cached_property
+    def _known(self) -> dict[str, tuple[int, int, str]]:
+        with suppress(CacheError):  # absent or damaged: every file is read once more
+            if (read := read_parquet(self._store, list(_FILES))) is not None:
+                rows = read[0].select(_FILES.keys()).iter_rows()
+                return {path: (size, mtime_ns, key) for path, size, mtime_ns, key in rows}
+        return {}
+
+    def _key(self, path: Path) -> Key:
         try:
             name, stat = storable(os.path.abspath(path)), path.stat()
-            known = self._known.get(name)
-            if known is not None and known[:2] == (stat.st_size, stat.st_mtime_ns):
-                return known[2]
+            before = self._known.get(name)
+            if before is not None and before[:2] == (stat.st_size, stat.st_mtime_ns):
+                return before[2]
             key = content_key(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return MISSING, f"no such file: {path}"
         except (OSError, ValueError) as error:  # ValueError: a null byte in the path
             return FAILED, f"cannot be read: {path} ({error})"
         self._known[name] = (stat.st_size, stat.st_mtime_ns, key)
-        self._read.append(name)
+        self._unsaved = True
         return key
 
     def _save(self) -> None:
-        self._read.clear()
-        settled = time.time_ns() - _SETTLED_NS
+        self._unsaved = False
+        settled = time.time_ns() - SETTLED_NS
         rows = [(path, *entry) for path, entry in self._known.items() if entry[1] < settled]
-        frame = pl.DataFrame(rows, schema=_FILES, orient="row")
-        try:
+        with suppress(OSError):  # a read-only cache still serves; files are then hashed in each run
             remove_temporaries(self._store.parent)
-            with replacing(self._store) as temporary:
-                frame.write_parquet(temporary)
-        except OSError:
-            pass  # a read-only cache still serves; files are then hashed in each run
-
-
-def _frame(
-    items: ItemTable, keys: list[str | None], absent: list[tuple[str, str] | None]
-) -> pl.DataFrame:
-    columns = {
-        "row": range(1, len(items) + 1),
-        "item_id": items.ids[1:],
-        "key": keys,
-        "absent": [entry and entry[0] for entry in absent],
-        "absent_reason": [entry and storable(entry[1]) for entry in absent],
-    }
-    return pl.DataFrame(columns, schema=INPUTS)
+            write_parquet(self._store, pl.DataFrame(rows, schema=_FILES, orient="row"), {})

@@ -1,10 +1,10 @@
-"""Which FAISS index: by the number of vectors, or as a factory string says.
+"""The items most similar to items, by cosine: FAISS proposes, the vectors themselves decide.
 
-From a number of vectors to a factory string, and from that to an empty index of
-inner products. How the choice was measured is in ``docs/cache.md``.
+From an `EmbeddingTable` to a `NeighbourIndex`, kept in the table's folder as ``index.faiss``,
+``index.npy`` (row and place of each position) and ``index.json``, and carried over to the next
+catalogue where it fits. How the kind of index was chosen is in ``docs/cache.md``.
 """
 
-import json
 import logging
 import math
 import re
@@ -18,82 +18,21 @@ from numpy.typing import NDArray
 
 from mmkd.embeddings.stores import table_manifests
 from mmkd.embeddings.table import EmbeddingTable, StoredVectors
-from mmkd.errors import CacheError
-from mmkd.files import file_checksum, remove_temporaries, replacing, write_text
+from mmkd.errors import CacheError, shown
+from mmkd.files import file_checksum, read_json, remove_temporaries, replacing, write_json
 
+_logger = logging.getLogger(__name__)
 EXACT_BELOW = 50_000
 EXACT = "Flat"
+INDEX_FORMAT = 2
 _POINTS_A_LIST = 39  # below it FAISS warns that the lists' centres are guesses
 _TRAINING_ROWS = 65_536
 _SEARCH_BREADTH = 128
-
-
-def default_kind(count: int, *, exact_below: int = EXACT_BELOW) -> str:
-    """The factory string for a catalogue.
-
-    Below ``exact_below`` vectors all are compared. Above, they are parted into about 4 sqrt(n)
-    lists and coded in a byte a component: of what was measured that lost least, was built soonest,
-    and suits any width. The codes only choose candidates: these are compared exactly.
-
-    Args:
-        count: Number of vectors.
-        exact_below: Where approximation begins.
-
-    Returns:
-        Such as ``IVF1024,SQ8``.
-    """
-    if count < exact_below:
-        return EXACT
-    most = max(1, min(4 * math.isqrt(count), count // _POINTS_A_LIST))
-    return f"IVF{2 ** (most.bit_length() - 1)},SQ8"
-
-
-def check_factory(kind: str) -> None:
-    """Builds an empty index of some width that the factory string's parts divide.
-
-    Raises:
-        CacheError: FAISS does not know it, or it maps ids itself.
-    """
-    parts = [int(number) for number in re.findall(r"PQ(\d{1,4})", kind) if int(number)]
-    width = 8 * math.lcm(*parts) if parts else 64
-    empty_index(kind, width if width <= 65_536 else 8 * max(parts))
-
-
-def empty_index(kind: str, dim: int) -> Any:
-    """An empty index of inner products.
-
-    Raises:
-        CacheError: FAISS does not know the factory string or it does not fit the width.
-    """
-    try:
-        index: Any = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        told = str(error).strip().splitlines()[-1].rpartition("Error: ")[2][:120]
-        raise CacheError(
-            f"cache.index {kind!r} is no FAISS index of width {dim} ({told}); leave it out, or use "
-            "a factory string such as IVF1024,PQ48x8 or HNSW32"
-        ) from error
-    if "IDMap" in kind:
-        raise CacheError(f"cache.index {kind!r}: leave IDMap out; rows are mapped already")
-    return index
-
-
-def training_rows(index: Any, count: int) -> int:
-    """How many of ``count`` vectors an index is trained on: bounded, whatever the catalogue."""
-    return 0 if index.is_trained else min(count, _TRAINING_ROWS)
-
-
-def set_breadth(index: Any, candidates: int) -> None:
-    """Sets how far a search goes, for so many candidates."""
-    inner: Any = faiss.downcast_index(index.index if hasattr(index, "chain") else index)
-    if hasattr(inner, "nlist"):
-        inner.nprobe = min(inner.nlist, max(128, inner.nlist // 16))
-    elif hasattr(inner, "hnsw"):
-        inner.hnsw.efSearch = max(_SEARCH_BREADTH, 2 * candidates)
-
-
 _QUERIES = 128  # whose candidates' vectors are held at once
 _CANDIDATES = 100
+# beyond these a carried-over index is built anew
+_CHANGED_SHARE = 0.2
+_GROWTH = 2
 
 
 class NeighbourIndex:
@@ -143,8 +82,8 @@ class NeighbourIndex:
         present = np.flatnonzero(table.present)
         kind = kind or default_kind(len(present), exact_below=exact_below)
         index = empty_index(kind, table.dim)
-        wanted = training_rows(index, len(present))
-        if wanted:
+        if not index.is_trained:
+            wanted = min(len(present), _TRAINING_ROWS)  # bounded, whatever the catalogue
             sample = np.random.default_rng(0).choice(present, wanted, replace=False)
             try:
                 index.train(unit(table.vectors[np.sort(sample)]))
@@ -185,7 +124,6 @@ class NeighbourIndex:
         Raises:
             CacheError: A row is out of range or has no vector, or fewer than k others have one.
         """
-        rows = np.asarray(rows)
         self._check(rows, k)
         found = np.zeros((len(rows), k), np.int64)
         cosines = np.zeros((len(rows), k), np.float32)
@@ -193,16 +131,6 @@ class NeighbourIndex:
             cut = slice(start, start + _QUERIES)
             found[cut], cosines[cut] = self._search(rows[cut], k)
         return found, cosines
-
-    @classmethod
-    def exact(
-        cls, table: EmbeddingTable, rows: NDArray[np.int64], k: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """What `search` would find without an index: all vectors are compared, in chunks."""
-        everything = np.flatnonzero(table.present)
-        index = cls(table, None, everything, kind=EXACT, trained_on=len(everything))
-        index._check(rows, k)
-        return index._compare_all(unit(table.vectors[rows]), rows, k)
 
     def _search(
         self, own: NDArray[np.int64], k: int
@@ -232,7 +160,12 @@ class NeighbourIndex:
         wanted = k + 1 if self.kind == EXACT else max(_CANDIDATES, 4 * (k + 1))
         gone = len(self.rows) - self._count
         wanted = min(len(self.rows), -(-wanted * len(self.rows) // self._count) if gone else wanted)
-        set_breadth(self.index, wanted)
+        inner: Any = self.index.index if hasattr(self.index, "chain") else self.index
+        inner = faiss.downcast_index(inner)
+        if hasattr(inner, "nlist"):
+            inner.nprobe = min(inner.nlist, max(_SEARCH_BREADTH, inner.nlist // 16))
+        elif hasattr(inner, "hnsw"):
+            inner.hnsw.efSearch = max(_SEARCH_BREADTH, 2 * wanted)
         _, positions = self.index.search(queries, wanted)
         return np.where(positions < 0, 0, self.rows[positions])
 
@@ -262,40 +195,20 @@ class NeighbourIndex:
             raise CacheError(f"rows {rows.dtype} {rows.shape}; wanted [n] integers")
         outside = rows[(rows < 1) | (rows >= len(present))]
         if len(outside):
-            raise CacheError(f"rows {_shown(outside)} are no items; rows are 1..{len(present) - 1}")
+            raise CacheError(
+                f"rows {shown(outside.tolist())} are no items; rows are 1..{len(present) - 1}"
+            )
         absent = rows[~present[rows]]
         if len(absent):
             raise CacheError(
-                f"rows {_shown(absent)} have no {self._table.modality} vector, so no neighbours; "
-                "ask for rows where table.present is True"
+                f"rows {shown(absent.tolist())} have no {self._table.modality} vector, so no "
+                "neighbours; ask for rows where table.present is True"
             )
         if not 1 <= k < max(self._count, 1):
             raise CacheError(
                 f"k {k} neighbours: {self._count} items have a vector; use 1 to "
                 f"{max(self._count - 1, 0)}"
             )
-
-
-def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows scaled to length 1; a zero row stays zero, its cosine with anything 0."""
-    wide = vectors.astype(np.float32, copy=True)
-    # scaled by the largest entry first, so that squares neither overflow nor vanish
-    for scale in (np.abs(wide).max(axis=1, keepdims=True, initial=0), None):
-        norm = np.linalg.norm(wide, axis=1, keepdims=True) if scale is None else scale
-        np.divide(wide, norm, out=wide, where=norm > 0)
-    return wide
-
-
-def _shown(rows: NDArray[np.int64]) -> str:
-    more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
-    return ", ".join(map(str, rows[:5].tolist())) + more
-
-
-_logger = logging.getLogger(__name__)
-INDEX_FORMAT = 2
-# beyond these a carried-over index is built anew
-_CHANGED_SHARE = 0.2
-_GROWTH = 2
 
 
 def index_of(
@@ -323,7 +236,7 @@ def index_of(
         return NeighbourIndex.build(table, kind=kind, exact_below=exact_below)
     count = int(table.present.sum())
     wanted = kind or default_kind(count, exact_below=exact_below)
-    others = [manifest.parent for manifest in table_manifests(folder.parent)]
+    others = [manifest.parent for manifest in table_manifests(folder.parents[1])]
     for source in dict.fromkeys([folder, *others]):
         index = _carried_over(table, table.vectors, source, wanted, any_kind=kind is None)
         if index is not None:
@@ -340,15 +253,12 @@ def index_of(
 
 def index_damage(folder: Path) -> str | None:
     """What is wrong with a table's saved index, if there is one and something is."""
-    if not (folder / "index.json").exists():
-        return None
     try:
-        known = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        for name, checksum in known["files"].items():
+        for name, checksum in read_json(folder / "index.json", "files")["files"].items():
             if file_checksum(folder / name) != checksum:
                 return f"{name}: its checksum differs"
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        return f"unreadable ({error})"
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return f"unreadable ({error})" if (folder / "index.json").exists() else None
     return None
 
 
@@ -363,7 +273,7 @@ def _carried_over(
 ) -> NeighbourIndex | None:
     """The index saved in a folder, made to fit a table; None if that cannot be."""
     try:
-        known: dict[str, Any] = json.loads((source / "index.json").read_text(encoding="utf-8"))
+        known = read_json(source / "index.json")
         kind, trained_on = str(known["kind"]), int(known["trained_on"])
         similar = kind == wanted or (any_kind and EXACT not in (kind, wanted))
         if known["format"] != INDEX_FORMAT or known["dim"] != table.dim or not similar:
@@ -402,27 +312,24 @@ def _matched(
         if shards.get(str(number)) == file.info.checksum
     ]
     held = np.where(np.isin(places >> 32, same) & (places >= 0), places, -1)
-    present = np.flatnonzero(vectors.places >= 0)
+    here = vectors.places
+    added = here >= 0
+    present = np.flatnonzero(added)
     # several rows may share a place, and a position then belongs to one of them
     old = pl.DataFrame({"place": held, "position": np.arange(len(held))}).filter(
         pl.col("place") >= 0
     )
-    new = pl.DataFrame({"place": vectors.places[present], "row": present})
+    new = pl.DataFrame({"place": here[present], "row": present})
     nth = pl.int_range(pl.len()).over("place").alias("nth")
     pairs = old.with_columns(nth).join(new.with_columns(nth), on=["place", "nth"])
     rows = np.zeros(len(places), np.int64)
     rows[pairs["position"].to_numpy()] = pairs["row"].to_numpy()
-    added = vectors.places >= 0
     added[rows] = False
     return rows, added
 
 
 def _save(index: NeighbourIndex, vectors: StoredVectors, folder: Path) -> None:
-    """Writes an index into a table's folder.
-
-    Raises:
-        CacheError: The folder cannot be written.
-    """
+    """Writes an index into a table's folder; OSError where it cannot."""
     remove_temporaries(folder)
     with replacing(folder / "index.faiss") as temporary:
         try:
@@ -440,4 +347,64 @@ def _save(index: NeighbourIndex, vectors: StoredVectors, folder: Path) -> None:
         "shards": {number: file.info.checksum for number, file in vectors.files.items()},
         "files": {name: file_checksum(folder / name) for name in ("index.faiss", "index.npy")},
     }
-    write_text(folder / "index.json", json.dumps(identity) + "\n")
+    write_json(folder / "index.json", identity)
+
+
+def default_kind(count: int, *, exact_below: int = EXACT_BELOW) -> str:
+    """The factory string for a catalogue.
+
+    Below ``exact_below`` vectors all are compared. Above, they are parted into about 4 sqrt(n)
+    lists and coded in a byte a component: of what was measured that lost least, was built soonest,
+    and suits any width. The codes only choose candidates: these are compared exactly.
+
+    Args:
+        count: Number of vectors.
+        exact_below: Where approximation begins.
+
+    Returns:
+        Such as ``IVF1024,SQ8``.
+    """
+    if count < exact_below:
+        return EXACT
+    most = max(1, min(4 * math.isqrt(count), count // _POINTS_A_LIST))
+    return f"IVF{2 ** (most.bit_length() - 1)},SQ8"
+
+
+def kind_problems(kind: str) -> list[str]:
+    """A line if FAISS does not know a factory string or it maps ids itself; any width will do."""
+    parts = [int(number) for number in re.findall(r"PQ(\d{1,4})", kind) if int(number)]
+    width = 8 * math.lcm(*parts) if parts else 64
+    try:
+        empty_index(kind, width if width <= 65_536 else 8 * max(parts))
+    except CacheError as error:
+        return [f"index: {str(error).removeprefix('cache.index ')}"]
+    return []
+
+
+def empty_index(kind: str, dim: int) -> Any:
+    """An empty index of inner products.
+
+    Raises:
+        CacheError: FAISS does not know the factory string or it does not fit the width.
+    """
+    try:
+        index: Any = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        told = str(error).strip().splitlines()[-1].rpartition("Error: ")[2][:120]
+        raise CacheError(
+            f"cache.index {kind!r} is no FAISS index of width {dim} ({told}); leave it out, or use "
+            "a factory string such as IVF1024,PQ48x8 or HNSW32"
+        ) from error
+    if "IDMap" in kind:
+        raise CacheError(f"cache.index {kind!r}: leave IDMap out; rows are mapped already")
+    return index
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows scaled to length 1; a zero row stays zero, its cosine with anything 0."""
+    wide = vectors.astype(np.float32, copy=True)
+    # scaled by the largest entry first, so that squares neither overflow nor vanish
+    for scale in (np.abs(wide).max(axis=1, keepdims=True, initial=0), None):
+        norm = np.linalg.norm(wide, axis=1, keepdims=True) if scale is None else scale
+        np.divide(wide, norm, out=wide, where=norm > 0)
+    return wide

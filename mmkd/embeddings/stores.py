@@ -1,37 +1,38 @@
 """Folders of a cache: one per encoder, described by ``card.yaml`` and ``meta.json``.
 
 Format 1. A folder is named by the card's fingerprint, and for an encoder that is fitted on the
-catalogue by a hash of the catalogue's inputs too. It has ``shards/`` (`shards.py`) and ``tables/``
-(a catalogue's manifest and its FAISS index). Beside the folders, ``files.parquet`` keeps the
-content keys of picture files for all encoders.
+catalogue by a hash of the catalogue's inputs too. It has ``shards/`` (`mmkd.embeddings.shards`) and
+``tables/``: the manifest of each catalogue that was opened, a row per item with the place of its
+vector, and its FAISS index. Beside the folders, ``files.parquet`` keeps the content keys of picture
+files for all encoders.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 from omegaconf import OmegaConf
 
-from mmkd.embeddings.inputs import content_key
+from mmkd.embeddings.inputs import text_key
 from mmkd.embeddings.shards import (
     HALF,
     OK,
     ShardInfo,
     ShardStore,
     StoredDtype,
-    read_catalogue_manifest,
-    read_catalogue_shards,
-    write_catalogue_manifest,
+    read_parquet,
+    reading,
+    write_parquet,
 )
-from mmkd.encoders.card import EncoderCard
+from mmkd.encoders import EncoderCard
 from mmkd.errors import CacheError
-from mmkd.files import write_text
+from mmkd.files import read_json, write_json, write_text
 
 FORMAT_VERSION = 1
 _TABLES_KEPT = 8
@@ -70,6 +71,31 @@ class CacheEntry:
     folder: Path
 
 
+def list_stores(cache: Path) -> list[CacheEntry]:
+    """Describes the stores of a cache, the last used first; an unreadable one is left out."""
+    entries = []
+    for folder in store_folders(cache):
+        with suppress(CacheError, FileNotFoundError):  # damaged, or removed just now
+            if (meta := read_meta(folder)) is None:
+                continue
+            manifests, store = table_manifests(folder), ShardStore(folder)
+            statuses = read_manifest(manifests[0], ["status"]) if manifests else None
+            entry = CacheEntry(
+                card_name=meta["card"],
+                modality=meta["modality"],
+                dtype=store.dtype,
+                tables=len(manifests),
+                items=0 if statuses is None else len(statuses),
+                present=0 if statuses is None else int((statuses["status"] == OK).sum()),
+                vectors=sum(shard.rows for shard in store.contents().shards.values()),
+                size_bytes=size_bytes(folder),
+                last_used=datetime.fromtimestamp(last_use(folder), tz=UTC),
+                folder=folder,
+            )
+            entries.append(entry)
+    return sorted(entries, key=lambda entry: entry.last_used, reverse=True)
+
+
 def store_folder(
     cache: Path, card: EncoderCard, inputs: pl.DataFrame, *, dtype: StoredDtype = "float32"
 ) -> Path:
@@ -90,7 +116,7 @@ def store_folder(
     name = card.fingerprint()[:16]
     if card.fitted:
         keys = inputs["key"].drop_nulls().sort()  # the order of a catalogue changes no vector
-        name += "-" + content_key("\n".join(keys).encode())[:16]
+        name += "-" + text_key("\n".join(keys))[:16]
     if dtype == "float16":
         name += HALF
     read_meta(cache / name)
@@ -102,50 +128,91 @@ def is_fitted(store: Path) -> bool:
     return "-" in store.name.removesuffix(HALF)
 
 
-def describe_store(folder: Path, card: EncoderCard) -> None:
-    """Writes ``card.yaml`` and ``meta.json`` where they are not there yet.
+def store_folders(cache: Path) -> list[Path]:
+    """The stores of a cache that are described, by name."""
+    return sorted(path.parent for path in cache.glob("*/meta.json"))
+
+
+def read_meta(store: Path) -> dict[str, str] | None:
+    """The ``card`` and ``modality`` that a store's ``meta.json`` names; None where there is none.
 
     Raises:
-        CacheError: The folder cannot be written.
+        DamagedMetaError: It is damaged.
+        CacheError: It is of a newer format, or cannot be read.
     """
-    if read_meta(folder) is not None:
+    path = store / "meta.json"
+    with reading(path):
+        try:
+            meta = read_json(path, "format_version")
+            if (version := int(meta["format_version"])) <= FORMAT_VERSION:
+                return {name: str(meta[name]) for name in ("card", "modality")}
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedMetaError(
+                f"{path}: damaged ({error}); delete this file, the next run writes it again"
+            ) from error
+    raise CacheError(
+        f"{store}: cache format {version}, this version of mmkd reads up to {FORMAT_VERSION}; "
+        "upgrade mmkd, or choose another folder with MMKD_CACHE"
+    )
+
+
+def describe_store(store: Path, card: EncoderCard) -> None:
+    """Writes ``card.yaml`` and ``meta.json`` where they are not there yet; OSError if it cannot."""
+    if read_meta(store) is not None:
         return
     dumped = OmegaConf.to_yaml(OmegaConf.create(card.model_dump(mode="json", exclude_none=True)))
-    write_text(folder / "card.yaml", dumped)
+    write_text(store / "card.yaml", dumped)
     meta = {
         "format_version": FORMAT_VERSION,
         "card": card.name,
         "modality": card.modality,
-        "dtype": ShardStore(folder).dtype,
+        "dtype": ShardStore(store).dtype,
     }
-    write_text(folder / "meta.json", json.dumps(meta, indent=1) + "\n")
+    write_json(store / "meta.json", meta)
 
 
-def record_table(folder: Path, statuses: pl.DataFrame, shards: Mapping[int, ShardInfo]) -> str:
+def last_use(store: Path) -> float:
+    """When a table of a store was last opened, else when the store was made; Unix seconds."""
+    manifests = table_manifests(store)
+    return (manifests[0] if manifests else store / "meta.json").stat().st_mtime
+
+
+def size_bytes(folder: Path) -> int:
+    """Size on disk; what another process removes meanwhile counts nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def record_table(store: Path, statuses: pl.DataFrame, shards: Mapping[int, ShardInfo]) -> str:
     """Writes a complete catalogue's manifest, or marks it as used.
 
     A folder that cannot be written is no error: reading needs none of this.
 
     Args:
-        folder: The store's folder.
-        statuses: A row per item.
-        shards: The shards that hold its vectors.
+        store: The store's folder.
+        statuses: A row per item, with its id, key, status, reason and place.
+        shards: The shards that the places are in, so that a place is known to be of these bytes.
 
     Returns:
         The table's key.
     """
     identity = statuses.select("item_id", "key", "status").write_csv()
-    name = content_key(identity.encode("utf-8", "surrogatepass"))[:16]
-    manifest = folder / "tables" / name / "manifest.parquet"
-    try:
+    name = text_key(identity)[:16]
+    manifest = store / "tables" / name / "manifest.parquet"
+    with suppress(CacheError, OSError):
         # a shard encoded again has its vectors at other places
-        if read_catalogue_shards(manifest) != shards or _damaged(manifest):
-            write_catalogue_manifest(manifest, statuses, shards)
-            _forget_old_tables(folder / "tables")
+        if manifest_shards(manifest) != shards or read_manifest(manifest, ["status"]) is None:
+            used = {str(number): astuple(info) for number, info in sorted(shards.items())}
+            write_parquet(manifest, statuses, {"mmkd.shards": used})
+            for old in table_manifests(store)[_TABLES_KEPT:]:  # they can be made again
+                shutil.rmtree(old.parent, ignore_errors=True)
         os.utime(manifest)
-    except (CacheError, OSError):
-        pass
-    return f"{folder.name}.{name}"
+    return f"{store.name}.{name}"
 
 
 def table_folder(cache: Path, key: str) -> Path | None:
@@ -156,89 +223,26 @@ def table_folder(cache: Path, key: str) -> Path | None:
     return folder if named and folder.is_dir() else None
 
 
-def list_stores(cache: Path) -> list[CacheEntry]:
-    """Describes the stores of a cache, the last used first; an unreadable one is left out."""
-    entries = []
-    for path in cache.glob("*/meta.json"):
-        with suppress(CacheError, FileNotFoundError):  # damaged, or removed just now
-            if (meta := read_meta(path.parent)) is not None:
-                entries.append(_entry(path.parent, str(meta["card"]), str(meta["modality"])))
-    return sorted(entries, key=lambda entry: entry.last_used, reverse=True)
-
-
-def _entry(folder: Path, card_name: str, modality: str) -> CacheEntry:
-    manifests = table_manifests(folder / "tables")
-    statuses = read_catalogue_manifest(manifests[0], ["status"]) if manifests else None
-    return CacheEntry(
-        card_name=card_name,
-        modality=modality,
-        dtype=ShardStore(folder).dtype,
-        tables=len(manifests),
-        items=0 if statuses is None else len(statuses),
-        present=0 if statuses is None else int((statuses["status"] == OK).sum()),
-        vectors=sum(shard.rows for shard in ShardStore(folder).contents().shards.values()),
-        size_bytes=store_size(folder),
-        last_used=datetime.fromtimestamp(last_use(folder), tz=UTC),
-        folder=folder,
-    )
-
-
-def last_use(store: Path) -> float:
-    """When a table of a store was last opened, else when the store was made; Unix seconds."""
-    manifests = table_manifests(store / "tables")
-    return (manifests[0] if manifests else store / "meta.json").stat().st_mtime
-
-
-def store_size(folder: Path) -> int:
-    """Bytes on disk; what another process removes meanwhile counts nothing."""
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size if path.is_file() else 0
-    return total
-
-
-def read_meta(folder: Path) -> dict[str, object] | None:
-    """A store's ``meta.json``; None where there is none.
-
-    Raises:
-        DamagedMetaError: It is damaged.
-        CacheError: It is of a newer format, or cannot be read.
-    """
-    path = folder / "meta.json"
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        version = int(meta["format_version"])
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CacheError(f"{path}: cannot be read ({error}); nothing is changed") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedMetaError(
-            f"{path}: damaged ({error}); delete this file, the next run writes it again"
-        ) from error
-    if version > FORMAT_VERSION:
-        raise CacheError(
-            f"{folder}: cache format {version}, this version of mmkd reads up to {FORMAT_VERSION}; "
-            "upgrade mmkd, or choose another folder with MMKD_CACHE"
-        )
-    return dict(meta)
-
-
-def _damaged(manifest: Path) -> bool:
-    return read_catalogue_manifest(manifest, ["status"]) is None
-
-
-def _forget_old_tables(tables: Path) -> None:
-    """Keeps the manifests and indexes used last; they can be made again from the shards."""
-    for manifest in table_manifests(tables)[_TABLES_KEPT:]:
-        shutil.rmtree(manifest.parent, ignore_errors=True)
-
-
-def table_manifests(tables: Path) -> list[Path]:
-    """Catalogue manifests, the last used first."""
+def table_manifests(store: Path) -> list[Path]:
+    """Manifests of a store's catalogues, the last used first."""
     found = []
-    for path in tables.glob("*/manifest.parquet"):
+    for path in store.glob("tables/*/manifest.parquet"):
         with suppress(FileNotFoundError):  # another process forgot it just now
             found.append((path.stat().st_mtime_ns, path))
     return [path for _, path in sorted(found, reverse=True)]
+
+
+def read_manifest(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame | None:
+    """A catalogue's manifest; None if it is absent or damaged."""
+    read = read_parquet(path, columns)
+    return None if read is None else read[0]
+
+
+def manifest_shards(path: Path) -> dict[int, ShardInfo]:
+    """The shards that a manifest has places in; none if it is absent, damaged or older."""
+    read = read_parquet(path, ())
+    try:
+        used = json.loads(read[1][b"mmkd.shards"]) if read else {}
+        return {int(number): ShardInfo(*info) for number, info in used.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}

@@ -1,11 +1,11 @@
-"""Vectors read where they lie: from places in shards to float32 rows, when they are asked for.
+"""Embedding tables: one vector per item, read where it lies when it is asked for.
 
-A catalogue's vectors are scattered over shards in the order they were encoded in. `StoredVectors`
-knows each row's place (8 bytes an item) and reads through a memory map; nothing is read before it
-is indexed, and a pass over everything (`chunks`) holds one chunk.
+From a catalogue's statuses (each item's place in a shard) to an `EmbeddingTable`. Its vectors are
+scattered over shards in the order they were encoded in: `StoredVectors` knows each row's place (8
+bytes an item) and reads through a memory map; nothing is read before it is indexed, and a pass over
+everything (`chunks`) holds one chunk.
 """
 
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,14 +16,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmkd.embeddings.shards import (
-    OK,
-    ShardFile,
-    ShardStore,
-    read_catalogue_manifest,
-    read_catalogue_shards,
-)
-from mmkd.embeddings.stores import read_meta, record_table, table_folder
+from mmkd.embeddings.shards import OK, ShardFile
+from mmkd.embeddings.stores import record_table
 from mmkd.encoders import EncoderCard
 from mmkd.errors import CacheError
 from mmkd.files import file_checksum
@@ -33,156 +27,22 @@ CHUNK_ROWS = 8192
 _MAPS_KEPT = 128
 
 
-class StoredVectors:
-    """``[I+1, D]`` float32 rows over a store's shards; absent rows are zero.
-
-    Indexing by an integer, a slice, an integer array or a mask gives a new float32 array, whatever
-    precision is stored; ``np.asarray`` gives all of it. It cannot be written to.
-
-    Args:
-        files: The shards that hold a row.
-        shards: ``[I+1]`` int32 number of each row's shard; -1 where the row has no vector.
-        shard_rows: ``[I+1]`` int32 row in its shard.
-        dim: Width D.
-    """
-
-    dtype = np.dtype(np.float32)
-    ndim = 2
-
-    def __init__(
-        self,
-        files: Mapping[int, ShardFile],
-        shards: NDArray[np.int32],
-        shard_rows: NDArray[np.int32],
-        *,
-        dim: int,
-    ) -> None:
-        self.files = dict(files)
-        self._shards = shards
-        self._shard_rows = shard_rows
-        self._dim = dim
-        self._maps: OrderedDict[int, NDArray[Any]] = OrderedDict()
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(I+1, D)``."""
-        return len(self._shards), self._dim
-
-    @property
-    def places(self) -> NDArray[np.int64]:
-        """``[I+1]`` shard * 2^32 + row in it: equal for rows that share a vector; -1 if absent."""
-        places = (self._shards.astype(np.int64) << 32) | self._shard_rows
-        return np.where(self._shards < 0, -1, places)
-
-    def chunks(
-        self, size: int = CHUNK_ROWS
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Goes once over all present rows in the order they are stored, not that of the rows.
-
-        Args:
-            size: Rows at once.
-
-        Yields:
-            Rows ``[n]`` int64 and their vectors ``[n, D]`` float32.
-        """
-        order = np.lexsort((self._shard_rows, self._shards))
-        order = order[np.searchsorted(self._shards[order], 0) :]
-        for start in range(0, len(order), size):
-            rows = order[start : start + size].astype(np.int64)
-            yield rows, self._gather(rows)
-
-    def __len__(self) -> int:
-        """I+1."""
-        return len(self._shards)
-
-    def __getitem__(self, rows: Any) -> NDArray[np.float32]:
-        """Rows ``[n, D]``, or ``[D]`` for an integer."""
-        if isinstance(rows, (int, np.integer)):
-            if not -len(self) <= rows < len(self):
-                raise IndexError(f"row {rows} is out of range for {len(self)} rows")
-            vector: NDArray[np.float32] = self._gather(np.array([rows % len(self)]))[0]
-            return vector
-        if isinstance(rows, slice):
-            return self._gather(np.arange(*rows.indices(len(self))))
-        chosen = np.asarray(rows)
-        if chosen.ndim != 1 or (chosen.dtype != np.bool_ and chosen.dtype.kind not in "iu"):
-            if chosen.size:
-                raise IndexError("index stored vectors by row: an integer, slice, [n] or a mask")
-            chosen = chosen.astype(np.int64).reshape(-1)
-        if chosen.dtype == np.bool_:
-            if len(chosen) != len(self):
-                raise IndexError(f"a mask of {len(chosen)} for {len(self)} rows")
-            chosen = np.flatnonzero(chosen)
-        elif chosen.size and (chosen.min() < -len(self) or chosen.max() >= len(self)):
-            raise IndexError(f"rows {chosen.min()}..{chosen.max()} of {len(self)}")
-        return self._gather(chosen.astype(np.int64) % len(self))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """Reads everything."""
-        if copy is False:
-            raise ValueError("stored vectors become an array only by a copy")
-        whole = self[:]
-        return whole if dtype is None else whole.astype(dtype, copy=False)
-
-    def _gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        gathered = np.zeros((len(rows), self._dim), np.float32)
-        if not len(rows):
-            return gathered
-        shards, shard_rows = self._shards[rows], self._shard_rows[rows]
-        order = np.argsort(shards, kind="stable")
-        numbers, starts = np.unique(shards[order], return_index=True)
-        for number, part in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
-            if number >= 0:
-                # sorted, so that the pages of a map are read once and in order
-                part = part[np.argsort(shard_rows[part], kind="stable")]
-                gathered[part] = self._map(number, keep=len(part))[shard_rows[part]]
-        return gathered
-
-    def _map(self, number: int, *, keep: int) -> NDArray[Any]:
-        """A shard's map; one that is about to be read through is not kept, nor its pages."""
-        if number in self._maps:
-            self._maps.move_to_end(number)
-            return self._maps[number]
-        file = self.files[number]
-        try:
-            stat = file.path.stat()
-            same = (stat.st_size, stat.st_mtime_ns) == (file.info.size_bytes, file.mtime_ns)
-            same = same or file_checksum(file.path) == file.info.checksum  # encoded again, as equal
-            mapped = np.load(file.path, mmap_mode="r", allow_pickle=False) if same else None
-        except (OSError, ValueError):
-            mapped = None
-        if mapped is None or mapped.shape != (file.info.rows, self._dim):
-            raise CacheError(
-                f"{file.path}: was removed or changed since the table was opened; open it again"
-            )
-        array = np.asarray(mapped)
-        if 2 * keep < file.info.rows:
-            self._maps[number] = array
-            while len(self._maps) > _MAPS_KEPT:
-                self._maps.popitem(last=False)
-        return array
-
-
-def chunks(
-    vectors: NDArray[np.float32] | StoredVectors,
-    present: NDArray[np.bool_],
-    size: int = CHUNK_ROWS,
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """The present rows and their vectors, a chunk at a time, of an array or of stored vectors."""
-    if isinstance(vectors, StoredVectors):
-        for rows, part in vectors.chunks(size):
-            kept = present[rows]
-            yield rows[kept], part[kept]
-        return
-    where = np.flatnonzero(present)
-    for start in range(0, len(where), size):
-        rows = where[start : start + size]
-        yield rows, np.asarray(vectors[rows], np.float32)
-
-
 @dataclass(frozen=True)
 class EmbeddingTable:
     """Frozen vectors of one encoder for a catalogue of I items.
+
+    Made by `EmbeddingCache.table`, or from arrays of one's own:
+
+        >>> import numpy as np
+        >>> from mmkd import EmbeddingTable
+        >>> vectors = np.array([[0, 0], [3, 4], [0, 0], [1, 0]], dtype=np.float32)
+        >>> present = np.array([False, True, False, True])
+        >>> table = EmbeddingTable(vectors, present, "mine", "text", "mine-1")
+        >>> len(table), table.dim
+        (3, 2)
+        >>> for rows, vectors in table.chunks():
+        ...     print(rows, vectors.shape)
+        [1 3] (2, 2)
 
     Attributes:
         vectors: ``[I+1, D]`` float32; row 0 (padding) and the rows of absent items are zero. An
@@ -194,7 +54,7 @@ class EmbeddingTable:
         key: Identity of the table: equal for equal encoder, items and inputs.
     """
 
-    vectors: NDArray[np.float32] | StoredVectors
+    vectors: "NDArray[np.float32] | StoredVectors"
     present: NDArray[np.bool_]
     card_name: str
     modality: str
@@ -226,7 +86,15 @@ class EmbeddingTable:
         Yields:
             Rows ``[n]`` int64 and their vectors ``[n, D]`` float32.
         """
-        return chunks(self.vectors, self.present, size)
+        if isinstance(self.vectors, StoredVectors):
+            for rows, part in self.vectors.chunks(size):
+                kept = self.present[rows]
+                yield rows[kept], part[kept]
+            return
+        present = np.flatnonzero(self.present)
+        for start in range(0, len(present), size):
+            rows = present[start : start + size]
+            yield rows, np.asarray(self.vectors[rows], np.float32)
 
     def __len__(self) -> int:
         """Number of items, padding not counted."""
@@ -234,19 +102,20 @@ class EmbeddingTable:
 
 
 def new_table(
-    card: EncoderCard, folder: Path, statuses: pl.DataFrame, files: Mapping[int, ShardFile]
+    card: EncoderCard, store: Path, statuses: pl.DataFrame, files: Mapping[int, ShardFile]
 ) -> EmbeddingTable:
     """The table of a catalogue whose every item has a status; its manifest is recorded.
 
     Args:
         card: The encoder's card.
-        folder: The store's folder.
+        store: The store's folder.
         statuses: A row per item (`mmkd.embeddings.cache.item_statuses`).
         files: The shards that hold its vectors, found sound.
 
     Raises:
         CacheError: No item has a vector.
     """
+    held = pl.col("status") == OK
     if not (statuses["status"] == OK).any():
         counts = statuses["reason"].value_counts(sort=True).rows()[:3]
         told = "; ".join(f"{count} x {reason}" for reason, count in counts) or "no items"
@@ -254,50 +123,119 @@ def new_table(
             f"card {card.name}: none of {len(statuses)} items has a vector ({told}); check the "
             f"catalogue's {card.modality} column, or use a cache with retry_failed=True"
         )
-    key = record_table(folder, statuses, {number: file.info for number, file in files.items()})
-    return _assembled(statuses, files, card.name, card.modality, key)
+    places = np.full((2, len(statuses) + 1), -1, np.int32)
+    for column, name in zip(places, ("shard", "shard_row"), strict=True):
+        column[1:] = statuses.select(pl.when(held).then(name).otherwise(-1))[:, 0].to_numpy()
+    vectors = StoredVectors(files, *places, dim=next(iter(files.values())).info.dim)
+    key = record_table(store, statuses, {number: file.info for number, file in files.items()})
+    return EmbeddingTable(vectors, places[0] >= 0, card.name, card.modality, key)
 
 
-def open_table(cache: Path, key: str) -> EmbeddingTable:
-    """Opens a recorded table.
+class StoredVectors:
+    """``[I+1, D]`` float32 rows over a store's shards; absent rows are zero.
+
+    Indexing by an integer, a slice, an integer array or a mask gives a new float32 array, whatever
+    precision is stored; ``np.asarray`` gives all of it. It cannot be written to.
 
     Args:
-        cache: The cache's folder.
-        key: The table's key.
-
-    Raises:
-        CacheError: It is not there, of a newer version, or its shards were removed or damaged.
+        files: The shards that hold a row.
+        shards: ``[I+1]`` int32 number of each row's shard; -1 where the row has no vector.
+        shard_rows: ``[I+1]`` int32 row in its shard.
+        dim: Width D.
     """
-    folder = table_folder(cache, key)
-    store = cache / key.partition(".")[0]
-    meta = read_meta(store) if folder else None
-    manifest = (folder or store) / "manifest.parquet"
-    places = read_catalogue_manifest(manifest, ["status", "shard", "shard_row"])
-    shards = read_catalogue_shards(manifest)
-    if meta is None or places is None or not shards:
-        raise CacheError(f"table {key} is not in {cache}; make it with table()")
-    files, damaged = ShardStore(store).open(shards, shards)
-    if damaged:
-        raise CacheError(
-            f"table {key}: {len(damaged)} of {len(shards)} shards in {store} were removed or "
-            "changed; make it again with table(), or run mmkd embed"
-        )
-    try:
-        os.utime(manifest)
-    except OSError:
-        pass
-    return _assembled(places, files, str(meta["card"]), str(meta["modality"]), key)
 
+    dtype = np.dtype(np.float32)
+    ndim = 2
 
-def _assembled(
-    statuses: pl.DataFrame, files: Mapping[int, ShardFile], card: str, modality: str, key: str
-) -> EmbeddingTable:
-    """A table of rows 1..I in the order of the statuses."""
-    shards = np.full(len(statuses) + 1, -1, np.int32)
-    shard_rows = np.full(len(statuses) + 1, -1, np.int32)
-    held = pl.col("status") == OK
-    for name, column in (("shard", shards), ("shard_row", shard_rows)):
-        column[1:] = statuses.select(pl.when(held).then(name).otherwise(-1))[:, 0].to_numpy()
-    dim = next(iter(files.values())).info.dim
-    vectors = StoredVectors(files, shards, shard_rows, dim=dim)
-    return EmbeddingTable(vectors, shards >= 0, card, modality, key)
+    def __init__(
+        self,
+        files: Mapping[int, ShardFile],
+        shards: NDArray[np.int32],
+        shard_rows: NDArray[np.int32],
+        *,
+        dim: int,
+    ) -> None:
+        self.files = dict(files)
+        self.shape = len(shards), dim
+        self._shards = shards
+        self._shard_rows = shard_rows
+        self._maps: OrderedDict[int, NDArray[Any]] = OrderedDict()
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """``[I+1]`` shard * 2^32 + row in it: equal for rows that share a vector; -1 if absent."""
+        places = (self._shards.astype(np.int64) << 32) | self._shard_rows
+        return np.where(self._shards < 0, -1, places)
+
+    def chunks(
+        self, size: int = CHUNK_ROWS
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Goes once over all present rows in the order they are stored, not that of the rows.
+
+        Args:
+            size: Rows at once.
+
+        Yields:
+            Rows ``[n]`` int64 and their vectors ``[n, D]`` float32.
+        """
+        order = np.lexsort((self._shard_rows, self._shards)).astype(np.int64, copy=False)
+        order = order[np.searchsorted(self._shards[order], 0) :]
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            yield rows, self._gather(self._shards[rows], self._shard_rows[rows])
+
+    def __len__(self) -> int:
+        """I+1."""
+        return len(self._shards)
+
+    def __getitem__(self, rows: Any) -> NDArray[np.float32]:
+        """Rows ``[n, D]``, or ``[D]`` for an integer."""
+        shards, shard_rows = self._shards[rows], self._shard_rows[rows]
+        if np.ndim(shards) > 1:
+            raise IndexError("index stored vectors by row: an integer, slice, [n] or a mask")
+        gathered = self._gather(np.atleast_1d(shards), np.atleast_1d(shard_rows))
+        return gathered if np.ndim(shards) else gathered[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Reads everything."""
+        if copy is False:
+            raise ValueError("stored vectors become an array only by a copy")
+        whole = self[:]
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    def _gather(
+        self, shards: NDArray[np.int32], shard_rows: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
+        """Vectors ``[n, D]`` by their places ``[n]``, each shard's read in one go."""
+        gathered = np.zeros((len(shards), self.shape[1]), np.float32)
+        # sorted, so that the pages of a map are read once and in order
+        order = np.lexsort((shard_rows, shards))
+        numbers, starts = np.unique(shards[order], return_index=True)
+        for number, part in zip(numbers.tolist(), np.split(order, starts)[1:], strict=True):
+            if number >= 0:
+                gathered[part] = self._map(number, keep=len(part))[shard_rows[part]]
+        return gathered
+
+    def _map(self, number: int, *, keep: int) -> NDArray[Any]:
+        """A shard's map; one that is about to be read through is not kept, nor its pages."""
+        if number in self._maps:
+            self._maps.move_to_end(number)
+            return self._maps[number]
+        file = self.files[number]
+        try:
+            stat = file.path.stat()
+            same = (stat.st_size, stat.st_mtime_ns) == (file.info.size_bytes, file.mtime_ns)
+            same = same or file_checksum(file.path) == file.info.checksum  # encoded again, as equal
+            mapped = np.load(file.path, mmap_mode="r", allow_pickle=False) if same else None
+        except (OSError, ValueError):
+            mapped = None
+        if mapped is None or mapped.shape != (file.info.rows, self.shape[1]):
+            raise CacheError(
+                f"{file.path}: was removed or changed since the table was opened; open it again"
+            )
+        array = np.asarray(mapped)
+        if 2 * keep < file.info.rows:
+            self._maps[number] = array
+            while len(self._maps) > _MAPS_KEPT:
+                self._maps.popitem(last=False)
+        return array

@@ -5,7 +5,7 @@ From a cache's folder to findings. Nothing is removed while another process writ
 
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,22 +13,19 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mmkd.embeddings.neighbours import index_damage, remove_index
-from mmkd.embeddings.shards import (
-    ShardStore,
-    read_catalogue_manifest,
-    read_catalogue_shards,
-    writing,
-)
+from mmkd.embeddings.shards import ShardInfo, ShardStore, writing
 from mmkd.embeddings.stores import (
     DamagedMetaError,
     is_fitted,
     last_use,
+    manifest_shards,
+    read_manifest,
     read_meta,
-    store_size,
+    size_bytes,
+    store_folders,
     table_manifests,
 )
 from mmkd.errors import CacheError
-from mmkd.files import writer_lock
 
 
 @dataclass(frozen=True)
@@ -78,24 +75,27 @@ def verify_cache(
         CacheError: There is no such folder, a store is of a newer format, or something cannot be
             read or removed.
     """
-    stores = [path.parent for path in _descriptions(cache)]
-    shards = {store: _shard_numbers(store) for store in stores}
+    stores = {folder: ShardStore(folder) for folder in _stores(cache)}
+    shards = {
+        folder: {int(path.stem) for path in store.files()} for folder, store in stores.items()
+    }
     total, done = sum(map(len, shards.values())), 0
     damage: list[Damage] = []
-    for store in stores:
+    for folder, store in stores.items():
         found: list[Damage] = []
         try:
-            read_meta(store)
+            read_meta(folder)
         except DamagedMetaError:
-            found.append(Damage(store / "meta.json", "damaged"))
-        contents = ShardStore(store).contents()
-        for number in shards[store]:
-            found.extend(_shard_damage(store, number, contents.shards.keys()))
+            found.append(Damage(folder / "meta.json", "damaged"))
+        sound = store.contents().shards
+        for number in sorted(shards[folder]):
+            if fault := _shard_fault(store, number, sound):
+                found.append(Damage(store.path(number), fault))
             done += 1
             if progress is not None:
                 progress(done, total)
-        for manifest in table_manifests(store / "tables"):
-            if read_catalogue_manifest(manifest) is None:
+        for manifest in table_manifests(folder):
+            if read_manifest(manifest) is None:
                 found.append(Damage(manifest, "unreadable"))
             if fault := index_damage(manifest.parent):
                 found.append(Damage(manifest.parent / "index.json", fault))
@@ -129,30 +129,25 @@ def find_waste(
         CacheError: There is no such folder, a store is of a newer format or its description is
             damaged.
     """
-    before = time.time() - 86_400 * (older_than_days or 0)
+    before = 0.0 if older_than_days is None else time.time() - 86_400 * older_than_days
     names = {fingerprint[:16] for fingerprint in kept}
     waste = []
-    for meta in _descriptions(cache):
-        store = meta.parent
+    for store in _stores(cache):
         read_meta(store)
         busy = not _free(store)
-        old_store = older_than_days is not None and last_use(store) < before
+        old_store = last_use(store) < before
         if store.name.partition("-")[0] not in names:
             if old_store or older_than_days is None:
-                waste.append(Waste(store, "no recipe's encoder", store_size(store), busy))
+                waste.append(Waste(store, "no recipe's encoder", size_bytes(store), busy))
             continue
         old_why = f"last used more than {older_than_days or 0:g} days ago"
         if old_store and is_fitted(store):
-            waste.append(Waste(store, f"fitted to a catalogue {old_why}", store_size(store), busy))
+            waste.append(Waste(store, f"fitted to a catalogue {old_why}", size_bytes(store), busy))
             continue
-        manifests = table_manifests(store / "tables")
-        old = [
-            manifest
-            for manifest in manifests
-            if older_than_days is not None and manifest.stat().st_mtime < before
-        ]
+        manifests = table_manifests(store)
+        old = [manifest for manifest in manifests if manifest.stat().st_mtime < before]
         for path in old:
-            waste.append(Waste(path.parent, f"table {old_why}", store_size(path.parent), busy))
+            waste.append(Waste(path.parent, f"table {old_why}", size_bytes(path.parent), busy))
         tables = [manifest for manifest in manifests if manifest not in old]
         if unreferenced and tables:
             waste += _unreferenced(store, tables, busy)
@@ -186,58 +181,52 @@ def free(waste: Collection[Waste]) -> list[Waste]:
     return removed
 
 
-def _descriptions(cache: Path) -> list[Path]:
+def _stores(cache: Path) -> list[Path]:
     if not cache.is_dir():
         raise CacheError(f"{cache}: no such folder; name the cache's with --cache or MMKD_CACHE")
-    return sorted(cache.glob("*/meta.json"))
+    return store_folders(cache)
 
 
-def _shard_numbers(store: Path) -> list[int]:
-    files = (store / "shards").glob("*.*")
-    return sorted({int(path.stem) for path in files if path.stem.isdigit()})
-
-
-def _shard_damage(store: Path, number: int, sound: Collection[int]) -> Iterator[Damage]:
-    path = store / "shards" / f"{number:06d}.npy"
-    if number in sound:
-        shards = ShardStore(store)
-        info = shards.contents_of(number)
-        if (
-            info is not None
-            and info.rows
-            and shards.open({number: info}, [number], read_all=True)[1]
-        ):
-            yield Damage(path, "its checksum differs")
-    elif not path.with_suffix(".parquet").exists():
+def _shard_fault(store: ShardStore, number: int, sound: Mapping[int, ShardInfo]) -> str | None:
+    """What is wrong with a shard; ``sound`` are those whose records fit their vectors' size."""
+    if number not in sound:
+        records = store.path(number).with_suffix(".parquet")
+        if records.exists():
+            return "its records are unreadable, or its size differs from theirs"
         # of a store that is being written to, this may be the shard just on its way
-        if _free(store) and not path.with_suffix(".parquet").exists():
-            yield Damage(path, "has no records: a killed run left it")
-    else:
-        yield Damage(path, "its records are unreadable, or its size differs from theirs")
+        idle = _free(store.folder) and not records.exists()
+        return "has no records: a killed run left it" if idle else None
+    read = store.records(number)  # again: it may be another by now
+    if (
+        read is not None
+        and read[1].rows
+        and store.sound({number: read[1]}, [number], read_all=True)[1]
+    ):
+        return "its checksum differs"
+    return None
 
 
-def _repair(store: Path, damage: Collection[Damage]) -> None:
-    with writing(store), writer_lock(store):
-        shards = ShardStore(store)
+def _repair(store: ShardStore, damage: Collection[Damage]) -> None:
+    store.discard([int(one.path.stem) for one in damage if one.path.suffix == ".npy"])
+    with store.locked():
         for one in damage:
-            if one.path.suffix == ".npy":
-                shards.discard([int(one.path.stem)])
-            else:
+            if one.path.suffix != ".npy":
                 if one.path.name != "meta.json":
                     remove_index(one.path.parent)
                 if one.path.name != "index.json":
                     one.path.unlink(missing_ok=True)
-        shards.clean()
+    store.clean()
 
 
 def _unreferenced(store: Path, tables: Sequence[Path], busy: bool) -> list[Waste]:
-    held = set().union(*(read_catalogue_shards(manifest) for manifest in tables))
+    held = set().union(*(manifest_shards(manifest) for manifest in tables))
     if not held:  # manifests of an earlier version do not say
         return []
     completed = tables[0].stat().st_mtime
     found = []
-    for number, info in ShardStore(store).contents().shards.items():
-        path = store / "shards" / f"{number:06d}.npy"
+    shards = ShardStore(store)
+    for number, info in shards.contents().shards.items():
+        path = shards.path(number)
         if number not in held and info.rows and path.stat().st_mtime < completed:
             found.append(Waste(path, "no kept table has its vectors", info.size_bytes, busy))
     return found

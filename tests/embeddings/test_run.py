@@ -250,12 +250,16 @@ def test_a_store_without_its_description_is_described_again(cache: EmbeddingCach
     assert cache.entries() == []
     table = cache.table(card(), catalogue(TEXTS), encoder_factory=never)
     assert [entry.card_name for entry in cache.entries()] == ["fake"]
-    assert cache.open(table.key).present[1:].all()
+    assert table.present[1:].all()
 
 
 def test_settings_refuse_what_makes_no_sense() -> None:
     with pytest.raises(ValueError, match=r"batch_size: got 0.*\nworkers: got -1"):
         EncodingSettings(batch_size=0, workers=-1)
+    assert EncodingSettings.check(batch_tokens=0, device=3) == [
+        "batch_tokens: got 0, wanted at least 1; raise it"
+    ]
+    assert EncodingSettings.check() == []
     assert EncodingSettings(device="cpu").resolved_device() == "cpu"
     assert EncodingSettings(device="spread").resolved_device() == "auto"
 

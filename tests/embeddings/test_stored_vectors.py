@@ -84,7 +84,7 @@ def test_few_maps_are_kept_open(cache: EmbeddingCache, monkeypatch: pytest.Monke
     assert len(os.listdir("/proc/self/fd")) <= before + 2
 
 
-def test_open_gives_the_recorded_table_and_reads_no_vector(
+def test_a_table_that_was_complete_before_reads_no_vector(
     cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table, wanted = open_mixed(cache)
@@ -93,36 +93,38 @@ def test_open_gives_the_recorded_table_and_reads_no_vector(
     read: list[Path] = []
     monkeypatch.setattr("mmkd.embeddings.shards.file_checksum", read.append)
     monkeypatch.setattr(np, "load", None)
-    opened = EmbeddingCache(cache.folder).open(table.key)
-    again = cache.table(card(), catalogue(MIXED), encoder_factory=never)
+    again = EmbeddingCache(cache.folder).table(card(), catalogue(MIXED), encoder_factory=never)
     monkeypatch.undo()
     assert read == []
-    assert (opened.key, opened.card_name, opened.modality) == (table.key, "fake", "text")
-    assert (again.key, len(opened), opened.dim) == (table.key, len(MIXED), 6)
-    np.testing.assert_array_equal(opened.present, table.present)
-    np.testing.assert_array_equal(opened.vectors, wanted)
+    assert (again.key, again.card_name, again.modality) == (table.key, "fake", "text")
+    assert (len(again), again.dim) == (len(MIXED), 6)
+    np.testing.assert_array_equal(again.present, table.present)
+    np.testing.assert_array_equal(again.vectors, wanted)
 
 
-def test_what_cannot_be_opened_says_what_to_do(cache: EmbeddingCache) -> None:
-    table, _ = open_mixed(cache)
-    for key in ("no.such", "nokey", f"{table.key}0", "../x.y"):
-        with pytest.raises(CacheError, match=r"is not in .*; make it with table\(\)"):
-            cache.open(key)
+def test_a_table_keeps_its_key_when_its_shards_are_made_again(cache: EmbeddingCache) -> None:
+    table, wanted = open_mixed(cache)
     (shard,) = cache.folder.glob("*/shards/000002.npy")
     data = bytearray(shard.read_bytes())
     data[-5] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(CacheError, match=r"1 of 4 shards .* were removed or changed"):
-        cache.open(table.key)
     healed = cache.table(card(), catalogue(MIXED), encoder_factory=FakeText)
     assert healed.key == table.key  # though its vectors lie elsewhere now
-    np.testing.assert_array_equal(cache.open(table.key).vectors, healed.vectors)
+    np.testing.assert_array_equal(healed.vectors, wanted)
     (manifest,) = cache.folder.glob("*/tables/*/manifest.parquet")
     manifest.write_bytes(manifest.read_bytes()[:-20])
-    with pytest.raises(CacheError, match="is not in"):
-        cache.open(table.key)
+    with pytest.raises(CacheError, match=r"is not in .*; open it with table\(\)"):
+        cache.absent(table)
     cache.table(card(), catalogue(MIXED), encoder_factory=never)
-    cache.open(table.key)
+    assert [item.row for item in cache.absent(table)] == [31, 62]
+
+
+def test_a_table_of_no_cache_has_no_reasons(cache: EmbeddingCache) -> None:
+    table, wanted = open_mixed(cache)
+    for key in ("no.such", "nokey", f"{table.key}0", "../x.y"):
+        other = EmbeddingTable(wanted, table.present, "c", "text", key)
+        with pytest.raises(CacheError, match=r"is not in .*; open it with table\(\)"):
+            cache.absent(other)
 
 
 def test_a_shard_that_goes_while_a_table_is_open_is_a_clear_error(cache: EmbeddingCache) -> None:
@@ -155,7 +157,9 @@ def test_half_precision_has_a_store_of_its_own(cache: EmbeddingCache) -> None:
     np.testing.assert_array_equal(half.vectors, wanted.astype(np.float16).astype(np.float32))
     (shard, *_) = cache.folder.glob("*-f16/shards/*.npy")
     assert np.load(shard).dtype == np.float16
-    np.testing.assert_array_equal(cache.open(half.key).vectors, half.vectors)
+    again = EmbeddingCache(cache.folder, dtype="float16")
+    opened = again.table(card(), catalogue(MIXED), encoder_factory=never)
+    np.testing.assert_array_equal(opened.vectors, half.vectors)
     assert {entry.dtype for entry in cache.entries()} == {"float16", "float32"}
     assert half_cache.neighbours(half, np.array([1]), 3)[0].shape == (1, 3)
 
@@ -168,5 +172,3 @@ def test_a_vector_beyond_half_precision_fails_alone(tmp_path: Path) -> None:
     table = half.table(card(), catalogue(TEXTS), encoder_factory=lambda: FakeText(spoil=spoil))
     assert np.flatnonzero(~table.present).tolist() == [0, 4]
     assert "float16 ends at 65504; use cache.dtype: float32" in half.absent(table)[0].reason
-    with pytest.raises(CacheError, match="dtype 'int8' cannot be stored; use float32 or float16"):
-        EmbeddingCache(tmp_path, dtype="int8")  # type: ignore[arg-type]
