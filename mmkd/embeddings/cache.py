@@ -167,7 +167,7 @@ class EmbeddingCache:
             CacheError: No item has a vector, the encoder fails on everything, or the folder
                 cannot be read or written or is of a newer format.
         """
-        factory = functools.cache(encoder_factory or (card.build))
+        factory = functools.cache(encoder_factory or card.build)
         files = FileKeys(self.folder / "files.parquet")
         retry = self._retry_failed
         for rounds_left in reversed(range(_ROUNDS)):
