@@ -123,6 +123,7 @@ class EncoderCard(BaseModel):
 
         Its `build` gives the object.
 
+        >>> import numpy as np
         >>> from mmkd import EncoderCard
         >>> class Lengths:
         ...     modality, dim, version = "text", 1, 1

@@ -137,19 +137,10 @@ class ClipEncoder(TowerEncoder):
         }
         texts = {"prompt": prompt, "max_length_tokens": max_length_tokens}
         refuse(self.check(modality=modality, **texts, **pixels))
-        part = load_part(
-            AutoImageProcessor if modality == "image" else AutoTokenizer,
-            model,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
-        self._model, missing = load_model(
-            model,
-            revision=revision,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            device=device,
-        )
+        source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        auto = AutoImageProcessor if modality == "image" else AutoTokenizer
+        part = load_part(auto, model, **source)
+        self._model, missing = load_model(model, dtype=dtype, device=device, **source)
         if not hasattr(self._model, "get_image_features"):
             raise EncoderError(
                 f"model {model} is a {type(self._model).__name__}, which has not an image and a "

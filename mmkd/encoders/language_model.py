@@ -117,10 +117,10 @@ class LanguageModelEncoder:
         refuse(self.check(pooling=pooling, layer=layer, layers_mean=layers_mean))
         refuse(self.check(padding_side=padding_side, quantize_bits=quantize_bits))
         refuse(self.check(adapter=adapter, adapter_revision=adapter_revision))
-        common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        self._tokenizer: Any = load_part(AutoTokenizer, model, **common)
+        source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self._tokenizer: Any = load_part(AutoTokenizer, model, **source)
         loaded, missing = load_model(
-            model, dtype=dtype, device=device, quantize_bits=quantize_bits, **common
+            model, dtype=dtype, device=device, quantize_bits=quantize_bits, **source
         )
         # a pooler stands behind the token states and is often left out of a checkpoint
         check_weights(model, [name for name in missing if "pooler" not in name])

@@ -98,15 +98,8 @@ class PrecomputedEncoder:
         vector_column: str | None = None,
         tensor: str | None = None,
     ) -> None:
-        refuse(
-            self.check(
-                model=model,
-                ids=ids,
-                id_column=id_column,
-                vector_column=vector_column,
-                tensor=tensor,
-            )
-        )
+        refuse(self.check(model=model, ids=ids, id_column=id_column))
+        refuse(self.check(model=model, vector_column=vector_column, tensor=tensor))
         self._file = _existing(model)
         own_ids: list[str] | None = None
         if self._file.suffix.lower() == ".npy":

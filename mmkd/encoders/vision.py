@@ -84,16 +84,9 @@ class VisionEncoder(ImageEncoder):
             "image_resize_mode": image_resize_mode,
         }
         refuse(self.check(pooling=pooling, **changes))
-        processor = load_part(
-            AutoImageProcessor, model, revision=revision, trust_remote_code=trust_remote_code
-        )
-        loaded, missing = load_model(
-            model,
-            revision=revision,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            device=device,
-        )
+        source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        processor = load_part(AutoImageProcessor, model, **source)
+        loaded, missing = load_model(model, dtype=dtype, device=device, **source)
         # of a model with two towers, the image's
         self._model = getattr(loaded, "vision_model", loaded)
         _check_weights(model, missing, pooling)

@@ -1,14 +1,23 @@
-"""Token batches cover every text once, stay within their budget and change no order."""
+"""Token batches cover every text once, within their budget; pooling against a loop over texts."""
 
 import numpy as np
 import pytest
 import torch
 from encoders.language_models import tokenizer
 
-from mmkd.encoders.tokens import TokenBatch, encode_batches, token_batches, tokenise
+from mmkd.encoders.tokens import (
+    POOLINGS,
+    TokenBatch,
+    encode_batches,
+    pool,
+    token_batches,
+    tokenise,
+)
 from mmkd.errors import EncoderError
 
 LENGTHS = np.random.default_rng(3).integers(1, 60, 200).tolist()
+POOLED = [5, 1, 3, 7]
+WIDTH = 6
 TOKENS = [np.arange(1, length + 1, dtype=np.int32) * 7 for length in LENGTHS]
 
 
@@ -78,3 +87,43 @@ def test_appended_token_is_there_once_and_within_the_length(sort: str) -> None:
     before = own(texts[2])["input_ids"]
     kept = [token for token in before if token != end][: 12 - 1]
     assert found[2][:-1].tolist() == kept
+
+
+def pooled_by_a_loop(own: torch.Tensor, pooling: str) -> torch.Tensor:
+    """One text's ``[l, d]`` states to ``[d]``, without any mask."""
+    if pooling == "weighted_mean":
+        total = sum((place + 1) * state for place, state in enumerate(own))
+        return torch.as_tensor(total) / sum(range(1, len(own) + 1))
+    if pooling == "mean":
+        return torch.stack([own[:, feature].sum() / len(own) for feature in range(own.shape[1])])
+    if pooling == "max":
+        return torch.stack([max(own[:, feature]) for feature in range(own.shape[1])])
+    return own[0] if pooling == "cls" else own[-1]
+
+
+@pytest.mark.parametrize("junk", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_padding_on_either_side_is_never_read(pooling: str, side: str, junk: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    texts = [torch.randn(length, WIDTH, generator=generator) for length in POOLED]
+    states = torch.full((len(texts), max(POOLED), WIDTH), junk)
+    mask = torch.zeros(len(texts), max(POOLED), dtype=torch.int64)
+    for row, own in enumerate(texts):
+        place = slice(0, len(own)) if side == "right" else slice(max(POOLED) - len(own), None)
+        states[row, place] = own
+        mask[row, place] = 1
+    expected = torch.stack([pooled_by_a_loop(own, pooling) for own in texts])
+    torch.testing.assert_close(pool(states, mask, pooling), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_bfloat16_states_are_summed_in_float32() -> None:
+    states = torch.ones(1, 1000, 1, dtype=torch.bfloat16)
+    states[0, 0] = 1.0078125  # one step above 1: lost in any sum in bfloat16
+    found = pool(states, torch.ones(1, 1000, dtype=torch.int64), "mean")
+    torch.testing.assert_close(found, torch.tensor([[1 + 0.0078125 / 1000]]))
+
+
+def test_unknown_pooling_lists_the_known() -> None:
+    with pytest.raises(ValueError, match="use one of mean, weighted_mean"):
+        pool(torch.zeros(1, 1, 1), torch.ones(1, 1), "average")
