@@ -8,8 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
-
 from mmkd.config.checks import Checks
 from mmkd.config.objective import ObjectivePlan, plan_objective
 from mmkd.config.options import unknown
@@ -219,20 +217,11 @@ class _Planner:
         )
 
     def _embedding(self, options: Mapping[str, Any]) -> None:
-        names = []
         for name in self.recipe.encoders:
-            try:
-                check_modality_name(name)
-            except ValueError as error:
-                self.checks.problem(f"encoders.{name}", str(error))
-            else:
-                names.append(name)
-        if "width" in options:
-            tables = {name: torch.zeros(3, 1) for name in names}
-            self.checks.tried(
-                "student.embedding",
-                lambda: FusedItemEmbedding(item_count=2, modalities=tables, **options),
-            )
+            for problem in check_modality_name(name):
+                self.checks.problem(f"encoders.{name}", problem)
+        for problem in FusedItemEmbedding.check(**options):
+            self.checks.problem("student.embedding", problem)
 
     def _ensemble(self) -> dict[str, Any]:
         key = "ensemble"

@@ -21,8 +21,7 @@ from mmkd.data.items import ItemTable
 from mmkd.errors import RunError
 from mmkd.evaluation.ranking import CaseRanks
 from mmkd.files import replacing, write_json
-from mmkd.student import Ensemble
-from mmkd.student.build import build_student
+from mmkd.student import Ensemble, StudentSpec
 
 
 def require(path: Path) -> None:
@@ -88,7 +87,6 @@ _FILES = (  # result.json first: a run whose deletion is cut short must not look
     "test_ranks.parquet",
     "users.parquet",
 )
-_SPEC_KEYS = ("item_count", "max_length", "embedding", "backbone", "ensemble")
 _RESULT_KEYS = (
     "best_epoch",
     "epochs",
@@ -263,28 +261,26 @@ class RunFolder:
         """Keep what the attribute heads predicted: label number c is ``names[c - 1]``."""
         write_json(self.path / "attributes.json", {"names": list(names)})
 
-    def write_student_spec(self, spec: dict[str, Any]) -> None:
+    def write_student_spec(self, spec: StudentSpec) -> None:
         """What ``student`` needs to rebuild the network."""
-        write_json(self.path / "student.json", spec)
+        write_json(self.path / "student.json", spec.to_json())
 
-    def student_spec(self) -> dict[str, Any]:
+    def student_spec(self) -> StudentSpec:
         """Read ``student.json``."""
         with self._reading("student.json") as path:
-            return read_mapping(
-                path, "item_count", "max_length", "embedding", "backbone", "ensemble"
-            )
+            return StudentSpec.from_json(read_mapping(path))
 
     def student(self, *, device: torch.device | str = "cpu") -> Ensemble:
         """The trained networks in evaluation mode."""
         require(self.path / "student.safetensors")
         spec = self.student_spec()
-        if spec["item_count"] != (count := len(self.items())):
+        if spec.item_count != (count := len(self.items())):
             raise RunError(
-                f"{self.path}: student.json is about {spec['item_count']} items and items.parquet "
+                f"{self.path}: student.json is about {spec.item_count} items and items.parquet "
                 f"about {count}, so they are of different runs; put the right ones back"
             )
         with self._reading("student.json"):
-            student = build_student(spec)
+            student = spec.build()
         with self._reading("student.safetensors") as path:
             student.load_state_dict(load_file(path))
         return student.to(device).eval()

@@ -10,7 +10,6 @@ from mmkd.data.items import ItemTable
 from mmkd.errors import RunError
 from mmkd.evaluation.ranking import top_k
 from mmkd.runs.folder import RunFolder
-from mmkd.student.ensemble import scorer
 
 
 def recommend(
@@ -29,19 +28,9 @@ def recommend(
         student's members (the log of added probabilities, where it is asked for those).
 
     Raises:
-        DataError: An id is not in the catalogue.
-        RunError: The history is empty.
+        DataError: An id is not in the catalogue, or the history is empty.
     """
-    if not history:
-        raise RunError("the history is empty; give at least one item id, oldest first")
-    items = run.items()
-    rows = torch.tensor([items.row(item) for item in history])
-    student = run.student()
-    score = scorer(student, item_count=len(items), max_length=run.student_spec()["max_length"])
-    scores = score(rows[None])
-    seen = rows if exclude_seen else rows[:0]
-    best, values = top_k(scores, k, exclude_row=torch.zeros_like(seen), exclude_item=seen)
-    return _listed(items, best[0].tolist(), values[0].tolist())
+    return run.student().recommend(run.items(), history, k=k, exclude_seen=exclude_seen)
 
 
 def student_neighbours(

@@ -9,8 +9,17 @@ from mmkd.data.items import ItemTable
 from mmkd.errors import RunError
 from mmkd.evaluation.ranking import CaseRanks
 from mmkd.runs.folder import RunFolder, run_folders
+from mmkd.student import StudentSpec
 
-SPEC = {"item_count": 2, "max_length": 4, "embedding": {}, "backbone": {}, "ensemble": {}}
+SPEC = StudentSpec(
+    item_count=2,
+    max_length=4,
+    embedding={},
+    backbone={},
+    score_with="fused",
+    ensemble={},
+    modalities={},
+)
 
 
 def marked(folder: Path) -> RunFolder:

@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_refused() -> None:
         Ensemble([network("sasrec"), network("bert4rec")])
     with pytest.raises(ValueError, match=r"members: got 0, wanted at least 1"):
         build_ensemble(network, members=0)
-    with pytest.raises(ValueError, match=r"inference 'sum': unknown; use logits"):
+    with pytest.raises(ValueError, match=r"inference: got 'sum', wanted one of logits"):
         build_ensemble(network, inference="sum")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"modality_tables 'both': unknown; use shared"):
+    with pytest.raises(ValueError, match=r"modality_tables: got 'both', wanted one of shared"):
         build_ensemble(network, modality_tables="both")  # type: ignore[arg-type]
