@@ -237,13 +237,11 @@ def within(low: float, high: float, hint: str = "correct it", /, **values: objec
 def one_of(choices: Iterable[str], /, **values: object) -> list[str]:
     """A line for each value that is none of the choices; None passes."""
     known = list(choices)
-    lines = []
-    for name, value in values.items():
-        if value is not None and value not in known:
-            close = closest(str(value), known)
-            hint = f"; did you mean {close}?" if close else ""
-            lines.append(f"{name}: got {value!r}, wanted one of {', '.join(known)}{hint}")
-    return lines
+    return [
+        f"{name}: got {value!r}, wanted one of {', '.join(known)}{did_you_mean(str(value), known)}"
+        for name, value in values.items()
+        if value is not None and value not in known
+    ]
 
 
 def _number(value: object) -> bool:

@@ -31,11 +31,8 @@ class Ensemble(nn.Module):
     They run one after the other: at the sizes of training each one fills the machine by itself,
     and a batched program of all of them was no faster (docs/ensemble.md).
 
-    Attributes:
-        causal: Whether a state depends on no later position.
-        item_count: I.
-        max_length: The longest sequence that all members read, mask token included; None where
-            there is no limit.
+    `causal`, `item_count` and `max_length` are what the members have in common; of `max_length` the
+    smallest.
 
     >>> import torch
     >>> from mmkd import Ensemble, FusedItemEmbedding, GRU4Rec, Recommender
@@ -103,10 +100,6 @@ class Ensemble(nn.Module):
         """
         return [member(items) for member in self.members]
 
-    def item_matrices(self) -> list[Tensor]:
-        """N matrices [I, d] to score with, row r for item r + 1."""
-        return [member.item_matrix() for member in self.networks]
-
     def score(
         self, hidden: Sequence[Tensor], item_matrices: Sequence[Tensor] | None = None
     ) -> Tensor:
@@ -114,13 +107,13 @@ class Ensemble(nn.Module):
 
         Args:
             hidden: N states [..., d].
-            item_matrices: Of `item_matrices`; pass them when scoring many batches.
+            item_matrices: The members' [I, d], as their outputs have them; None makes them anew.
 
         Returns:
             [..., I+1], column r for item r, column 0 (padding) -inf. With `probabilities` their
             logarithm, which ranks the same and does not underflow.
         """
-        matrices = self.item_matrices() if item_matrices is None else item_matrices
+        matrices = item_matrices or [member.item_matrix() for member in self.networks]
         logits = [h @ matrix.mT for h, matrix in zip(hidden, matrices, strict=True)]  # N x [..., I]
         if self.inference == "probabilities":
             total = torch.stack([z.float().log_softmax(-1) for z in logits]).logsumexp(0)
@@ -130,15 +123,18 @@ class Ensemble(nn.Module):
                 total = total + other
         return F.pad(total, (1, 0), value=-float("inf"))
 
+    def next_scores(self, histories: Tensor) -> Tensor:
+        """Scores [B, I+1] of what comes after each of the histories [B, L], left-padded."""
+        with answering(self):
+            outputs = self(prompt(self, histories))
+            hidden = [out.hidden[:, -1] for out in outputs]  # N x [B, d]
+            return self.score(hidden, [out.item_matrix for out in outputs])
+
     def recommend(
         self, items: Catalogue, history: Sequence[str], *, k: int = 10, exclude_seen: bool = True
     ) -> list[dict[str, Any]]:
-        """The k items that a user is likeliest to take next; arguments as for `Recommender`.
-
-        Returns:
-            `item`, `title` and `score` each, best first; scores as in `score`.
-        """
-        return best_items(self, scorer(self), items, history, k=k, exclude_seen=exclude_seen)
+        """The k items that a user is likeliest to take next, as `Recommender.recommend`."""
+        return best_items(self, self.next_scores, items, history, k, exclude_seen=exclude_seen)
 
     def modality_tables(self) -> dict[str, list[Tensor]]:
         """Name to the different tables S_m [I+2, d] there are: one where the members share it."""
@@ -217,24 +213,8 @@ def check_ensemble(**options: Any) -> list[str]:
 
 
 def scorer(student: Ensemble | Recommender) -> Callable[[Tensor], Tensor]:
-    """How a student answers "what next?".
-
-    Its members' scores are added up. The item matrices are fused once, here: make another scorer
-    after further training.
-
-    Returns:
-        A function from histories [B, L] (left-padded) to scores [B, I + 1].
-    """
-    ensemble = Ensemble.of(student)
-    with answering(ensemble):
-        matrices = ensemble.item_matrices()
-
-    def score(histories: Tensor) -> Tensor:
-        with answering(ensemble):
-            outputs = ensemble(prompt(ensemble, histories))
-            return ensemble.score([out.hidden[:, -1] for out in outputs], matrices)  # N x [B, D]
-
-    return score
+    """How a student answers "what next?": histories [B, L] to scores [B, I+1]."""
+    return student.next_scores
 
 
 def _drop_repeats(

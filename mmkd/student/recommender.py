@@ -25,33 +25,6 @@ _CPU_POSITIONS = 2_048
 _OTHER_POSITIONS = 65_536
 
 
-class Teacher(Protocol):
-    """What a student's start reads of a fitted distiller."""
-
-    @property
-    def reduced(self) -> Mapping[str, Tensor]:
-        """Name to teacher [I+1, d_t]."""
-
-    @property
-    def present(self) -> Mapping[str, Tensor]:
-        """Name to [I+1] bool."""
-
-
-class Catalogue(Protocol):
-    """What `recommend` reads of an item table; row 0 is padding."""
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """[I+1] the ids that a user knows."""
-
-    @property
-    def titles(self) -> Sequence[str]:
-        """[I+1]."""
-
-    def row(self, item_id: str, /) -> int:
-        """An id's row."""
-
-
 @dataclass(frozen=True)
 class StudentOutput:
     """What one student makes of a batch."""
@@ -64,6 +37,28 @@ class StudentOutput:
     """[I, d], row r scores item r + 1."""
 
 
+class Teacher(Protocol):
+    """What a student starts from: a fitted distiller's tables [I+1, d_t] and masks [I+1]."""
+
+    @property
+    def reduced(self) -> Mapping[str, Tensor]: ...  # noqa: D102
+
+    @property
+    def present(self) -> Mapping[str, Tensor]: ...  # noqa: D102
+
+
+class Catalogue(Protocol):
+    """What a list is made of: an item table's ids and titles [I+1], and the row of an id."""
+
+    @property
+    def ids(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def titles(self) -> Sequence[str]: ...  # noqa: D102
+
+    def row(self, item_id: str, /) -> int: ...  # noqa: D102
+
+
 class Recommender(nn.Module):
     """An item embedding, a backbone, and a dot product with every item.
 
@@ -74,11 +69,8 @@ class Recommender(nn.Module):
     With `gradient_checkpointing` set, training keeps the backbone's inputs and outputs only and
     computes the rest again for the gradients (arXiv:1604.06174).
 
-    Attributes:
-        causal: Whether a state depends on no later position.
-        item_count: I.
-        max_length: The longest sequence it reads, mask token included; None where there is no
-            limit.
+    `causal`, `item_count` and `max_length` say what it reads: whether a state depends on no later
+    position, I, and the longest sequence, mask token included (None where there is no limit).
 
     >>> import torch
     >>> from mmkd import FusedItemEmbedding, Recommender, SASRec
@@ -145,7 +137,6 @@ class Recommender(nn.Module):
         distiller: Teacher,
         *,
         backbone: Backbone | type[nn.Module],
-        width: int | None = None,
         score_with: ScoreWith = "fused",
         max_length: int | None = None,
         **embedding: Any,
@@ -154,32 +145,24 @@ class Recommender(nn.Module):
 
         Args:
             distiller: A fitted one.
-            backbone: As for the constructor.
-            width: d; None means the backbone's, or the teachers' where a class is given.
-            score_with: As for the constructor.
-            max_length: As for the constructor.
-            **embedding: Further options of `FusedItemEmbedding`.
+            backbone: As for the constructor, also for what follows.
+            score_with: Which table scores.
+            max_length: The longest sequence to read.
+            **embedding: Further options of `FusedItemEmbedding`; `width` is the backbone's
+                attribute of that name, the teachers' where it has none.
 
         Raises:
             ValueError: The distiller is not fitted, or a part refuses its options.
         """
-        teachers = distiller.reduced
-        if not teachers:
+        if not distiller.reduced:
             raise ValueError("the distiller has no teacher; call its fit first")
-        rows, dim = next(iter(teachers.values())).shape
-        if width is None:
-            width = dim if isinstance(backbone, type) else getattr(backbone, "width", None)
-        if width is None:
-            raise ValueError(
-                f"width: got none, and {type(backbone).__name__} has no attribute of that name; "
-                "pass the backbone's width"
-            )
+        rows, dim = next(iter(distiller.reduced.values())).shape
+        options = {"width": getattr(backbone, "width", dim), **embedding}
         tables = FusedItemEmbedding(
             item_count=rows - 1,
-            width=width,
-            modalities=teachers,
+            modalities=distiller.reduced,
             present=distiller.present,
-            **embedding,
+            **options,
         )
         return cls(
             embedding=tables, backbone=backbone, score_with=score_with, max_length=max_length
@@ -254,12 +237,13 @@ class Recommender(nn.Module):
         Raises:
             ValueError: An id is not in the catalogue, the history is empty, or `k` is below 1.
         """
+        return best_items(self, self.next_scores, items, history, k, exclude_seen=exclude_seen)
 
-        def score(histories: Tensor) -> Tensor:
+    def next_scores(self, histories: Tensor) -> Tensor:
+        """Scores [B, I+1] of what comes after each of the histories [B, L], left-padded."""
+        with answering(self):
             out = self(prompt(self, histories))
             return self.score(out.hidden[:, -1], out.item_matrix)
-
-        return best_items(self, score, items, history, k=k, exclude_seen=exclude_seen)
 
     def _states(self, x: Tensor, padding: Tensor) -> Tensor:
         if not (self.gradient_checkpointing and self.training):
@@ -275,7 +259,7 @@ class Recommender(nn.Module):
 
 
 class Student(Protocol):
-    """What a `Recommender` and an `Ensemble` say about themselves."""
+    """What a network and an ensemble say about themselves."""
 
     causal: bool
     item_count: int
@@ -283,16 +267,9 @@ class Student(Protocol):
 
 
 def prompt(student: Student, histories: Tensor) -> Tensor:
-    """What a student reads to answer "what next?" with the states of the last position.
+    """Histories [B, L] to what a student reads to answer "what next?" with its last states.
 
-    A bidirectional one reads the mask token after the history.
-
-    Args:
-        student: Who is asked.
-        histories: [B, L] int64, left-padded.
-
-    Returns:
-        [B, L'], no longer than the student reads.
+    A bidirectional one reads the mask token after the history; all read the latest items only.
     """
     if not student.causal:
         mask = histories.new_full((len(histories), 1), student.item_count + 1)
@@ -315,30 +292,19 @@ def answering(student: nn.Module) -> Iterator[None]:
 
 def best_items(
     student: nn.Module,
-    score: Callable[[Tensor], Tensor],
+    next_scores: Callable[[Tensor], Tensor],
     items: Catalogue,
     history: Sequence[str],
-    *,
     k: int,
+    *,
     exclude_seen: bool,
 ) -> list[dict[str, Any]]:
-    """A student's `recommend`.
-
-    Args:
-        student: Whose scores they are.
-        score: Histories [B, L] to scores [B, I+1].
-        items: See `Recommender.recommend`, also for what follows.
-        history: Ids.
-        k: How many.
-        exclude_seen: Whether the history's items are left out.
-    """
+    """A student's `recommend`, from its `next_scores`; the other arguments are those."""
     refuse(at_least(1, k=k))
     if not history:
         raise DataError("the history is empty; give at least one item id, oldest first")
     rows = [items.row(item) for item in history]
-    device = next(student.parameters()).device
-    with answering(student):
-        scores = score(torch.tensor([rows], device=device))[0]  # [I+1]
+    scores = next_scores(torch.tensor([rows], device=next(student.parameters()).device))[0]  # [I+1]
     if len(scores) != len(items.ids):
         raise DataError(
             f"got a catalogue of {len(items.ids) - 1} items, wanted the {len(scores) - 1} that the "

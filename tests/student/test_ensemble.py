@@ -52,7 +52,7 @@ def test_members_differ_in_every_drawn_weight_and_in_what_they_predict(kind: str
             if name in one and not name.startswith("embedding.tables."):
                 assert not torch.allclose(weight, one[name]), name
         assert not torch.allclose(out.hidden[:, -1], outputs[0].hidden[:, -1], atol=1e-2)
-    matrices = found.item_matrices()
+    matrices = [out.item_matrix for out in outputs]
     logits = [out.hidden[:, -1] @ m.mT for out, m in zip(outputs, matrices, strict=True)]
     assert not torch.allclose(logits[0], logits[1], atol=1e-3)
 

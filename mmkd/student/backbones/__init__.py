@@ -65,14 +65,8 @@ def build_backbone(
         ValueError: As in `backbone_class`, or from the class itself.
     """
     found = backbone_class(kind)
-    asked = inspect.signature(found).parameters.get("max_length")
-    if asked is not None and max_length is not None:
+    if max_length is not None and "max_length" in inspect.signature(found).parameters:
         options["max_length"] = max_length
-    elif asked is not None and asked.default is asked.empty:
-        raise ValueError(
-            f"max_length: got none, but {found.__name__} is built for a number of positions; "
-            "give the longest sequence"
-        )
     return cast(Backbone, found(width=width, **options))
 
 
