@@ -166,20 +166,20 @@ class CorrelationDistiller:
     @staticmethod
     def check(**options: Any) -> list[str]:
         """What is wrong with any of the constructor's options, a line each."""
-        dim, facets, codes = (options.get(name) for name in ("dim", "facets", "codes"))
-        sampled = options.get("sampled_pairs")
+        get = options.get
+        dim, facets, codes, sampled = (
+            get(name) for name in ("dim", "facets", "codes", "sampled_pairs")
+        )
+        unset = "leave it unset to estimate it from the pairs"
         problems = [
             *at_least(1, dim=dim, facets=facets),
             *at_least(2, "one type tells no pairs apart", codes=codes),
-            *at_least(1, "null keeps all pairs", max_pairs=options.get("max_pairs")),
-            *at_least(0, seed=options.get("seed")),
-            *one_of(get_args(Reduction), reduction=options.get("reduction")),
-            *one_of(SIMILARITIES, similarity=options.get("similarity")),
-            *one_of(get_args(Assignment), assignment=options.get("assignment")),
-            *positive(
-                "leave it unset to estimate it from the pairs",
-                code_temperature=options.get("code_temperature"),
-            ),
+            *at_least(1, "null keeps all pairs", max_pairs=get("max_pairs")),
+            *at_least(0, seed=get("seed")),
+            *one_of(get_args(Reduction), reduction=get("reduction")),
+            *one_of(SIMILARITIES, similarity=get("similarity")),
+            *one_of(get_args(Assignment), assignment=get("assignment")),
+            *positive(unset, code_temperature=get("code_temperature")),
         ]
         if dim is not None and facets is not None and dim >= 1 and facets >= 1:
             problems += check_facets(dim, facets)

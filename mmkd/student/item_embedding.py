@@ -123,22 +123,17 @@ class FusedItemEmbedding(nn.Module):
     @staticmethod
     def check(**options: Any) -> list[str]:
         """What is wrong with any of the constructor's options, a line each."""
-        rows = options.get("item_count")
+        get = options.get
+        teachers: Mapping[str, Tensor] = get("modalities") or {}
+        masks: Mapping[str, Tensor] = get("present") or {}
+        rows = get("item_count")
         problems = [
-            *at_least(1, item_count=rows, width=options.get("width")),
-            *at_least(1, gate_width=options.get("gate_width")),
-            *one_of(FUSIONS, fusion=options.get("fusion")),
+            *at_least(1, item_count=rows, width=get("width"), gate_width=get("gate_width")),
+            *one_of(FUSIONS, fusion=get("fusion")),
             *check_dropout(options),
-            *positive(
-                "such as 0.02",
-                id_std=options.get("id_std"),
-                modality_std=options.get("modality_std"),
-            ),
+            *positive("such as 0.02", id_std=get("id_std"), modality_std=get("modality_std")),
+            *(line for name in teachers for line in check_modality_name(name)),
         ]
-        teachers: Mapping[str, Tensor] = options.get("modalities") or {}
-        masks: Mapping[str, Tensor] = options.get("present") or {}
-        for name in teachers:
-            problems += check_modality_name(name)
         if "modalities" in options:
             problems += [
                 f"present: has {name!r} but modalities has not; pass both or neither"
