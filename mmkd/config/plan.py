@@ -19,8 +19,8 @@ from mmkd.distiller import CorrelationDistiller
 from mmkd.embeddings import EmbeddingCache, EncodingSettings, default_cache_folder
 from mmkd.encoders import EncoderCard, load_card
 from mmkd.errors import EncoderError, RecipeError
-from mmkd.evaluation.evaluator import Evaluator
-from mmkd.evaluation.metrics import metrics_from_ranks
+from mmkd.evaluation import Evaluator, Retention
+from mmkd.evaluation.metrics import metric_names
 from mmkd.student import (
     FusedItemEmbedding,
     Recommender,
@@ -301,19 +301,11 @@ class _Planner:
     def _metrics(self, evaluator: Evaluator | None, trainer: Trainer | None) -> None:
         if evaluator is None:
             return
-        try:
-            names = metrics_from_ranks([1.0], evaluator.ks)  # refuses impossible cut-offs
-        except ValueError as error:
-            self.checks.problem("evaluation.ks", str(error))
-            return
-        figures = ("spearman", "recall@10")
-        retention = [
-            f"retention.{name}.{part}" for name in self.recipe.encoders for part in figures
-        ]
-        if trainer and trainer.select_metric not in (*names, *retention):
+        names = [*metric_names(evaluator.ks), *Retention.names(self.recipe.encoders)]
+        if trainer and trainer.select_metric not in names:
             self.checks.problem(
                 "training.select_metric",
-                f"got {trainer.select_metric}, wanted one of {', '.join([*names, *retention])}",
+                f"got {trainer.select_metric}, wanted one of {', '.join(names)}",
                 depends=("encoders", "evaluation.ks"),
             )
 

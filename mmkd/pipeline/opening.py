@@ -62,7 +62,7 @@ def open_run(
         return
     run.clear()
     # first: what follows is then known to be a run's
-    run.mark(recipe=recipe.name, data=digests, teacher=teacher)
+    run.write(marker={"recipe": recipe.name, "data": digests, "teacher": teacher})
     recipe.save(run.recipe)
 
 

@@ -7,21 +7,18 @@ Each function takes the checked plan of a recipe and what the stage before it re
 from collections.abc import Callable, Mapping
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import Tensor
 
 from mmkd.config.plan import Plan
-from mmkd.data import SPLITS, Cases, ItemTable, SequenceSplit
+from mmkd.data import SPLITS, ItemTable
 from mmkd.data.dataset import Dataset, data_digests
 from mmkd.data.items import AttributeVocabulary
 from mmkd.data.readers import load_interactions, load_items
 from mmkd.distiller import CorrelationDistiller, CorrelationTargets
 from mmkd.embeddings import EmbeddingTable
 from mmkd.errors import RunError
-from mmkd.evaluation.evaluator import LIST_LENGTH
-from mmkd.evaluation.ranking import CaseRanks
-from mmkd.evaluation.retention import RetentionProbe
-from mmkd.student import Ensemble, StudentSpec, scorer
+from mmkd.student import Ensemble, StudentSpec
 from mmkd.training.step import TrainStep
 
 
@@ -96,51 +93,6 @@ def targets_of(
     distiller.to(accelerator.device)
     share = 1 / accelerator.num_processes
     return lambda items, generator: distiller.targets(items, generator=generator, share=share)
-
-
-def retention_of(
-    planned: Plan, student: Ensemble, distiller: CorrelationDistiller | None
-) -> Callable[[], dict[str, float]]:
-    """How much of each modality the student's table still holds, by ``retention.NAME.FIGURE``."""
-    probes = {}
-    if distiller is not None:
-        probes = {
-            name: RetentionProbe(
-                teacher=teacher, present=distiller.present[name], seed=planned.recipe.seed
-            )
-            for name, teacher in distiller.reduced.items()
-        }
-
-    def measure() -> dict[str, float]:
-        return {
-            f"retention.{name}.{figure}": value
-            for name, probe in probes.items()
-            # the mask token's row has no teacher
-            for figure, value in probe.measure(student.vectors(name)[:-1]).items()
-        }
-
-    return measure
-
-
-def rank_cases(
-    planned: Plan,
-    split: SequenceSplit,
-    student: Ensemble,
-    processes: Accelerator | PartialState,
-    cases: Cases,
-    list_length: int = LIST_LENGTH,
-) -> CaseRanks:
-    """Rank every case's target among the whole catalogue; the processes share the work."""
-    return planned.evaluator.ranks(
-        scorer(student),
-        split,
-        cases,
-        max_length=planned.trainer.max_length,
-        device=processes.device,
-        rank=processes.process_index,
-        world_size=processes.num_processes,
-        list_length=list_length,
-    )
 
 
 def vocabulary_of(planned: Plan, items: ItemTable) -> AttributeVocabulary | None:

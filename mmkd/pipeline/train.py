@@ -4,7 +4,6 @@ From a recipe to a run folder. Read this first; every part has a file of its own
 says how a plan calls it.
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,7 +18,7 @@ from mmkd.config.plan import Plan, plan
 from mmkd.config.recipe import Recipe, recipe_digest
 from mmkd.data.dataset import Dataset
 from mmkd.data.items import AttributeVocabulary
-from mmkd.files import write_json
+from mmkd.evaluation import Retention
 from mmkd.pipeline.embed import EmbedProgress, embed
 from mmkd.pipeline.opening import (
     Teacher,
@@ -35,8 +34,6 @@ from mmkd.pipeline.stages import (
     digests_of,
     distil,
     load_data,
-    rank_cases,
-    retention_of,
     targets_of,
     vocabulary_of,
 )
@@ -140,7 +137,7 @@ def _train(
     if accelerator.is_main_process:
         keys = {name: table.key for name, table in tables.items()}
         run.check_tables(keys)
-        run.mark_tables(keys)
+        run.write(tables=keys)
     distiller = distil(planned, tables)
     step, spec = build_step(
         planned,
@@ -150,15 +147,16 @@ def _train(
         compressed=teacher.student.to(accelerator.device) if teacher else None,
     )
     if accelerator.is_main_process:
-        data.items.save(folder / "items.parquet")
-        run.write_users(data.log.user_ids)
-        run.write_student_spec(spec)
-        if vocabulary:
-            run.write_attributes(vocabulary.names)
+        run.write(
+            items=data.items,
+            users=data.log.user_ids,
+            spec=spec,
+            attributes=vocabulary.names if vocabulary else None,
+        )
     step.to(accelerator.device)
-    retention = retention_of(planned, step.student, distiller)
-    retention_at_start = retention()
-    rank = partial(rank_cases, planned, data.split, step.student, accelerator)
+    retention = Retention(distiller, seed=recipe.seed)
+    retention_at_start = retention(step.student)
+    rank = partial(planned.evaluator.ranks, step.student, data.split, processes=accelerator)
     prepared_s = time.monotonic() - began
     # every process starts from the same weights and drops out different units
     torch.manual_seed(recipe.seed + accelerator.process_index)
@@ -177,7 +175,8 @@ def _train(
         ),
         targets=targets_of(planned, distiller, accelerator),
         validate=lambda: (
-            planned.evaluator.metrics(rank(data.split.valid, list_length=0)) | retention()
+            planned.evaluator.metrics(rank(data.split.valid, list_length=0))
+            | retention(step.student)
         ),
         asynchronous=planned.asynchronous,
         accelerator=accelerator,
@@ -207,10 +206,7 @@ def _train(
         "parameters": sum(p.numel() for p in step.student.parameters()),
     }
     if accelerator.is_main_process:
-        run.write_ranks(ranks)
-        write_json(folder / "history.json", report.history)
-        run.write_result(result)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        run.write(ranks=ranks, history=report.history, result=result)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return result

@@ -141,7 +141,7 @@ def test_facets_that_do_not_divide_the_teacher_are_refused() -> None:
         ("training.select_metric=NDCG@7", "training.select_metric: got NDCG@7, wanted one of HR@5"),
         ("objective.correlation.temperature=0", "objective.correlation: temperature must be"),
         ("student.embedding.fusion=gates", "student.embedding.fusion: got 'gates', wanted one of"),
-        ("evaluation.ks=[0]", "evaluation.ks: "),
+        ("evaluation.ks=[0]", "evaluation: ks: got 0, wanted at least 1"),
         ("evaluation.resamples=0", "evaluation: resamples: got 0, wanted at least 1"),
         ("evaluation.batch_size=0", "evaluation: batch_size: got 0, wanted at least 1"),
         ("training.lr=0", "training: lr: got 0.0, wanted a number above 0"),
