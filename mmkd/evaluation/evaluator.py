@@ -26,7 +26,7 @@ from mmkd.evaluation.metrics import (
 )
 from mmkd.evaluation.ranking import CaseRanks, gather, rank_and_ties, top_k
 from mmkd.evaluation.significance import bootstrap_intervals
-from mmkd.student import Ensemble, Recommender, scorer
+from mmkd.student import Ensemble, Recommender
 from mmkd.student.recommender import answering
 
 ExcludeSeen = Literal["history", "none"]
@@ -163,8 +163,9 @@ class Evaluator:
         def on_device(values: NDArray[np.int64]) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
+        score: Scorer
         if isinstance(student, (Ensemble, Recommender)):
-            score, max_length = scorer(student), max_length or student.max_length
+            score, max_length = student.next_scores, max_length or student.max_length
         else:
             score = student
         with answering(student) if isinstance(student, nn.Module) else torch.no_grad():

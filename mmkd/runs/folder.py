@@ -258,9 +258,8 @@ class RunFolder:
             RunError: Another process trains here, or the folder can't be written.
         """
         new = not self.path.exists()
-        with outside(
-            RunError, self.path, "can't be a run's folder", remedy="give another one with --out"
-        ):
+        what = "can't be a run's folder, which --out sets"  # whatever the remedy
+        with outside(RunError, self.path, what, remedy="give another one"):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / _LOCK)
             try:
