@@ -2,7 +2,7 @@
 
 A message says what was got, what was wanted, and the remedy. ``outside`` is the one place that
 turns errors of the operating system and of the libraries that read files into such a message;
-``at_least``, ``within`` and the others are how a part words that an option is out of range.
+``at_least``, ``one_of`` and the others are how a part words that an option is out of range.
 """
 
 import difflib
@@ -231,6 +231,16 @@ def within(low: float, high: float, hint: str = "correct it", /, **values: objec
         f"{name}: got {value}, wanted {low} to {high}; {hint}"
         for name, value in values.items()
         if _number(value) and not low <= value <= high  # type: ignore[operator]
+    ]
+
+
+def one_of(choices: Sequence[str], /, **values: object) -> list[str]:
+    """A line for each value that is none of the choices."""
+    return [
+        f"{name}: got {value!r}, wanted one of {', '.join(choices)}"
+        + did_you_mean(str(value), choices)
+        for name, value in values.items()
+        if value not in choices
     ]
 
 

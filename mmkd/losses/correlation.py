@@ -1,63 +1,247 @@
-"""Sums over item pairs, chunk by chunk: rows [N, D] and a pair list to a scalar.
+"""Correlation losses: a student's table [I+1, D] and a batch's teacher correlations to two scalars.
 
-At 300k pairs every intermediate [P, D] tensor is 80 MB of fresh memory, and its page faults cost
-several times the arithmetic. Chunks of whole sequences stay in the processor's cache; each one's
-gradient is formed right after its value, so that no chunk is kept for the backward pass.
+KDSR (arXiv:2401.07257), section 3: the *holistic* loss holds similarities of pairs of items to the
+teacher's, the *dissected* one has the pair's correlation type predicted.
+
+Both are sums over the pairs of a batch, easily 300k: every [P, D] tensor would be 80 MB of fresh
+memory, whose page faults cost several times the arithmetic. Chunks of whole sequences stay in the
+processor's cache; each one's gradient is formed right after its value, so that no chunk is kept for
+the backward pass.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd.distiller.correlation import (
-    Similarity,
-    check_similarity,
-    holistic_correlation,
-    holistic_matrix,
-)
-from mmkd.distiller.distiller import CorrelationTargets, exact_codes
-from mmkd.losses.distributed import global_mean
+from mmkd.distiller import CorrelationDistiller, CorrelationTargets
+from mmkd.distiller.correlation import Similarity, holistic_correlation, holistic_matrix
+from mmkd.errors import at_least, one_of, positive, refuse
+from mmkd.losses.distributed import global_mean, weight_problems
+
+PairScale = Literal["frobenius", "rms"]
 
 _CHUNK_PAIRS = 4096
+# long sequences: all similarities of a chunk by one matmul, though it computes up to this many
+# times the pairs that are wanted, cost less than gathering two vectors a pair (measured)
+_MATRIX_EXCESS = 32
 
 
-@dataclass(frozen=True)
-class PairList:
-    """Pairs of rows, sorted by sequence, with their targets.
+class CorrelationLoss(nn.Module):
+    """Both correlation losses of one modality, with their heads.
+
+    >>> from mmkd import CorrelationDistiller, CorrelationLoss, Objective, Softmax
+    >>> import numpy as np
+    >>> class Table:  # as an EmbeddingTable: row 0 is padding
+    ...     vectors = np.random.default_rng(0).normal(size=(21, 16)).astype(np.float32)
+    ...     present = np.arange(21) > 0
+    >>> distiller = CorrelationDistiller(dim=8, facets=4, codes=6).fit({"text": Table()})
+    >>> losses = CorrelationLoss.of(distiller, width=32, dissected_weight=0.05)
+    >>> objective = Objective(Softmax(), correlation=losses)
+    >>> losses["text"].weights
+    {'holistic': 4.0, 'dissected': 0.05}
+
+    Args:
+        width: D of the student table.
+        codes: K, the distiller's.
+        similarity: The distiller's.
+        holistic_weight: w_h, what the holistic loss counts in the objective; at 0 it has no head
+            and is not computed.
+        dissected_weight: w_d, the same of the dissected one.
+        temperature: tau of the holistic loss.
+        pair_scale: ``frobenius`` as published: the holistic loss grows with the length of the
+            sequence. ``rms`` divides by the root of the number of pairs, so that one weight fits
+            every length.
+        hidden: Width of the dissected head's hidden layer; None = ``width``.
+        normalize: Give every vector the length sqrt(D) in the dissected loss. It then can neither
+            grow nor shrink the vectors, whose scale the recommendation loss needs for itself.
 
     Attributes:
-        sequence: [P] int64, ascending.
-        first: [P] int64, index of a row.
-        second: [P] int64, index of a row.
-        holistic: [P] float32.
-        dissected: [P, facets] float32.
-        assign: see ``CorrelationTargets``.
-        kept: see ``CorrelationTargets``.
+        weights: Of the losses that are computed, by name.
+
+    Raises:
+        ValueError: An option is out of range; a line for each.
     """
 
-    sequence: Tensor
-    first: Tensor
-    second: Tensor
-    holistic: Tensor
-    dissected: Tensor
-    assign: Callable[[Tensor], Tensor]
-    kept: float
+    def __init__(
+        self,
+        *,
+        width: int,
+        codes: int,
+        similarity: Similarity = "cosine",
+        holistic_weight: float = 4.0,
+        dissected_weight: float = 0.5,
+        temperature: float = 1.5,
+        pair_scale: PairScale = "frobenius",
+        hidden: int | None = None,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        refuse(
+            self.check(
+                width=width,
+                codes=codes,
+                similarity=similarity,
+                holistic_weight=holistic_weight,
+                dissected_weight=dissected_weight,
+                temperature=temperature,
+                pair_scale=pair_scale,
+                hidden=hidden,
+            )
+        )
+        weights = {"holistic": holistic_weight, "dissected": dissected_weight}
+        self.weights = {name: weight for name, weight in weights.items() if weight}
+        if holistic_weight:
+            self.holistic = HolisticLoss(width, similarity, temperature, pair_scale)
+        if dissected_weight:
+            self.dissected = DissectedLoss(width, codes, hidden or width, normalize)
 
-    @property
-    def codes(self) -> Tensor:
-        """Correlation types [P] int64 or [P, K] float32, for this chunk only."""
-        return exact_codes(self.dissected, self.assign)
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """A line for each of these options that is out of range."""
+        weights = {name: options.get(name) for name in ("holistic_weight", "dissected_weight")}
+        return [
+            *at_least(1, width=options.get("width")),
+            *at_least(2, "fewer tell no pairs apart", codes=options.get("codes")),
+            *one_of(get_args(Similarity), similarity=options.get("similarity", "cosine")),
+            *weight_problems(**weights),
+            *positive("such as 1.5", temperature=options.get("temperature")),
+            *one_of(get_args(PairScale), pair_scale=options.get("pair_scale", "rms")),
+            *at_least(1, "null takes the width", hidden=options.get("hidden")),
+        ]
+
+    @classmethod
+    def of(
+        cls, distiller: CorrelationDistiller, *, width: int, **options: Any
+    ) -> "dict[str, CorrelationLoss]":
+        """A loss for each modality of a fitted distiller, as ``Objective`` takes them.
+
+        Args:
+            distiller: Fitted.
+            width: D of the student's tables.
+            options: As for the constructor, the same for all.
+
+        Raises:
+            ValueError: The distiller is not fitted, or an option is out of range.
+        """
+        if not distiller.reduced:
+            raise ValueError("the distiller has no teacher; call fit first")
+        codes, similarity = distiller.codes, distiller.similarity
+        return {
+            name: cls(width=width, codes=codes, similarity=similarity, **options)
+            for name in distiller.reduced
+        }
+
+    def forward(
+        self, table: Tensor, items: Tensor, targets: CorrelationTargets
+    ) -> dict[str, Tensor]:
+        """The losses of a batch, scalars, by name; those of weight 0 are left out.
+
+        Args:
+            table: [I+1, D] student vectors of the modality.
+            items: [B, L] int64, the batch the targets were made from.
+            targets: The distiller's, for this modality.
+        """
+        positions, pairs = _used_positions(targets, items.shape)
+        rows = F.embedding(items.flatten()[positions], table)  # [N, D], gathered for both heads
+        return {name: getattr(self, name)(rows, pairs) for name in self.weights}
 
 
-def used_positions(targets: CorrelationTargets, shape: torch.Size) -> tuple[Tensor, PairList]:
+class HolisticLoss(nn.Module):
+    """Frobenius distance between the student's and the teacher's correlations.
+
+    Per sequence ``sqrt(sum over ordered pairs of ((sim(g(S_i), g(S_j)) - rho_ij) / tau)^2)``, mean
+    over the sequences with a pair. The targets hold unordered pairs, each counted twice.
+
+    g is two linear layers without an activation, as published, so that S itself must hold the
+    correlations up to a linear map. It starts as the identity: a student initialised from the
+    teacher starts with a loss near zero. (With the default start the biases outweigh teacher-sized
+    inputs, all cosines are near 1, and the first epochs drive S away from the teacher.)
+    """
+
+    def __init__(
+        self, width: int, similarity: Similarity, temperature: float, pair_scale: PairScale
+    ) -> None:
+        super().__init__()
+        self.similarity: Similarity = similarity
+        self.temperature = temperature
+        self.pair_scale = pair_scale
+        layers = [nn.Linear(width, width), nn.Linear(width, width)]
+        for layer in layers:
+            nn.init.eye_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.head = nn.Sequential(*layers)
+
+    def forward(self, rows: Tensor, pairs: CorrelationTargets) -> Tensor:
+        """Scalar loss of student vectors [N, D] and the pairs between them; 0 without a pair."""
+        total = _sum_over_pairs(self._sum, rows, pairs, list(self.parameters()))
+        return global_mean(total, torch.count_nonzero(torch.bincount(pairs.sequence)))
+
+    def _sum(self, rows: Tensor, pairs: CorrelationTargets) -> Tensor:
+        h = self.head(rows)  # [N, D]
+        if len(h) ** 2 <= _MATRIX_EXCESS * len(pairs.first):
+            index = pairs.first * len(h) + pairs.second
+            matrix = holistic_matrix(h, self.similarity)  # [N, N]
+            predicted = matrix.flatten().index_select(0, index).float()  # [P]
+        else:
+            h_i, h_j = h.index_select(0, pairs.first), h.index_select(0, pairs.second)
+            predicted = holistic_correlation(h_i, h_j, self.similarity).float()  # [P]
+        error = (predicted - pairs.holistic) / self.temperature
+        _, row, counts = torch.unique_consecutive(
+            pairs.sequence, return_inverse=True, return_counts=True
+        )
+        total = error.new_zeros(len(counts)).index_add(0, row, error.square())  # per sequence
+        squared = total / counts if self.pair_scale == "rms" else total * (2 / pairs.kept)
+        # the root's slope at 0 is infinite: where a sequence already agrees, stop at 0
+        norm = torch.where(squared > 0, squared.clamp(min=1e-30).sqrt(), 0.0)
+        return norm.sum()
+
+
+class DissectedLoss(nn.Module):
+    """Predict the correlation type of a pair from ``|S_i - S_j|``.
+
+    An MLP (linear, ReLU, linear to K). Hard codes: cross-entropy. Soft codes:
+    KL(code || predicted). Mean over pairs.
+    """
+
+    def __init__(self, width: int, codes: int, hidden: int, normalize: bool) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, codes))
+
+    def forward(self, rows: Tensor, pairs: CorrelationTargets) -> Tensor:
+        """Scalar loss of student vectors [N, D] and the pairs between them; 0 without a pair."""
+        total = _sum_over_pairs(self._sum, rows, pairs, list(self.parameters()))
+        return global_mean(total, len(pairs.first))
+
+    def _sum(self, rows: Tensor, pairs: CorrelationTargets) -> Tensor:
+        if self.normalize:
+            rows = F.normalize(rows, dim=-1, eps=1e-6) * rows.shape[-1] ** 0.5
+        s_i, s_j = rows.index_select(0, pairs.first), rows.index_select(0, pairs.second)
+        logits = self.head((s_i - s_j).abs()).float()  # [P, K]
+        q = pairs.codes
+        if q.dim() == 1:
+            return F.cross_entropy(logits, q, reduction="sum")
+        # log(q) of a clamped q: torch's kl_div takes xlogy, which is five times slower
+        divergence: Tensor = q * (q.clamp(min=1e-30).log() - logits.log_softmax(dim=1))
+        return divergence.sum()
+
+
+# ---- sums over pairs; from here on a pair's first and second are rows of [N, D]
+
+_Term = Callable[[Tensor, CorrelationTargets], Tensor]
+
+
+def _used_positions(
+    targets: CorrelationTargets, shape: torch.Size
+) -> tuple[Tensor, CorrelationTargets]:
     """The positions of a batch that are in some pair, and the pairs between them.
 
     Args:
-        targets: of the batch.
+        targets: Of the batch.
         shape: (B, L) of its items.
 
     Returns:
@@ -70,31 +254,19 @@ def used_positions(targets: CorrelationTargets, shape: torch.Size) -> tuple[Tens
     used[first] = True
     used[second] = True
     index = used.cumsum(0) - 1  # [B*L]
-    pairs = PairList(
-        targets.sequence,
-        index[first],
-        index[second],
-        targets.holistic,
-        targets.dissected,
-        targets.assign,
-        targets.kept,
-    )
-    return used.nonzero().squeeze(1), pairs
+    return used.nonzero().squeeze(1), replace(targets, first=index[first], second=index[second])
 
 
-def sum_over_pairs(
-    term: Callable[[Tensor, PairList], Tensor],
-    rows: Tensor,
-    pairs: PairList,
-    parameters: Sequence[Tensor],
+def _sum_over_pairs(
+    term: _Term, rows: Tensor, pairs: CorrelationTargets, parameters: Sequence[Tensor]
 ) -> Tensor:
     """``term(rows, pairs)``, in chunks on the CPU.
 
     Args:
-        term: a scalar that is a sum over sequences; differentiable in its rows and ``parameters``.
+        term: A scalar that is a sum over sequences; differentiable in its rows and ``parameters``.
         rows: [N, D].
-        pairs: between the rows.
-        parameters: every tensor that ``term`` reads and that may want a gradient.
+        pairs: Between the rows.
+        parameters: Every tensor that ``term`` reads and that may want a gradient.
 
     Returns:
         Scalar. Its gradient is correct to first order; there is no second.
@@ -110,11 +282,7 @@ def sum_over_pairs(
 class _ChunkedSum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        term: Callable[[Tensor, PairList], Tensor],
-        pairs: PairList,
-        rows: Tensor,
-        *parameters: Tensor,
+        ctx: Any, term: _Term, pairs: CorrelationTargets, rows: Tensor, *parameters: Tensor
     ) -> Tensor:
         total = rows.new_zeros((), dtype=torch.float32)
         rows_gradient = torch.zeros_like(rows)
@@ -141,13 +309,12 @@ class _ChunkedSum(torch.autograd.Function):
         return (None, None, *scaled)
 
 
-def _chunks(pairs: PairList) -> list[tuple[int, int, PairList]]:
+def _chunks(pairs: CorrelationTargets) -> Iterator[tuple[int, int, CorrelationTargets]]:
     """Whole sequences, about _CHUNK_PAIRS pairs at a time, each with its range of rows."""
     counts = torch.bincount(pairs.sequence)
     ends = counts.cumsum(0)
     last = torch.ones_like(ends, dtype=torch.bool)
     last[:-1] = ends[1:] // _CHUNK_PAIRS != ends[:-1] // _CHUNK_PAIRS
-    chunks: list[tuple[int, int, PairList]] = []
     start = 0
     for end in ends[last].tolist():
         if end == start:
@@ -155,196 +322,13 @@ def _chunks(pairs: PairList) -> list[tuple[int, int, PairList]]:
         cut = slice(start, end)
         first, second = pairs.first[cut], pairs.second[cut]
         lo, hi = int(first.min()), int(second.max()) + 1  # a sequence's rows lie together
-        chunk = PairList(
-            pairs.sequence[cut],
-            first - lo,
-            second - lo,
-            pairs.holistic[cut],
-            pairs.dissected[cut],
-            pairs.assign,
-            pairs.kept,
+        chunk = replace(
+            pairs,
+            sequence=pairs.sequence[cut],
+            first=first - lo,
+            second=second - lo,
+            holistic=pairs.holistic[cut],
+            dissected=pairs.dissected[cut],
         )
-        chunks.append((lo, hi, chunk))
+        yield lo, hi, chunk
         start = end
-    return chunks
-
-
-# long sequences: all similarities of a chunk by one matmul, though it computes up to this many
-# times the pairs that are wanted, cost less than gathering two vectors a pair (measured)
-_MATRIX_EXCESS = 32
-PairScale = Literal["frobenius", "rms"]
-
-
-@dataclass(frozen=True)
-class CorrelationParts:
-    """Unweighted losses of one modality, scalars."""
-
-    holistic: Tensor
-    dissected: Tensor
-
-
-class CorrelationLoss(nn.Module):
-    """Both correlation losses of one modality, with their heads.
-
-    Args:
-        width: D of the student table.
-        codes: K, the distiller's.
-        similarity: the distiller's.
-        temperature: tau of the holistic loss.
-        pair_scale: see :class:`HolisticLoss`.
-        hidden: width of the dissected head's hidden layer; None = ``width``.
-        normalise: see :class:`DissectedLoss`.
-
-    Raises:
-        ValueError: if an argument is out of range.
-    """
-
-    def __init__(
-        self,
-        *,
-        width: int,
-        codes: int,
-        similarity: Similarity = "cosine",
-        temperature: float = 1.5,
-        pair_scale: PairScale = "frobenius",
-        hidden: int | None = None,
-        normalise: bool = False,
-    ) -> None:
-        super().__init__()
-        self.holistic = HolisticLoss(
-            width=width, similarity=similarity, temperature=temperature, pair_scale=pair_scale
-        )
-        self.dissected = DissectedLoss(width=width, codes=codes, hidden=hidden, normalise=normalise)
-
-    def forward(
-        self, table: Tensor, items: Tensor, targets: CorrelationTargets
-    ) -> CorrelationParts:
-        """Both losses of a batch.
-
-        Args:
-            table: [I+1, D] student vectors of the modality.
-            items: [B, L] int64, the batch the targets were made from.
-            targets: the distiller's, for this modality.
-        """
-        positions, pairs = used_positions(targets, items.shape)
-        rows = F.embedding(items.flatten()[positions], table)  # [N, D], gathered for both heads
-        return CorrelationParts(
-            holistic=self.holistic(rows, pairs), dissected=self.dissected(rows, pairs)
-        )
-
-
-class HolisticLoss(nn.Module):
-    """Frobenius distance between the student's and the teacher's correlations.
-
-    Per sequence ``sqrt(sum over ordered pairs of ((sim(g(S_i), g(S_j)) - rho_ij) / tau)^2)``, mean
-    over the sequences with a pair. The list holds unordered pairs, each counted twice.
-
-    g is two linear layers without an activation, as published, so that S itself must hold the
-    correlations up to a linear map. It starts as the identity: a student initialised from the
-    teacher starts with a loss near zero. (With the default start the biases outweigh teacher-sized
-    inputs, all cosines are near 1, and the first epochs drive S away from the teacher.)
-
-    Args:
-        width: D.
-        similarity: the distiller's.
-        temperature: tau.
-        pair_scale: ``frobenius`` as published: the loss grows with the length of the sequence.
-            ``rms`` divides by the root of the number of pairs, so one weight fits every length.
-
-    Raises:
-        ValueError: if an argument is out of range.
-    """
-
-    def __init__(
-        self,
-        *,
-        width: int,
-        similarity: Similarity = "cosine",
-        temperature: float = 1.5,
-        pair_scale: PairScale = "frobenius",
-    ) -> None:
-        super().__init__()
-        check_similarity(similarity)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        if pair_scale not in get_args(PairScale):
-            raise ValueError(f"pair_scale {pair_scale!r} is unknown; use frobenius or rms")
-        self.similarity: Similarity = similarity
-        self.temperature = temperature
-        self.pair_scale = pair_scale
-        layers = [nn.Linear(width, width), nn.Linear(width, width)]
-        for layer in layers:
-            nn.init.eye_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        self.head = nn.Sequential(*layers)
-
-    def forward(self, rows: Tensor, pairs: PairList) -> Tensor:
-        """Scalar loss of student vectors [N, D] and the pairs between them; 0 without a pair."""
-        total = sum_over_pairs(self._sum, rows, pairs, list(self.parameters()))
-        return global_mean(total, torch.count_nonzero(torch.bincount(pairs.sequence)))
-
-    def _sum(self, rows: Tensor, pairs: PairList) -> Tensor:
-        h = self.head(rows)  # [N, D]
-        if len(h) ** 2 <= _MATRIX_EXCESS * len(pairs.first):
-            index = pairs.first * len(h) + pairs.second
-            matrix = holistic_matrix(h, self.similarity)  # [N, N]
-            predicted = matrix.flatten().index_select(0, index).float()  # [P]
-        else:
-            h_i, h_j = h.index_select(0, pairs.first), h.index_select(0, pairs.second)
-            predicted = holistic_correlation(h_i, h_j, self.similarity).float()  # [P]
-        error = (predicted - pairs.holistic) / self.temperature
-        _, row, counts = torch.unique_consecutive(
-            pairs.sequence, return_inverse=True, return_counts=True
-        )
-        total = error.new_zeros(len(counts)).index_add(0, row, error.square())  # per sequence
-        squared = total / counts if self.pair_scale == "rms" else total * (2 / pairs.kept)
-        # the root's slope at 0 is infinite: where a sequence already agrees, stop at 0
-        norm = torch.where(squared > 0, squared.clamp(min=1e-30).sqrt(), 0.0)
-        return norm.sum()
-
-
-class DissectedLoss(nn.Module):
-    """Predict the correlation type of a pair from ``|S_i - S_j|``.
-
-    An MLP (linear, ReLU, linear to K). Hard codes: cross-entropy. Soft codes:
-    KL(code || predicted). Mean over pairs.
-
-    Args:
-        width: D.
-        codes: K.
-        hidden: width of the hidden layer; None = ``width``.
-        normalise: give every S_i length sqrt(D) first. The loss then can neither grow nor shrink
-            the vectors, whose scale the recommendation loss needs for itself.
-
-    Raises:
-        ValueError: if an argument is out of range.
-    """
-
-    def __init__(
-        self, *, width: int, codes: int, hidden: int | None = None, normalise: bool = False
-    ) -> None:
-        super().__init__()
-        if codes < 2:
-            raise ValueError(f"codes must be at least 2 to tell pairs apart, got {codes}")
-        self.normalise = normalise
-        hidden = width if hidden is None else hidden
-        if hidden < 1:
-            raise ValueError(f"hidden must be at least 1, got {hidden}; null takes the width")
-        self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, codes))
-
-    def forward(self, rows: Tensor, pairs: PairList) -> Tensor:
-        """Scalar loss of student vectors [N, D] and the pairs between them; 0 without a pair."""
-        total = sum_over_pairs(self._sum, rows, pairs, list(self.parameters()))
-        return global_mean(total, len(pairs.first))
-
-    def _sum(self, rows: Tensor, pairs: PairList) -> Tensor:
-        if self.normalise:
-            rows = F.normalize(rows, dim=-1, eps=1e-6) * rows.shape[-1] ** 0.5
-        s_i, s_j = rows.index_select(0, pairs.first), rows.index_select(0, pairs.second)
-        logits = self.head((s_i - s_j).abs()).float()  # [P, K]
-        q = pairs.codes
-        if q.dim() == 1:
-            return F.cross_entropy(logits, q, reduction="sum")
-        # log(q) of a clamped q: torch's kl_div takes xlogy, which is five times slower
-        divergence: Tensor = q * (q.clamp(min=1e-30).log() - logits.log_softmax(dim=1))
-        return divergence.sum()

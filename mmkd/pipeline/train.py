@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 from mmkd.config.plan import Plan, plan
 from mmkd.config.recipe import Recipe, recipe_digest
+from mmkd.data.batches import batch_stream
 from mmkd.data.dataset import Dataset
 from mmkd.data.items import AttributeVocabulary
 from mmkd.files import write_json
@@ -164,8 +165,9 @@ def _train(
     torch.manual_seed(recipe.seed + accelerator.process_index)
     report = planned.trainer.fit(
         step,
-        planned.objective.supervision.stream(
+        batch_stream(
             data.split,
+            planned.objective.task,
             max_length=planned.trainer.max_length,
             batch_size=planned.trainer.batch_size,
             seed=recipe.seed,
@@ -173,7 +175,7 @@ def _train(
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             accumulate=planned.trainer.accumulate,
-            clean=planned.objective.clean,
+            clean=step.objective.clean,
         ),
         targets=targets_of(planned, distiller, accelerator),
         validate=lambda: (
