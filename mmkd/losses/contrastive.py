@@ -104,7 +104,8 @@ class ContrastiveLoss(nn.Module):
         # a matmul a sequence: [B, X, F] x [B, F, V]
         cosine = torch.bmm(anchors.transpose(0, 1), views.permute(1, 2, 0))  # [B, X, V]
         norm = torch.linalg.vector_norm(views, dim=-1).clamp(min=1e-12)  # [V, B]
-        return (cosine / norm.mT[:, None] / self.temperature).logsumexp(-1).mT
+        scaled: Tensor = cosine / norm.mT[:, None] / self.temperature
+        return scaled.logsumexp(-1).mT
 
     def _negatives(self, anchors: Tensor, candidates: Tensor, first: int) -> Tensor:
         """Unit anchors [X, B, F] and unit sequences [G, F], from ``first`` on theirs, to [X, B]."""

@@ -193,7 +193,8 @@ class Objective(nn.Module):
         batch: Batch,
         targets: Mapping[str, CorrelationTargets],
     ) -> Iterator[tuple[str, float, Tensor]]:
-        for modality, loss in self.correlation.items():
+        losses: dict[str, CorrelationLoss] = dict(self.correlation.items())  # type: ignore[arg-type]
+        for modality, loss in losses.items():
             # a table that the networks share is one table
             tables = {id(out.modality[modality]): out.modality[modality] for out in outputs}
             found = [loss(table, batch.items, targets[modality]) for table in tables.values()]

@@ -1,5 +1,7 @@
 """Tasks: what each kind of view may do to a sequence, what is asked, and what is refused."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ def sequences() -> Tensor:
 def views_of(**shares: float) -> tuple[Tensor, list[list[list[int]]]]:
     """The sequences, and their views row by row without the padding, which must be on the left."""
     made = sequences()
-    kinds = {"crop": 0.0, "mask": 0.0, "reorder": 0.0} | shares
+    kinds: dict[str, Any] = {"crop": 0.0, "mask": 0.0, "reorder": 0.0} | shares
     events = torch.nn.functional.pad(made, (0, 1), value=1)  # the last is only a target
     task = NextItem(views=VIEWS, **kinds)
     found = task.batch(events, item_count=ITEMS, generator=seeded_generator(3)).views[1:]

@@ -137,7 +137,8 @@ def test_a_weight_of_zero_takes_its_term_out() -> None:
         mutual=MutualLoss(weight=0),
         compression=CompressionLoss(weight=0, states_weight=0),
     )
-    assert gone.contrastive is gone.mutual is gone.compression is None and not gone.clean
+    assert gone.contrastive is None and gone.mutual is None and gone.compression is None
+    assert not gone.clean
 
 
 def test_what_compares_whole_predictions_wants_a_softmax() -> None:
