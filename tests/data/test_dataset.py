@@ -1,11 +1,10 @@
-"""Digests of the data: equal for equal data, and each tells of its own part."""
+"""Datasets: a split of one's own; digests, equal for equal data, each telling of its own part."""
 
 from dataclasses import replace
 
 import numpy as np
 
-from mmkd.data import Cases, SequenceSplit
-from mmkd.data.dataset import data_digests
+from mmkd.data import Cases, Dataset, InteractionLog, ItemTable, SequenceSplit
 
 SPLIT = SequenceSplit(
     items=np.array([1, 2, 3, 2, 1, 3]),
@@ -21,7 +20,13 @@ ITEMS, USERS = ("", "a", "bc", "d"), ("u", "v")
 def digests(
     items: tuple[str, ...] = ITEMS, users: tuple[str, ...] = USERS, split: SequenceSplit = SPLIT
 ) -> dict[str, str]:
-    return data_digests(item_ids=items, user_ids=users, split=split)
+    none = [None] * len(items)
+    events = np.zeros(0, np.int64)
+    return Dataset(
+        items=ItemTable(items, items, none, none, [()] * len(items)),
+        log=InteractionLog(events, events, events.astype(np.float64), user_ids=users),
+        split=split,
+    ).digests()
 
 
 def differing(other: dict[str, str]) -> set[str]:

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from mmkd.data import ItemTable, load_items
-from mmkd.errors import DataError
+from mmkd.errors import DataError, MmkdError
 
 FILMS = """\
 item_id,title,plot,genres,image
@@ -79,7 +79,7 @@ def test_a_failed_save_leaves_the_old_table_and_no_debris(
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(MmkdError, match="no space"):
         items.save(tmp_path / "run" / "items.parquet")
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["items.parquet"]
     assert ItemTable.load(tmp_path / "run" / "items.parquet") == items
