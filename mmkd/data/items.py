@@ -59,7 +59,8 @@ class ItemTable:
     Attributes:
         ids: And the others: the columns as sequences of Python values.
         frame: The columns ``id``, ``title``, ``text``, ``image_path`` and ``attributes``, [I+1].
-            Where UTF-8 cannot hold a text or a path, its column is one of bytes.
+            Labels are held as numbers (Enum); where UTF-8 cannot hold a text or a path, its column
+            is one of bytes.
 
     Raises:
         DataError: If the columns differ in length, the padding row is missing or an id is repeated.
@@ -101,13 +102,15 @@ class ItemTable:
             raise DataError(
                 f"item ids must be unique; repeated: {shown(again)}; remove the repeated rows"
             )
-        self.frame = frame.rechunk()
+        self.frame = frame.with_columns(_coded(frame["attributes"])).rechunk()
         self._index = IdIndex(self.frame["id"])
         for (name, read), column in zip(_READ.items(), self.frame, strict=True):
             setattr(self, name, Column(column, read))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ItemTable) and self.frame.equals(other.frame)
+        return isinstance(other, ItemTable) and all(
+            getattr(self, name) == getattr(other, name) for name in _READ
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -173,7 +176,7 @@ class ItemTable:
                 )
         with outside(DataError, path, "cannot be written", remedy="give another place"):
             with replacing(path) as temporary:
-                self.frame.write_parquet(temporary)
+                self.frame.cast({"attributes": _COLUMNS["attributes"]}).write_parquet(temporary)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -230,7 +233,7 @@ class Column(Sequence[T], Generic[T]):
             yield from map(self._read, part.to_series().to_list())
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Column):
+        if isinstance(other, Column) and self.series.dtype == other.series.dtype:
             return self.series.equals(other.series)
         if not isinstance(other, Sequence):
             return NotImplemented
@@ -278,6 +281,12 @@ def _series(values: Sequence[Any], name: str) -> pl.Series:
         return pl.Series(name, bytes_of, dtype=pl.Binary)
 
 
+def _coded(labels: pl.Series) -> pl.Series:
+    """Lists of labels with each label's text held once for the whole catalogue."""
+    known = labels.explode().cast(pl.String).drop_nulls().unique().sort()
+    return labels.cast(pl.List(pl.Enum(known)))
+
+
 @dataclass(frozen=True)
 class AttributeVocabulary:
     """Every label of a catalogue, and which of them each item has.
@@ -302,6 +311,7 @@ class AttributeVocabulary:
             items.frame.select("attributes")
             .with_row_index("row")
             .explode("attributes")
+            .cast({"attributes": pl.String})
             .drop_nulls()
             .unique()
             .sort("row", "attributes")

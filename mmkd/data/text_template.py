@@ -15,6 +15,7 @@ from mmkd.errors import DataError
 
 # Python's, which is more than polars': with other texts, vectors would have to be computed anew
 _SPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))
+_SLICE = 50_000
 _CLOSERS = ')]}>"»”'
 _SEPARATORS = " \t\n.,;:|/-–—"  # noqa: RUF001 (the en dash is meant)
 
@@ -90,8 +91,10 @@ class TextTemplate:
             parts.append(pl.concat_str(lead, values[name], pl.lit(after)).fill_null(""))
             written = written | values[name].is_not_null()
         text = _stripped(pl.concat_str(*parts, pl.lit(self.ending)))
-        lines = frame.lazy().select(text=pl.when(written).then(text))
-        return lines.collect()["text"]
+        texts = pl.when(written).then(text).alias("text")
+        # slice by slice, as each part of a text is a column of its own for a while
+        slices = [part.select(texts)["text"] for part in frame.iter_slices(_SLICE)]
+        return pl.concat(slices) if slices else pl.Series("text", dtype=pl.String)
 
 
 def _stripped(text: pl.Expr) -> pl.Expr:

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from mmkd.data import InteractionLog, ItemTable, load_interactions
+from mmkd.data.readers import check_load_interactions
 from mmkd.errors import DataError
 
 IDS = ("007", "a b", "naïve 映画", "x1", "x2")
@@ -218,6 +219,18 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         load(tmp_path, min_rating=3)
     with pytest.raises(DataError, match="unknown_items: got 'skip', wanted 'error' or 'drop'"):
         load(tmp_path, unknown_items="skip")
+
+
+def test_options_are_judged_without_a_file() -> None:
+    assert check_load_interactions(path="log.csv", min_rating=3, rating="stars") == []
+    assert check_load_interactions(min_rating=3) == []  # whether there are ratings is not known
+    assert check_load_interactions(
+        path="log.csv", rating=None, min_rating=3, min_user_events=0, duplicates="newest"
+    ) == [
+        "min_rating: needs ratings; name their column with rating",
+        "duplicates: got 'newest', wanted 'keep', 'first' or 'last'",
+        "min_user_events: got 0, wanted at least 1; use 1 to keep all",
+    ]
 
 
 def test_a_million_events_load_in_seconds(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from references.events import Event, reference_sequences, reference_temporal
 
 from mmkd.data import SPLITS, Cases, InteractionLog, SequenceSplit, leave_one_out, ratio, temporal
+from mmkd.data.splits import check_leave_one_out, check_ratio, check_temporal
 from mmkd.errors import DataError
 
 ITEMS = 40
@@ -193,6 +194,20 @@ def test_ratio_refuses_fractions_that_leave_nothing_to_train_or_test() -> None:
         ratio(two_users(), 2)
     with pytest.raises(DataError, match=r"valid: got 0.5 with test=0.5, wanted a sum below 1"):
         ratio(two_users(), 2, valid=0.5, test=0.5)
+
+
+def test_options_are_judged_without_a_log() -> None:
+    assert check_leave_one_out() == check_ratio(valid=0.4) == check_temporal() == []
+    assert check_leave_one_out(min_train_events=0) == [
+        "min_train_events: got 0, wanted at least 1; a case needs an event before it"
+    ]
+    assert check_ratio(valid=0.7, test=0.3) == [
+        "valid: got 0.7 with test=0.3, wanted a sum below 1; the rest trains"
+    ]
+    assert check_temporal(valid=-0.1, valid_from="2024-03-02", test_from="2024-03-01") == [
+        "valid: got -0.1, wanted at least 0; such as 0.1",
+        "valid_from: got 2024-03-02, wanted no later than test_from=2024-03-01; swap them",
+    ]
 
 
 def test_a_split_without_validation_cases_is_refused() -> None:
