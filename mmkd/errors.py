@@ -74,10 +74,12 @@ class EmbeddingInterrupted(Interrupted):
 
 
 class TrainingInterrupted(Interrupted):
-    """A run stopped on request, after writing a checkpoint."""
+    """A run stopped on request, after writing a checkpoint where it has a folder to keep one."""
 
-    def __init__(self, epoch: int, folder: Path) -> None:
-        super().__init__(f"stopped in epoch {epoch + 1}; continue with --resume (run: {folder})")
+    def __init__(self, epoch: int, folder: Path | None) -> None:
+        self.epoch = epoch
+        kept = f"continue with --resume (run: {folder})" if folder else "give a folder to continue"
+        super().__init__(f"stopped in epoch {epoch + 1}; {kept}")
 
 
 # ---- the outside world

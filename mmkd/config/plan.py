@@ -31,6 +31,7 @@ from mmkd.student import (
     build_ensemble,
 )
 from mmkd.student.layers import check_modality_name
+from mmkd.training.arguments import TrainingArguments
 from mmkd.training.optimizer import ASYNCHRONOUS, AsynchronousUpdate
 from mmkd.training.trainer import Trainer
 
@@ -57,7 +58,7 @@ class Plan:
         ensemble: For ``build_ensemble``.
         objective: The terms of the loss.
         asynchronous: How the modality tables lag behind.
-        trainer: The training loop.
+        training: Epochs, learning rate and the like.
         evaluator: How the run is evaluated.
     """
 
@@ -75,13 +76,18 @@ class Plan:
     ensemble: dict[str, Any]
     objective: ObjectivePlan
     asynchronous: AsynchronousUpdate
-    trainer: Trainer
+    training: TrainingArguments
     evaluator: Evaluator
 
     @property
     def width(self) -> int:
         """D."""
         return int(self.embedding["width"])
+
+    @property
+    def trainer(self) -> Trainer:
+        """The training loop."""
+        return Trainer(self.training)
 
 
 def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True) -> Plan:
@@ -147,9 +153,9 @@ class _Planner:
         )
         self._embedding(embedding)
         width = embedding.get("width", 0)  # 0 where it is wrong: what depends on it isn't built
-        trainer = self.checks.build(Trainer, recipe.training, "training")
+        training = self.checks.build(TrainingArguments, recipe.training, "training")
         encoding = self.checks.build(EncodingSettings, recipe.embed, "embed")
-        length = trainer.max_length if trainer else 50
+        length = training.max_length if training else 50
         backbone, causal = self._backbone(recipe.student.backbone, width, length)
         cache = {"folder": str(default_cache_folder())} | recipe.cache
         random_weights = cache.pop("allow_random_weights", False)
@@ -173,7 +179,7 @@ class _Planner:
                 f"{recipe.student.backbone.kind} is {'causal' if causal else 'bidirectional'}",
                 depends=("student.backbone",),
             )
-        if supervision and trainer and not supervision.causal and trainer.max_length < 2:
+        if supervision and training and not supervision.causal and training.max_length < 2:
             self.checks.problem(
                 "training.max_length",
                 "got 1, wanted at least 2: one place is the mask token's",
@@ -181,7 +187,7 @@ class _Planner:
             )
         asynchronous = self.checks.chosen(recipe.asynchronous, ASYNCHRONOUS, "asynchronous")
         evaluator = self.checks.build(Evaluator, recipe.evaluation, "evaluation")
-        self._metrics(evaluator, trainer)
+        self._metrics(evaluator, training)
         known = SPLITS.get(recipe.data.split.kind)
         if known is None:
             self.checks.problem("data.split.kind", unknown(recipe.data.split.kind, SPLITS))
@@ -212,7 +218,7 @@ class _Planner:
             backbone=backbone,
             objective=_sure(objective),
             asynchronous=_sure(asynchronous),
-            trainer=_sure(trainer),
+            training=_sure(training),
             evaluator=_sure(evaluator),
             encoding=_sure(encoding),
             **result,
@@ -309,7 +315,7 @@ class _Planner:
             return options, None
         return options, self.checks.tried("distiller", lambda: CorrelationDistiller(**options))
 
-    def _metrics(self, evaluator: Evaluator | None, trainer: Trainer | None) -> None:
+    def _metrics(self, evaluator: Evaluator | None, training: TrainingArguments | None) -> None:
         if evaluator is None:
             return
         try:
@@ -321,10 +327,10 @@ class _Planner:
         retention = [
             f"retention.{name}.{part}" for name in self.recipe.encoders for part in figures
         ]
-        if trainer and trainer.select_metric not in (*names, *retention):
+        if training and training.select_metric not in (*names, *retention):
             self.checks.problem(
                 "training.select_metric",
-                f"got {trainer.select_metric}, wanted one of {', '.join([*names, *retention])}",
+                f"got {training.select_metric}, wanted one of {', '.join([*names, *retention])}",
                 depends=("encoders", "evaluation.ks"),
             )
 

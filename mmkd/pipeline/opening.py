@@ -5,7 +5,6 @@ From a plan and a folder to a marked run folder, or to a RunError that says what
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
 from accelerate import Accelerator
@@ -75,17 +74,6 @@ def check_same(run: RunFolder, recipe: Recipe) -> None:
         )
 
 
-def check_trackers(planned: Plan) -> None:
-    """Raise RunError where a tracker isn't installed; accelerate would just leave it out."""
-    modules = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
-    for tracker in planned.trainer.trackers:
-        if not any(find_spec(module) for module in modules[tracker]):
-            raise RunError(
-                f"{planned.recipe.name}: training.trackers: {tracker} is not installed; run "
-                f"pip install 'mmkd[{tracker}]', or leave it out"
-            )
-
-
 def announcement(recipe: Recipe, split: SequenceSplit, accelerator: Accelerator) -> str:
     """One line: what trains on what, with how many processes and threads."""
     count, threads = accelerator.num_processes, torch.get_num_threads()
@@ -145,7 +133,7 @@ def load_teacher(planned: Plan, run: RunFolder, digests: Mapping[str, str]) -> T
             f"{given.path}: its networks are {'causal' if student.causal else 'bidirectional'} and "
             "the student's are not, so they see other sequences; use the teacher's backbone kind"
         )
-    if length < planned.trainer.max_length:
+    if length < planned.training.max_length:
         raise RunError(
             f"{given.path}: reads at most {length} items; set training.max_length to {length} or "
             "less"

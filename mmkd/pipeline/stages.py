@@ -4,12 +4,11 @@ Each function takes the checked plan of a recipe and what the stage before it re
 ``pipeline`` runs them in their order.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from torch import Tensor
 
 from mmkd import __version__
 from mmkd.config.plan import Plan
@@ -17,12 +16,11 @@ from mmkd.data import SPLITS, Cases, ItemTable, SequenceSplit
 from mmkd.data.dataset import Dataset, data_digests
 from mmkd.data.items import AttributeVocabulary
 from mmkd.data.readers import load_interactions, load_items
-from mmkd.distiller import CorrelationDistiller, CorrelationTargets
+from mmkd.distiller import CorrelationDistiller
 from mmkd.embeddings import EmbeddingTable
 from mmkd.errors import RunError
 from mmkd.evaluation.evaluator import LIST_LENGTH
 from mmkd.evaluation.ranking import CaseRanks
-from mmkd.evaluation.retention import RetentionProbe
 from mmkd.student import Ensemble
 from mmkd.student.build import build_student
 from mmkd.student.ensemble import scorer
@@ -73,7 +71,7 @@ def build_step(
     spec = {
         "mmkd": __version__,
         "item_count": data.split.item_count,
-        "max_length": planned.trainer.max_length,
+        "max_length": planned.training.max_length,
         "embedding": planned.embedding,
         "backbone": planned.backbone,
         "score_with": planned.recipe.student.score_with,
@@ -92,41 +90,6 @@ def build_step(
     return TrainStep(student, objective, compressed), spec
 
 
-def targets_of(
-    planned: Plan, distiller: CorrelationDistiller | None, accelerator: Accelerator
-) -> Callable[[Tensor, torch.Generator], Mapping[str, CorrelationTargets]]:
-    """A batch's items to the teachers' correlations, of each process a share."""
-    if distiller is None or planned.objective.correlation is None:
-        return lambda items, generator: {}
-    distiller.to(accelerator.device)
-    share = 1 / accelerator.num_processes
-    return lambda items, generator: distiller.targets(items, generator=generator, share=share)
-
-
-def retention_of(
-    planned: Plan, student: Ensemble, distiller: CorrelationDistiller | None
-) -> Callable[[], dict[str, float]]:
-    """How much of each modality the student's table still holds, by ``retention.NAME.FIGURE``."""
-    probes = {}
-    if distiller is not None:
-        probes = {
-            name: RetentionProbe(
-                teacher=teacher, present=distiller.present[name], seed=planned.recipe.seed
-            )
-            for name, teacher in distiller.reduced.items()
-        }
-
-    def measure() -> dict[str, float]:
-        return {
-            f"retention.{name}.{figure}": value
-            for name, probe in probes.items()
-            # the mask token's row has no teacher
-            for figure, value in probe.measure(student.vectors(name)[:-1]).items()
-        }
-
-    return measure
-
-
 def rank_cases(
     planned: Plan,
     split: SequenceSplit,
@@ -137,10 +100,10 @@ def rank_cases(
 ) -> CaseRanks:
     """Rank every case's target among the whole catalogue; the processes share the work."""
     return planned.evaluator.ranks(
-        scorer(student, item_count=split.item_count, max_length=planned.trainer.max_length),
+        scorer(student, item_count=split.item_count, max_length=planned.training.max_length),
         split,
         cases,
-        max_length=planned.trainer.max_length,
+        max_length=planned.training.max_length,
         device=processes.device,
         rank=processes.process_index,
         world_size=processes.num_processes,

@@ -8,11 +8,9 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from mmkd.config.plan import Plan, plan
@@ -26,7 +24,6 @@ from mmkd.pipeline.opening import (
     announcement,
     check_open,
     check_same,
-    check_trackers,
     load_teacher,
     open_run,
 )
@@ -36,12 +33,10 @@ from mmkd.pipeline.stages import (
     distil,
     load_data,
     rank_cases,
-    retention_of,
-    targets_of,
     vocabulary_of,
 )
 from mmkd.runs.folder import RunFolder
-from mmkd.training.progress import peak_memory_bytes
+from mmkd.training.progress import peak_memory_bytes, start_trackers
 
 
 def train(
@@ -71,16 +66,16 @@ def train(
         RecipeError: The recipe has mistakes.
         RunError: The folder holds a run and neither ``resume`` nor ``overwrite`` is given, a run
             of another recipe or of other data, or something that is no run; or another process
-            trains there; or a tracker isn't installed.
+            trains there.
+        TrainingError: A tracker isn't installed, or the device can't compute in this precision.
         TrainingInterrupted: After SIGINT or SIGTERM, once a checkpoint is written.
     """
     planned = plan(recipe)
-    check_trackers(planned)
     run = RunFolder(folder)
     if resume and run.finished:
         check_same(run, recipe)
         return run.result()
-    accelerator = planned.trainer.accelerator(run_folder=folder)
+    accelerator = planned.trainer.accelerator(folder=folder)
     with run.locked() if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:  # says so before the data is read
             check_open(run, recipe, resume=resume, overwrite=overwrite)
@@ -101,8 +96,9 @@ def train(
                     anew=overwrite or not resume,
                     teacher=teacher.digest if teacher else None,
                 )
-        if planned.trainer.trackers:
-            accelerator.init_trackers(recipe.name)
+        if planned.training.trackers:
+            config = recipe.model_dump(mode="json")
+            start_trackers(accelerator, name=recipe.name, config=config, folder=folder)
         return _train(
             planned,
             run,
@@ -155,36 +151,22 @@ def _train(
         run.write_student_spec(spec)
         if vocabulary:
             run.write_attributes(vocabulary.names)
-    step.to(accelerator.device)
-    retention = retention_of(planned, step.student, distiller)
-    retention_at_start = retention()
-    rank = partial(rank_cases, planned, data.split, step.student, accelerator)
     prepared_s = time.monotonic() - began
-    # every process starts from the same weights and drops out different units
-    torch.manual_seed(recipe.seed + accelerator.process_index)
     report = planned.trainer.fit(
-        step,
-        planned.objective.supervision.stream(
-            data.split,
-            max_length=planned.trainer.max_length,
-            batch_size=planned.trainer.batch_size,
-            seed=recipe.seed,
-            device=accelerator.device,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            accumulate=planned.trainer.accumulate,
-            clean=planned.objective.clean,
-        ),
-        targets=targets_of(planned, distiller, accelerator),
-        validate=lambda: (
-            planned.evaluator.metrics(rank(data.split.valid, list_length=0)) | retention()
-        ),
-        asynchronous=planned.asynchronous,
-        accelerator=accelerator,
+        step.student,
+        step.objective,
+        data,
+        task=planned.objective.supervision,
+        distiller=distiller,
         folder=folder,
+        asynchronous=planned.asynchronous,
+        evaluator=planned.evaluator,
+        teacher=teacher.student if teacher else None,
+        accelerator=accelerator,
         resume=resume,
+        seed=recipe.seed,
     )
-    ranks = rank(data.split.test)
+    ranks = rank_cases(planned, data.split, step.student, accelerator, data.split.test)
     result = {
         "recipe": recipe.name,
         "digest": recipe_digest(recipe),
@@ -192,7 +174,7 @@ def _train(
         "split": recipe.data.split.kind,
         "test": planned.evaluator.report(ranks, data.split, seed=recipe.seed),
         "valid": report.history[report.best_epoch]["valid"],
-        "retention_at_start": retention_at_start,
+        "retention_at_start": report.retention_at_start,
         "best_epoch": report.best_epoch,
         "epochs": len(report.history),
         "stopped": report.stopped,

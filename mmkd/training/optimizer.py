@@ -1,17 +1,244 @@
-"""Optimiser groups, learning-rate schedule and the asynchronous updates of the modality tables.
+"""How parameters step: optimiser, learning rate, and the modality tables' asynchronous updates.
 
-KDSR (arXiv:2401.07257, section 3.4) updates the modality embeddings more slowly than the rest, so
-that the recommendation gradient does not wash out what the encoder knew ("modality forgetting").
+From a training step's parameters to an optimiser whose groups get a rate at every step. KDSR
+(arXiv:2401.07257, section 3.4) updates the modality embeddings more slowly than the rest, so that
+the recommendation gradient does not wash out what the encoder knew ("modality forgetting").
 """
 
+import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mmkd.errors import at_least, did_you_mean, refuse
 
 MODALITY_GROUP = "modality"
 OTHER_GROUP = "other"
+
+Chosen = str | Mapping[str, Any]  # a kind, or ``kind`` with the options of that kind
+
+# LBFGS wants the loss as a function, Muon matrices only, SparseAdam sparse gradients
+_UNFIT = ("lbfgs", "muon", "optimizer", "sparseadam")
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    name.lower(): kind
+    for name, kind in sorted(vars(torch.optim).items())
+    if isinstance(kind, type) and issubclass(kind, Optimizer) and name.lower() not in _UNFIT
+}
+_OWN_KEYS = ("lr", "weight_decay", "betas")  # of every optimiser, beside ``optimizer``
+
+_OWN_SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = (
+    *_OWN_SCHEDULES,
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+)
+
+
+# ---- the optimiser
+
+
+def build_optimizer(
+    chosen: Chosen,
+    groups: list[dict[str, Any]],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+) -> Optimizer:
+    """One of torch.optim's optimisers.
+
+    Args:
+        chosen: Its name in lower case, or a mapping of ``kind`` and its options.
+        groups: Of ``parameter_groups``; each has its own weight decay.
+        lr: Peak learning rate.
+        betas: For those that have them.
+    """
+    kind, options = _kind(chosen)
+    if "betas" in _parameters(OPTIMIZERS[kind]):
+        options["betas"] = betas
+    return OPTIMIZERS[kind](groups, lr=lr, **options)  # type: ignore[call-arg]
+
+
+def check_optimizer(chosen: Chosen, **beside: Any) -> list[str]:
+    """What is wrong with the choice of an optimiser, a line each.
+
+    Args:
+        chosen: As for ``build_optimizer``.
+        beside: ``betas`` and ``weight_decay`` where they were changed.
+    """
+    kind, options = _kind(chosen)
+    if kind not in OPTIMIZERS:
+        return [_unknown("optimizer", kind, OPTIMIZERS)]
+    taken = _parameters(OPTIMIZERS[kind])
+    problems = [f"{name}: {kind} has none; leave it out" for name in beside if name not in taken]
+    free = [name for name in taken if name not in ("params", *_OWN_KEYS)]
+    for name in options:
+        if name in _OWN_KEYS:
+            problems.append(f"optimizer.{name}: stands beside optimizer; give {name} there")
+        elif name not in free:
+            hint = did_you_mean(name, free) or f"; known: {', '.join(free)}"
+            problems.append(f"optimizer.{name}: {kind} has no such option{hint}")
+    if not problems:
+        try:  # torch has its ranges in the constructor only
+            OPTIMIZERS[kind]([nn.Parameter(torch.zeros(1))], **options)
+        except (RuntimeError, TypeError, ValueError) as error:
+            problems.append(f"optimizer: {kind}: {error}; correct it")
+    return problems
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    modality: Iterable[nn.Parameter],
+    *,
+    lr: float,
+    weight_decay: float,
+) -> list[dict[str, Any]]:
+    """Two groups for the optimiser: everything but the modality tables, and the modality tables.
+
+    Args:
+        named_parameters: All parameters of the training step.
+        modality: The modality tables among them.
+        lr: Common learning rate.
+        weight_decay: Decay of matrices; biases and norms (1-d) are not decayed.
+
+    Returns:
+        Groups with a ``role`` of ``other`` or ``modality``; empty groups are left out.
+    """
+    tables = {id(p) for p in modality}
+    parameters = [p for _, p in named_parameters if p.requires_grad]
+    chosen = {
+        (OTHER_GROUP, 0.0): [p for p in parameters if id(p) not in tables and p.ndim < 2],
+        (OTHER_GROUP, weight_decay): [p for p in parameters if id(p) not in tables and p.ndim > 1],
+        (MODALITY_GROUP, weight_decay): [p for p in parameters if id(p) in tables],
+    }
+    if weight_decay == 0.0:
+        chosen[(OTHER_GROUP, 0.0)] = [p for p in parameters if id(p) not in tables]
+    return [
+        {"params": members, "role": role, "lr": lr, "weight_decay": decay}
+        for (role, decay), members in chosen.items()
+        if members
+    ]
+
+
+# ---- the learning rate
+
+
+class LearningRate:
+    """The learning rate of each group as a function of step and epoch, so that nothing is resumed.
+
+    Args:
+        lr: Peak.
+        schedule: After the warm-up: ``constant``, or down to 0 at the run's end by ``linear`` or
+            ``cosine``; or another of ``SCHEDULES``, by name or as a mapping of ``kind`` and its
+            options, which are those of transformers' ``get_scheduler``.
+        warmup_steps: Steps of linear growth; the first has a rate already.
+        total_steps: Optimiser steps of the whole run.
+        asynchronous: Its factor multiplies the modality group's rate.
+    """
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        schedule: Chosen,
+        warmup_steps: int,
+        total_steps: int,
+        asynchronous: "AsynchronousUpdate",
+    ) -> None:
+        self.lr = lr
+        self.asynchronous = asynchronous
+        self._factor = _schedule(schedule, lr=lr, warmup=warmup_steps, total=total_steps)
+
+    def apply(self, optimizer: Optimizer, *, step: int, epoch: int) -> float:
+        """Set every group's rate for optimiser step ``step`` (from 0); return the common one."""
+        rate = self.lr * self._factor(step)
+        for group in optimizer.param_groups:
+            modality = group["role"] == MODALITY_GROUP
+            group["lr"] = rate * (self.asynchronous.lr_factor(epoch) if modality else 1.0)
+        return rate
+
+
+def check_schedule(chosen: Chosen) -> list[str]:
+    """What is wrong with the choice of a schedule, a line each; arguments as ``LearningRate``'s."""
+    kind, options = _kind(chosen)
+    if kind not in SCHEDULES:
+        return [_unknown("schedule", kind, SCHEDULES)]
+    if kind in _OWN_SCHEDULES:
+        return [f"schedule.{name}: {kind} has no options; remove it" for name in options]
+    given = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
+    free = [name for name in _parameters(_library_schedules()[kind]) if name not in given]
+    problems = [
+        f"schedule.{name}: {kind} has no such option"
+        + (did_you_mean(name, free) or f"; known: {', '.join(free) or 'none'}")
+        for name in options
+        if name not in free
+    ]
+    if not problems:
+        try:  # the library has its ranges where it computes
+            _schedule(chosen, lr=1.0, warmup=0, total=2)(1)
+        except (ArithmeticError, TypeError, ValueError) as error:
+            problems.append(f"schedule: {kind}: {error}; correct it")
+    return problems
+
+
+def _schedule(chosen: Chosen, *, lr: float, warmup: int, total: int) -> Callable[[int], float]:
+    """The share of the peak rate at each step (from 0)."""
+    kind, options = _kind(chosen)
+    if kind not in _OWN_SCHEDULES:
+        from transformers.optimization import get_scheduler
+
+        # it reads the peak, and gives a LambdaLR whose function of the step is all that is needed
+        idle = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+        with warnings.catch_warnings(action="ignore"):
+            scheduler: Any = get_scheduler(
+                kind, idle, warmup, total, scheduler_specific_kwargs=options
+            )
+        share = scheduler.lr_lambdas[0]
+        # its warm-up begins with a rate of 0, a step for nothing
+        return lambda step: float(share(step + 1 if step < warmup else step))
+
+    def factor(step: int) -> float:
+        growth = min(1.0, (step + 1) / max(1, warmup))
+        done = min(1.0, max(0, step - warmup) / max(1, total - warmup))
+        if kind == "linear":
+            return growth * (1 - done)
+        if kind == "cosine":
+            return growth * (0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * done)))))
+        return growth
+
+    return factor
+
+
+def _library_schedules() -> dict[str, Callable[..., Any]]:
+    # seconds to import, so only for those who want one of its schedules
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
+    found: dict[Any, Any] = TYPE_TO_SCHEDULER_FUNCTION
+    return {str(kind.value): make for kind, make in found.items()}
+
+
+def _kind(chosen: Chosen) -> tuple[str, dict[str, Any]]:
+    if isinstance(chosen, str):
+        return chosen, {}
+    return str(chosen.get("kind")), {k: v for k, v in chosen.items() if k != "kind"}
+
+
+def _unknown(option: str, kind: str, known: Iterable[str]) -> str:
+    return f"{option}: got {kind}, wanted one of {', '.join(known)}{did_you_mean(kind, known)}"
+
+
+def _parameters(target: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(target).parameters)
+
+
+# ---- asynchronous updates
 
 
 class AsynchronousUpdate(Protocol):
@@ -30,25 +257,30 @@ class AsynchronousUpdate(Protocol):
         """Restore what ``state_dict`` returned."""
 
 
-class _Stateless:
+class NoAsynchrony:
+    """Synchronous: the modality tables step like everything else (the ablation)."""
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """Problems of the options, a line each."""
+        return []
+
     def lr_factor(self, epoch: int) -> float:
+        """The common learning rate."""
         return 1.0
 
     def before_step(self, parameters: Sequence[nn.Parameter]) -> None:
-        return None
+        """Leave the gradients alone."""
 
     def state_dict(self) -> dict[str, Tensor]:
+        """Nothing."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        return None
+        """Nothing to restore."""
 
 
-class NoAsynchrony(_Stateless):
-    """Synchronous: the modality tables step like everything else (the ablation)."""
-
-
-class Ramp(_Stateless):
+class Ramp(NoAsynchrony):
     """The paper's: a small learning rate that grows at each milestone until it is the common one.
 
     Starts at ``lr / gamma ** len(milestones)`` and is multiplied by ``gamma`` when the epoch
@@ -63,19 +295,23 @@ class Ramp(_Stateless):
     """
 
     def __init__(self, *, gamma: float = 2.0, milestones: Sequence[int] = (5, 10)) -> None:
-        if gamma <= 1:
-            raise ValueError(
-                f"gamma: got {gamma}, wanted more than 1; use kind: none for no asynchrony"
-            )
+        refuse(self.check(gamma=gamma))
         self.gamma = gamma
         self.milestones = tuple(milestones)
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """Problems of the options, a line each."""
+        gamma = options.get("gamma", 2.0)
+        hint = "use kind: none for no asynchrony"
+        return [] if gamma > 1 else [f"gamma: got {gamma}, wanted more than 1; {hint}"]
 
     def lr_factor(self, epoch: int) -> float:
         """Share of the common learning rate in ``epoch``."""
         return self.gamma ** -sum(epoch < milestone for milestone in self.milestones)
 
 
-class Interval(_Stateless):
+class Interval(NoAsynchrony):
     """The modality tables step once every ``every`` steps, on the mean gradient since their last.
 
     Args:
@@ -86,11 +322,15 @@ class Interval(_Stateless):
     """
 
     def __init__(self, *, every: int = 10) -> None:
-        if every < 1:
-            raise ValueError(f"every: got {every}, wanted at least 1; 1 is synchronous")
+        refuse(self.check(every=every))
         self.every = every
         self._steps = 0
         self._sums: list[Tensor] = []
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """Problems of the options, a line each."""
+        return at_least(1, "1 is synchronous", every=options.get("every"))
 
     def before_step(self, parameters: Sequence[nn.Parameter]) -> None:
         """Collect the gradients; hand their mean over at every ``every``-th step, else none."""
@@ -118,7 +358,7 @@ class Interval(_Stateless):
         self._sums = [state[f"sum.{i}"].clone() for i in range(len(state) - 1)]
 
 
-class Frozen(_Stateless):
+class Frozen(NoAsynchrony):
     """The modality tables never step."""
 
     def lr_factor(self, epoch: int) -> float:
@@ -137,84 +377,3 @@ ASYNCHRONOUS: dict[str, Callable[..., AsynchronousUpdate]] = {
     "frozen": Frozen,
     "none": NoAsynchrony,
 }
-
-
-def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
-    modality: Iterable[nn.Parameter],
-    *,
-    lr: float,
-    weight_decay: float,
-) -> list[dict[str, object]]:
-    """Two groups for the optimiser: everything but the modality tables, and the modality tables.
-
-    Args:
-        named_parameters: All parameters of the training step.
-        modality: The modality tables among them.
-        lr: Common learning rate.
-        weight_decay: Decoupled decay of matrices; biases and norms (1-d) are not decayed.
-
-    Returns:
-        Groups with a ``role`` of ``other`` or ``modality``; empty groups are left out.
-    """
-    tables = {id(p) for p in modality}
-    parameters = [p for _, p in named_parameters if p.requires_grad]
-    chosen = {
-        (OTHER_GROUP, 0.0): [p for p in parameters if id(p) not in tables and p.ndim < 2],
-        (OTHER_GROUP, weight_decay): [p for p in parameters if id(p) not in tables and p.ndim > 1],
-        (MODALITY_GROUP, weight_decay): [p for p in parameters if id(p) in tables],
-    }
-    if weight_decay == 0.0:
-        chosen[(OTHER_GROUP, 0.0)] = [p for p in parameters if id(p) not in tables]
-    return [
-        {"params": members, "role": role, "lr": lr, "weight_decay": decay}
-        for (role, decay), members in chosen.items()
-        if members
-    ]
-
-
-class LearningRate:
-    """The learning rate of each group at each step.
-
-    Args:
-        lr: Peak.
-        schedule: After the warm-up: ``constant``, or down to 0 at the run's end by ``linear`` or
-            ``cosine``.
-        warmup_steps: Steps of linear growth from 0.
-        total_steps: Optimiser steps of the whole run.
-        asynchronous: Its factor multiplies the modality group's rate.
-    """
-
-    def __init__(
-        self,
-        *,
-        lr: float,
-        schedule: Literal["constant", "linear", "cosine"],
-        warmup_steps: int,
-        total_steps: int,
-        asynchronous: AsynchronousUpdate,
-    ) -> None:
-        self.lr = lr
-        self.schedule = schedule
-        self.warmup_steps = warmup_steps
-        self.total_steps = total_steps
-        self.asynchronous = asynchronous
-
-    def apply(self, optimizer: torch.optim.Optimizer, *, step: int, epoch: int) -> float:
-        """Set every group's rate for optimiser step ``step`` (from 0); return the common one."""
-        rate = self.lr * min(1.0, (step + 1) / max(1, self.warmup_steps)) * self._decay(step)
-        for group in optimizer.param_groups:
-            modality = group["role"] == MODALITY_GROUP
-            group["lr"] = rate * (self.asynchronous.lr_factor(epoch) if modality else 1.0)
-        return rate
-
-    def _decay(self, step: int) -> float:
-        if self.schedule == "constant":
-            return 1.0
-        left = max(1, self.total_steps - self.warmup_steps)
-        done = min(1.0, max(0, step - self.warmup_steps) / left)
-        return (
-            1 - done
-            if self.schedule == "linear"
-            else 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * done))))
-        )

@@ -1,32 +1,53 @@
-"""The loop of one training run: epochs, steps, validation, checkpoints. ``Trainer`` sets it up."""
+"""Trainer: a student, an objective and data to the best weights on validation.
 
-import math
+``Trainer.fit`` builds what a training needs around them; ``_Run`` is the loop of one training:
+epochs, steps, validation, checkpoints.
+"""
+
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, PartialState
-from safetensors.torch import load_file
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
+from mmkd.data import SequenceSplit
 from mmkd.data.batches import BatchStream, seeded_generator
+from mmkd.data.dataset import Dataset
 from mmkd.data.tasks import Batch
+from mmkd.distiller import CorrelationDistiller
 from mmkd.errors import TrainingError, TrainingInterrupted
+from mmkd.evaluation.evaluator import Evaluator
 from mmkd.interruption import Interruption
-from mmkd.losses.objective import LossBreakdown
-from mmkd.training.checkpoint import CheckpointFolder, write_tensors
+from mmkd.losses.objective import LossBreakdown, Objective
+from mmkd.student import Ensemble, Recommender
+from mmkd.training.arguments import TrainingArguments
+from mmkd.training.checkpoint import CheckpointFolder, read_tensors, write_tensors
 from mmkd.training.optimizer import (
     MODALITY_GROUP,
     AsynchronousUpdate,
     LearningRate,
+    NoAsynchrony,
+    build_optimizer,
     parameter_groups,
 )
-from mmkd.training.progress import EpochProgress, flat, gradient_norms
+from mmkd.training.pending import Retention, Task, batch_stream, longest, ranks
+from mmkd.training.progress import (
+    EpochProgress,
+    check_installed,
+    flat_record,
+    gradient_norms,
+    print_record,
+    start_trackers,
+)
 from mmkd.training.step import TrainStep
 
 TargetsOf = Callable[[Tensor, torch.Generator], Mapping[str, Any]]
@@ -35,7 +56,7 @@ Validate = Callable[[], Mapping[str, float]]
 
 @dataclass
 class TrainReport:
-    """How a run went.
+    """How a training went.
 
     Attributes:
         best_epoch: Epoch (from 0) of the kept weights; -1 before the first validation.
@@ -44,6 +65,7 @@ class TrainReport:
         seconds: Wall time spent in training and validation, over all resumed parts.
         history: One record an epoch: losses, validation metrics, learning rate, gradient norms.
         stopped: ``""`` while running, then ``early`` or ``epochs``.
+        retention_at_start: How much of each teacher the student held before training.
     """
 
     best_epoch: int = -1
@@ -52,6 +74,232 @@ class TrainReport:
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: str = ""
+    retention_at_start: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """Fits students.
+
+    Six users walk along a circle of six items, and the student learns what comes next:
+
+        >>> import numpy as np
+        >>> from mmkd import FusedItemEmbedding, InteractionLog, NextItem, Objective, Recommender
+        >>> from mmkd import SASRec, Softmax, Trainer, TrainingArguments
+        >>> from mmkd.data import leave_one_out
+        >>> user, step = np.divmod(np.arange(48), 8)
+        >>> log = InteractionLog(user, (user + step) % 6 + 1, step.astype(float), tuple("abcdef"))
+        >>> student = Recommender(
+        ...     embedding=FusedItemEmbedding(item_count=6, width=16),
+        ...     backbone=SASRec(width=16, max_length=8, layers=1, heads=2),
+        ... )
+        >>> trainer = Trainer(TrainingArguments(epochs=20, lr=0.03, max_length=8, cpu=True))
+        >>> report = trainer.fit(
+        ...     student, Objective(Softmax()), leave_one_out(log, 6), task=NextItem()
+        ... )
+        >>> report.stopped, report.best_metric > 0.9
+        ('epochs', True)
+
+    Args:
+        arguments: Epochs, learning rate and the like; None takes the defaults.
+    """
+
+    def __init__(self, arguments: TrainingArguments | None = None) -> None:
+        self.arguments = arguments or TrainingArguments()
+
+    def fit(
+        self,
+        student: Recommender | Ensemble,
+        objective: Objective,
+        data: Dataset | SequenceSplit,
+        *,
+        task: Task,
+        distiller: CorrelationDistiller | None = None,
+        folder: Path | str | None = None,
+        asynchronous: AsynchronousUpdate | None = None,
+        evaluator: Evaluator | None = None,
+        teacher: Ensemble | None = None,
+        accelerator: Accelerator | None = None,
+        resume: bool = False,
+        seed: int = 0,
+    ) -> TrainReport:
+        """Train until the epochs or the patience run out, and keep the best weights.
+
+        Args:
+            student: One network, or several; moved to the device and trained in place.
+            objective: The loss.
+            data: What to train and to validate on; of a data set its split is read.
+            task: What the student predicts, ``NextItem`` or ``MaskedItem``.
+            distiller: Fitted; the teacher of the objective's correlation losses, whose retention
+                is measured too.
+            folder: Gets ``student.safetensors`` (the best), ``checkpoints/`` and the trackers'
+                files; None leaves no file behind.
+            asynchronous: How the modality tables lag behind; None = not at all.
+            evaluator: Of the validation metrics; None takes the defaults.
+            teacher: A trained ensemble that the objective's compression holds the student to.
+            accelerator: Of ``accelerator()``; None builds one.
+            resume: Continue from the folder's newest checkpoint, if there is one.
+            seed: Of batches, dropout and what else is drawn; torch's generator is set by it.
+
+        Returns:
+            The report; ``student`` holds the best weights, in evaluation mode.
+
+        Raises:
+            TrainingError: The parts don't fit each other, or a tracker isn't installed.
+            TrainingInterrupted: After SIGINT or SIGTERM, once a checkpoint is written.
+            CheckpointError: The checkpoint doesn't fit.
+        """
+        arguments, evaluator = self.arguments, evaluator or Evaluator()
+        split = data.split if isinstance(data, Dataset) else data
+        ensemble = student if isinstance(student, Ensemble) else Ensemble([student])
+        _check_parts(ensemble, objective, task, distiller, teacher)
+        if folder is None and (resume or (arguments.trackers and accelerator is None)):
+            wanted = "checkpoints to resume from" if resume else "the trackers' files"
+            raise TrainingError(f"folder: got none, wanted a place for {wanted}; give fit a folder")
+        with _kept_or_temporary(folder, accelerator or self.processes()) as place:
+            own = accelerator is None
+            processes = accelerator or self.accelerator(folder=place)
+            if arguments.trackers and not processes.trackers:
+                start_trackers(processes, name=place.name, config=asdict(arguments), folder=place)
+            device, count = processes.device, processes.num_processes
+            step = TrainStep(ensemble, objective, _frozen(teacher, device)).to(device)
+            probe = Retention(distiller, seed=seed) if distiller else None
+            at_start = probe(ensemble) if probe else {}
+            stream = batch_stream(
+                split,
+                task,
+                max_length=min(arguments.max_length, longest(ensemble) or arguments.max_length),
+                batch_size=arguments.batch_size,
+                seed=seed,
+                device=device,
+                rank=processes.process_index,
+                world_size=count,
+                accumulate=arguments.accumulate,
+                clean=objective.attributes is not None or objective.contrastive is not None,
+            )
+            correlations = distiller.to(device) if distiller and objective.correlation else None
+
+            def targets(items: Tensor, generator: torch.Generator) -> Mapping[str, Any]:
+                if correlations is None:
+                    return {}
+                return correlations.targets(items, generator=generator, share=1 / count)
+
+            def validate() -> Mapping[str, float]:
+                found = ranks(
+                    evaluator,
+                    ensemble,
+                    split,
+                    split.valid,
+                    processes=processes,
+                    list_length=0,
+                    max_length=longest(ensemble) or arguments.max_length,
+                )
+                return evaluator.metrics(found) | (probe(ensemble) if probe else {})
+
+            # every process starts from the same weights and drops out different units
+            torch.manual_seed(seed + processes.process_index)
+            report = self.fit_step(
+                step,
+                stream,
+                targets=targets,
+                validate=validate,
+                asynchronous=asynchronous or NoAsynchrony(),
+                accelerator=processes,
+                folder=place,
+                resume=resume,
+            )
+            report.retention_at_start = at_start
+            for tracker in processes.trackers if own else ():
+                tracker.finish()
+        return report
+
+    def fit_step(
+        self,
+        step: TrainStep,
+        stream: BatchStream,
+        *,
+        targets: TargetsOf,
+        validate: Validate,
+        asynchronous: AsynchronousUpdate,
+        accelerator: Accelerator,
+        folder: Path,
+        resume: bool = False,
+    ) -> TrainReport:
+        """The inside of ``fit``, for a composition of one's own.
+
+        Args:
+            step: Already on the accelerator's device.
+            stream: This process's rows of every batch.
+            targets: Teacher targets of a batch's items; called without gradients.
+            validate: Validation metrics of ``step.student`` as it is; called on every process.
+            asynchronous: How the modality tables lag behind.
+            accelerator: Device, precision and processes.
+            folder: Gets ``student.safetensors`` (the best) and ``checkpoints/``.
+            resume: Continue from the newest checkpoint, if there is one.
+
+        Returns:
+            The report; ``step`` holds the best weights.
+
+        Raises:
+            TrainingInterrupted: After SIGINT or SIGTERM, once a checkpoint is written.
+            CheckpointError: The checkpoint doesn't fit.
+        """
+        if self.arguments.gradient_checkpointing:
+            step.student.enable_gradient_checkpointing()
+        run = _Run(self.arguments, step, stream, asynchronous, accelerator, folder)
+        if resume:
+            run.restore()
+        with Interruption() as interruption:
+            while not run.report.stopped:
+                run.train_epoch(targets, interruption)
+                run.close_epoch(validate)
+                if not run.report.stopped:
+                    run.pause(interruption)
+        run.load_best()
+        return run.report
+
+    def accelerator(self, *, folder: Path) -> Accelerator:
+        """Set this process's threads and build the accelerator.
+
+        Args:
+            folder: TensorBoard's files go below it.
+
+        Raises:
+            TrainingError: The device can't compute in the wanted precision, or a tracker isn't
+                installed.
+        """
+        precision = self.arguments.precision
+        if precision == "fp16" and not _has_accelerator():
+            raise TrainingError(
+                "training.precision: got fp16, which needs a GPU; use bf16 or no on a CPU"
+            )
+        check_installed(self.arguments.trackers)
+        if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
+            AcceleratorState._reset_state()  # or one notebook could not train in two precisions
+        accelerator = Accelerator(
+            # asked for by name, or several processes without a GPU would not find each other
+            cpu=self._on_cpu,
+            mixed_precision=precision,
+            log_with=list(self.arguments.trackers) or None,
+            project_dir=folder,
+            step_scheduler_with_optimizer=False,
+        )
+        self._set_threads(accelerator.num_processes)
+        return accelerator
+
+    def processes(self) -> PartialState:
+        """Set this process's threads; its device and its place among all, without a precision."""
+        state = PartialState(cpu=self._on_cpu)
+        self._set_threads(state.num_processes)
+        return state
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.arguments.cpu or not _has_accelerator()
+
+    def _set_threads(self, processes: int) -> None:
+        # processes that each take every core run many times slower than one after the other
+        share = max(1, (os.cpu_count() or 1) // processes)
+        torch.set_num_threads(self.arguments.threads or share)
 
 
 @dataclass
@@ -62,42 +310,41 @@ class _Position:
     train_seconds: float = 0.0  # of this epoch, with what came before a checkpoint
 
 
-class TrainingLoop:
-    """One call of ``Trainer.fit``: its state and its steps."""
+class _Run:
+    """One training: its state and its steps."""
 
     def __init__(
         self,
-        trainer: "Trainer",
+        arguments: TrainingArguments,
         step: TrainStep,
         stream: BatchStream,
         asynchronous: AsynchronousUpdate,
         accelerator: Accelerator,
         folder: Path,
     ) -> None:
-        self.trainer = trainer
+        self.arguments = arguments
         self.step = step
         self.stream = stream
         self.asynchronous = asynchronous
         self.accelerator = accelerator
         self.folder = folder
         self.tables = list(step.student.modality_parameters())
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(
-                step.named_parameters(),
-                self.tables,
-                lr=trainer.lr,
-                weight_decay=trainer.weight_decay,
-            ),
-            lr=trainer.lr,
-            betas=trainer.betas,
+        groups = parameter_groups(
+            step.named_parameters(),
+            self.tables,
+            lr=arguments.lr,
+            weight_decay=arguments.weight_decay,
+        )
+        self.optimizer = build_optimizer(
+            arguments.optimizer, groups, lr=arguments.lr, betas=arguments.betas
         )
         self.prepared, self.prepared_optimizer = accelerator.prepare(step, self.optimizer)
         self.batches = len(stream)
         self.learning_rate = LearningRate(
-            lr=trainer.lr,
-            schedule=trainer.schedule,
-            warmup_steps=trainer.warmup_steps,
-            total_steps=-(-self.batches // trainer.accumulate) * trainer.epochs,
+            lr=arguments.lr,
+            schedule=arguments.schedule,
+            warmup_steps=arguments.warmup_steps,
+            total_steps=-(-self.batches // arguments.accumulate) * arguments.epochs,
             asynchronous=asynchronous,
         )
         self.checkpoints = CheckpointFolder(
@@ -120,26 +367,25 @@ class TrainingLoop:
         self.asynchronous.load_state_dict(
             {k: v.to(self.accelerator.device) for k, v in state.items()}
         )
-        self.report = TrainReport(**cast(dict[str, Any], progress["report"]))
-        self.at = _Position(**cast(dict[str, Any], progress["position"]))
-        sums = cast(dict[str, float], progress["sums"])
+        self.report = TrainReport(**progress["report"])
+        self.at = _Position(**progress["position"])
         self.sums = {
             k: torch.tensor(v, device=self.accelerator.device, dtype=torch.float64)
-            for k, v in sums.items()
+            for k, v in progress["sums"].items()
         }
-        self.gradient_norms = cast(dict[str, float], progress["gradient_norms"])
+        self.gradient_norms = progress["gradient_norms"]
         if self.accelerator.scaler is not None and progress["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(cast(dict[str, Any], progress["scaler"]))
+            self.accelerator.scaler.load_state_dict(progress["scaler"])
 
     def train_epoch(self, targets: TargetsOf, interruption: Interruption) -> None:
         """The batches of this epoch that are still to do."""
         self.prepared.train()
-        at, every = self.at, self.trainer.accumulate
+        at, every = self.at, self.arguments.accumulate
         first = at.step
         with EpochProgress(
             self.batches,
             epoch=at.epoch,
-            of=self.trainer.epochs,
+            of=self.arguments.epochs,
             first=first,
             shown=self.accelerator.is_main_process,
         ) as bar:
@@ -169,16 +415,16 @@ class TrainingLoop:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def _optimizer_step(self) -> None:
-        at, trainer = self.at, self.trainer
+        at, arguments = self.at, self.arguments
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients(self.prepared_optimizer)
         if at.step + 1 == self.batches:
             self.gradient_norms = gradient_norms(self.step)
         # first, so that a gradient which takes no part in the step takes none in its norm
         self.asynchronous.before_step(self.tables)
-        if trainer.gradient_clip is not None:
+        if arguments.gradient_clip is not None:
             # not Accelerate's, which would divide by fp16's loss scale a second time
-            nn.utils.clip_grad_norm_(self.step.parameters(), trainer.gradient_clip)
+            nn.utils.clip_grad_norm_(self.step.parameters(), arguments.gradient_clip)
         self.learning_rate.apply(self.optimizer, step=at.optimizer_steps, epoch=at.epoch)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad(set_to_none=True)
@@ -186,7 +432,7 @@ class TrainingLoop:
 
     def pause(self, interruption: Interruption) -> None:
         """Write a checkpoint when one is due; stop when asked to. All processes agree."""
-        due = time.monotonic() - self.saved > self.trainer.checkpoint_every_s
+        due = time.monotonic() - self.saved > self.arguments.checkpoint_every_s
         flags = torch.tensor(
             [float(interruption.requested), float(due and self.accelerator.is_main_process)],
             device=self.accelerator.device,
@@ -201,7 +447,7 @@ class TrainingLoop:
 
     def close_epoch(self, validate: Validate) -> None:
         """Validate, record, decide whether to stop, and write a checkpoint."""
-        report, at, trainer = self.report, self.at, self.trainer
+        report, at, arguments = self.report, self.at, self.arguments
         self._share_sums()
         record: dict[str, Any] = {
             "epoch": at.epoch,
@@ -213,30 +459,30 @@ class TrainingLoop:
             "gradient_norms": self.gradient_norms,
         }
         record["train_seconds"] = round(at.train_seconds + self._lap(), 3)
-        last = at.epoch + 1 == trainer.epochs
-        if (at.epoch + 1) % trainer.validate_every == 0 or last:
+        last = at.epoch + 1 == arguments.epochs
+        if (at.epoch + 1) % arguments.validate_every == 0 or last:
             self.step.eval()
             with torch.no_grad():
                 record["valid"] = {k: float(v) for k, v in validate().items()}
             self._judge(record["valid"])
         record["valid_seconds"] = round(self._lap(), 3)
         report.history.append(record)
-        if trainer.patience is not None and report.bad_epochs >= trainer.patience:
+        if arguments.patience is not None and report.bad_epochs >= arguments.patience:
             report.stopped = "early"
         elif last:
             report.stopped = "epochs"
         self.sums = {}
         at.epoch, at.step, at.train_seconds = at.epoch + 1, 0, 0.0
         if self.accelerator.log_with:
-            self.accelerator.log(flat(record), step=at.epoch)
+            self.accelerator.log(flat_record(record), step=at.epoch)
         if self.accelerator.is_main_process:
-            EpochProgress.line(record, trainer.select_metric, best=report.bad_epochs == 0)
+            print_record(record, arguments.select_metric, best=report.bad_epochs == 0)
         self.save()
 
     def _judge(self, metrics: Mapping[str, float]) -> None:
-        report, name = self.report, self.trainer.select_metric
+        report, name = self.report, self.arguments.select_metric
         if name not in metrics:
-            raise ValueError(
+            raise TrainingError(
                 f"training.select_metric: got {name}, wanted one of {', '.join(metrics)}"
             )
         if metrics[name] > report.best_metric:
@@ -276,7 +522,7 @@ class TrainingLoop:
 
     def load_best(self) -> None:
         """Put the best epoch's weights into the student."""
-        self.step.student.load_state_dict(load_file(self.folder / "student.safetensors"))
+        self.step.student.load_state_dict(read_tensors(self.folder / "student.safetensors"))
         self.step.eval()
 
     def _share_sums(self) -> None:
@@ -292,185 +538,50 @@ class TrainingLoop:
         return seconds
 
 
-class Trainer:
-    """Fits a TrainStep.
-
-    Args:
-        epochs: At most this many passes.
-        batch_size: Sequences a batch, over all processes.
-        max_length: Longest sequence the student reads, L, in items.
-        lr: Peak learning rate of AdamW.
-        schedule: ``constant``, ``linear`` or ``cosine`` decay after the warm-up.
-        warmup_steps: Optimiser steps of linear growth.
-        weight_decay: Decoupled decay.
-        betas: Of AdamW.
-        gradient_clip: Largest global gradient norm; None = no clipping.
-        accumulate: Batches an optimiser step.
-        gradient_checkpointing: Keep a backbone's inputs and states only and compute the rest again
-            for the gradients, a few sequences at a time: less memory, about a third more time. The
-            same mathematics, though dropout draws in another order.
-        patience: Validations without a better metric before stopping; None = never.
-        validate_every: Epochs between validations.
-        select_metric: Which validation metric chooses the kept weights (higher is better).
-        checkpoint_every_s: Seconds between checkpoints inside an epoch (each epoch's end has one).
-        precision: ``bf16`` and ``fp16`` compute in half precision where that is safe.
-        threads: Of each process; None shares the cores evenly among the processes.
-        cpu: Stay on the CPU where there is a GPU.
-        trackers: Where each epoch's record goes besides the run folder.
-
-    Raises:
-        ValueError: An option is out of range; a line for each.
-    """
-
-    def __init__(
-        self,
-        *,
-        epochs: int = 100,
-        batch_size: int = 256,
-        max_length: int = 50,
-        lr: float = 1e-3,
-        schedule: Literal["constant", "linear", "cosine"] = "constant",
-        warmup_steps: int = 0,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        gradient_clip: float | None = None,
-        accumulate: int = 1,
-        gradient_checkpointing: bool = False,
-        patience: int | None = 10,
-        validate_every: int = 1,
-        select_metric: str = "NDCG@10",
-        checkpoint_every_s: float = 300.0,
-        precision: Literal["no", "bf16", "fp16"] = "no",
-        threads: int | None = None,
-        cpu: bool = False,
-        trackers: Sequence[Literal["tensorboard", "wandb"]] = (),
-    ) -> None:
-        wrong = []
-        for name, count in (
-            ("epochs", epochs),
-            ("batch_size", batch_size),
-            ("max_length", max_length),
-            ("accumulate", accumulate),
-            ("patience", patience),
-            ("validate_every", validate_every),
-            ("threads", threads),
-        ):
-            if count is not None and count < 1:
-                wrong.append(f"{name}: got {count}, wanted at least 1; raise it")
-        for name, positive in (("lr", lr), ("gradient_clip", gradient_clip)):
-            if positive is not None and not 0 < positive < math.inf:
-                hint = "null does not clip" if name == "gradient_clip" else "such as 1e-3"
-                wrong.append(f"{name}: got {positive}, wanted a number above 0; {hint}")
-        for name, amount in (
-            ("warmup_steps", warmup_steps),
-            ("weight_decay", weight_decay),
-            ("checkpoint_every_s", checkpoint_every_s),
-        ):
-            if not amount >= 0:
-                wrong.append(f"{name}: got {amount}, wanted 0 or more; raise it")
-        if not all(0 <= beta < 1 for beta in betas):
-            wrong.append(f"betas: got {betas}, wanted two from 0 to below 1; such as [0.9, 0.999]")
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.max_length = max_length
-        self.lr = lr
-        self.schedule = schedule
-        self.warmup_steps = warmup_steps
-        self.weight_decay = weight_decay
-        self.betas = betas
-        self.gradient_clip = gradient_clip
-        self.accumulate = accumulate
-        self.gradient_checkpointing = gradient_checkpointing
-        self.patience = patience
-        self.validate_every = validate_every
-        self.select_metric = select_metric
-        self.checkpoint_every_s = checkpoint_every_s
-        self.precision = precision
-        self.threads = threads
-        self.cpu = cpu
-        self.trackers = list(trackers)
-
-    def accelerator(self, *, run_folder: Path) -> Accelerator:
-        """Set this process's threads and build the accelerator.
-
-        Args:
-            run_folder: TensorBoard's files go below it.
-
-        Raises:
-            TrainingError: The device can't compute in the wanted precision.
-        """
-        if self.precision == "fp16" and not _has_accelerator():
-            raise TrainingError(
-                "training.precision: got fp16, which needs a GPU; use bf16 or no on a CPU"
-            )
-        accelerator = Accelerator(
-            # asked for by name, or several processes without a GPU would not find each other
-            cpu=self.cpu or not _has_accelerator(),
-            mixed_precision=self.precision,
-            log_with=self.trackers or None,
-            project_dir=run_folder,
-            step_scheduler_with_optimizer=False,
+def _check_parts(
+    student: Ensemble,
+    objective: Objective,
+    task: Task,
+    distiller: CorrelationDistiller | None,
+    teacher: Ensemble | None,
+) -> None:
+    """Refuse parts that don't fit each other, before anything is computed."""
+    if task.causal != student.causal:
+        kind = "causal" if student.causal else "bidirectional"
+        wanted = "NextItem" if student.causal else "MaskedItem"
+        raise TrainingError(
+            f"task: got {type(task).__name__}, wanted {wanted}: the student is {kind}; give that, "
+            "or another backbone"
         )
-        self._set_threads(accelerator.num_processes)
-        return accelerator
+    known = distiller.reduced if distiller else {}
+    if missing := [name for name in objective.correlation if name not in known]:
+        raise TrainingError(
+            f"objective: has a correlation loss for {', '.join(missing)}, of which there is no "
+            "teacher; give the distiller that was fitted on it"
+        )
+    if (objective.compression is None) != (teacher is None):
+        got, lacks = ("teacher", "compression") if teacher else ("compression", "teacher")
+        raise TrainingError(f"objective: got a {got}, but no {lacks}; give both or neither")
 
-    def processes(self) -> PartialState:
-        """Set this process's threads; its device and its place among all, without a precision."""
-        state = PartialState(cpu=self.cpu or not _has_accelerator())
-        self._set_threads(state.num_processes)
-        return state
 
-    def _set_threads(self, processes: int) -> None:
-        # processes that each take every core run many times slower than one after the other
-        share = max(1, (os.cpu_count() or 1) // processes)
-        torch.set_num_threads(self.threads or share)
+@contextmanager
+def _kept_or_temporary(
+    folder: Path | str | None, processes: Accelerator | PartialState
+) -> Iterator[Path]:
+    """The given folder; or one that all processes see, for as long as they train."""
+    if folder is not None:
+        yield Path(folder)
+        return
+    with TemporaryDirectory(prefix="mmkd-") as own:
+        try:
+            yield Path(broadcast_object_list([own])[0])
+            processes.wait_for_everyone()
+        except TrainingInterrupted as stop:
+            raise TrainingInterrupted(stop.epoch, None) from None
 
-    def fit(
-        self,
-        step: TrainStep,
-        stream: BatchStream,
-        *,
-        targets: TargetsOf,
-        validate: Validate,
-        asynchronous: AsynchronousUpdate,
-        accelerator: Accelerator,
-        folder: Path,
-        resume: bool = False,
-    ) -> TrainReport:
-        """Train until the epochs or the patience run out; load and save the best weights.
 
-        Args:
-            step: Already on the accelerator's device.
-            stream: This process's rows of every batch.
-            targets: Teacher targets of a batch's items; called without gradients.
-            validate: Validation metrics of ``step.student`` as it is; called on every process.
-            asynchronous: How the modality tables lag behind.
-            accelerator: Device, precision and processes.
-            folder: Gets ``student.safetensors`` (the best) and ``checkpoints/``.
-            resume: Continue from the newest checkpoint, if there is one.
-
-        Returns:
-            The report; ``step`` holds the best weights.
-
-        Raises:
-            TrainingInterrupted: After SIGINT or SIGTERM, once a checkpoint is written.
-            CheckpointError: The checkpoint doesn't fit.
-        """
-        if self.gradient_checkpointing:
-            step.student.enable_gradient_checkpointing()
-        run = TrainingLoop(self, step, stream, asynchronous, accelerator, folder)
-        if resume:
-            run.restore()
-        with Interruption() as interruption:
-            while not run.report.stopped:
-                run.train_epoch(targets, interruption)
-                run.close_epoch(validate)
-                if not run.report.stopped:
-                    run.pause(interruption)
-        run.load_best()
-        return run.report
+def _frozen(teacher: Ensemble | None, device: torch.device) -> Ensemble | None:
+    return teacher and teacher.to(device).eval().requires_grad_(False)
 
 
 def _has_accelerator() -> bool:

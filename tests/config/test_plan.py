@@ -38,7 +38,7 @@ def test_values_of_the_recipe_reach_the_parts() -> None:
     found = planned(
         "seed=9", "training.epochs=3", "student.embedding.width=48", "distiller.codes=7"
     )
-    assert found.trainer.epochs == 3 and found.trainer.lr == 2e-3
+    assert found.training.epochs == 3 and found.training.lr == 2e-3
     assert found.width == 48
     assert found.distiller is not None
     assert found.distiller["seed"] == 9 and found.distiller["codes"] == 7
@@ -209,7 +209,7 @@ def test_a_value_that_a_part_refuses_is_a_mistake_of_the_recipe(override: str, w
 @pytest.mark.parametrize("figure", ["spearman", "recall@10"])
 def test_a_retention_metric_may_select(figure: str) -> None:
     found = planned(f"training.select_metric=retention.text.{figure}")
-    assert found.trainer.select_metric == f"retention.text.{figure}"
+    assert found.training.select_metric == f"retention.text.{figure}"
 
 
 def test_every_number_a_part_refuses_is_told() -> None:

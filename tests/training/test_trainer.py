@@ -15,8 +15,9 @@ from training.tiny import TinyRun, tiny_stream
 
 from mmkd.data.batches import seeded_generator
 from mmkd.errors import TrainingInterrupted
+from mmkd.training.arguments import TrainingArguments
 from mmkd.training.optimizer import Frozen, Interval, Ramp
-from mmkd.training.trainer import Trainer, TrainReport
+from mmkd.training.trainer import TrainReport
 
 
 def without_seconds(report: TrainReport) -> dict[str, Any]:
@@ -85,12 +86,12 @@ def scripted(values: Sequence[float]) -> Callable[[], dict[str, float]]:
 
 def test_early_stopping_keeps_the_weights_of_the_best_epoch(tmp_path: Path) -> None:
     seen: list[dict[str, Tensor]] = []
-    told = scripted([0.1, 0.3, 0.2, 0.3, 0.9])
+    values = scripted([0.1, 0.3, 0.2, 0.3, 0.9])
 
     def validate() -> dict[str, float]:
         assert not run.step.training and not torch.is_grad_enabled()
         seen.append(run.weights())
-        return told()
+        return values()
 
     run = TinyRun(tmp_path, {"epochs": 9, "patience": 2}, dropout=0.2, validate=validate)
     report = run.fit()
@@ -117,7 +118,7 @@ def test_an_unknown_selection_metric_names_the_known_ones(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("option", ["epochs", "batch_size", "max_length", "accumulate"])
 def test_numbers_that_cannot_train_are_refused_at_once(option: str) -> None:
-    build: Callable[..., Trainer] = Trainer
+    build: Callable[..., TrainingArguments] = TrainingArguments
     with pytest.raises(ValueError, match=f"{option}: got 0, wanted at least 1"):
         build(**{option: 0})
 

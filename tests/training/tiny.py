@@ -18,6 +18,7 @@ from mmkd.losses.correlation import CorrelationLoss
 from mmkd.losses.objective import Objective
 from mmkd.losses.recommendation import RecommendationLoss, SoftmaxLoss
 from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone
+from mmkd.training.arguments import TrainingArguments
 from mmkd.training.optimizer import AsynchronousUpdate, NoAsynchrony
 from mmkd.training.step import TrainStep
 from mmkd.training.trainer import Trainer, TrainReport
@@ -108,9 +109,8 @@ class TinyRun:
         self.distiller = tiny_distiller(max_pairs=20)
         self.step = tiny_step(self.distiller, dropout=self.dropout, distil=self.distil)
         defaults: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 0.01}
-        self.trainer = Trainer(
-            **{**defaults, **self.options}, max_length=LENGTH, threads=1, cpu=True
-        )
+        chosen = {**defaults, **self.options}
+        self.trainer = Trainer(TrainingArguments(**chosen, max_length=LENGTH, threads=1, cpu=True))
         self.batches = 0
 
     def targets(self, items: Tensor, generator: torch.Generator) -> Mapping[str, Any]:
@@ -128,13 +128,13 @@ class TinyRun:
         return {"NDCG@10": float(chance.mean())}
 
     def fit(self, *, resume: bool = False) -> TrainReport:
-        return self.trainer.fit(
+        return self.trainer.fit_step(
             self.step,
-            tiny_stream(self.split, self.trainer.batch_size),
+            tiny_stream(self.split, self.trainer.arguments.batch_size),
             targets=self.targets,
             validate=self.validate or self.next_item_accuracy,
             asynchronous=self.asynchronous,
-            accelerator=self.trainer.accelerator(run_folder=self.folder),
+            accelerator=self.trainer.accelerator(folder=self.folder),
             folder=self.folder,
             resume=resume,
         )
