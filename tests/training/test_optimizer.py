@@ -203,7 +203,7 @@ def test_a_schedule_of_transformers_is_taken_by_name() -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_schedule_warms_up_and_stays_within_the_peak(schedule: str) -> None:
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "cosine_with_min_lr": {"min_lr": 0.1},
         "warmup_stable_decay": {"num_decay_steps": 2},
     }
