@@ -21,19 +21,19 @@ TRACKERS = tuple(sorted(str(name) for name in LOGGER_TYPE_TO_CLASS))  # all that
 class TrainingArguments:
     """How a student is trained.
 
-        >>> from mmkd import TrainingArguments
-        >>> arguments = TrainingArguments(
-        ...     epochs=20,
-        ...     lr=3e-3,
-        ...     optimizer={"kind": "sgd", "momentum": 0.9},
-        ...     schedule="cosine",
-        ... )
-        >>> arguments.batch_size
-        256
-        >>> TrainingArguments(epochs=0)
-        Traceback (most recent call last):
-            ...
-        ValueError: epochs: got 0, wanted at least 1; raise it
+    >>> from mmkd import TrainingArguments
+    >>> arguments = TrainingArguments(
+    ...     epochs=20,
+    ...     lr=3e-3,
+    ...     optimizer={"kind": "sgd", "momentum": 0.9},
+    ...     schedule="cosine",
+    ... )
+    >>> arguments.batch_size
+    256
+    >>> TrainingArguments(epochs=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: epochs: got 0, wanted at least 1; raise it
 
     Args:
         epochs: At most this many passes.

@@ -25,7 +25,7 @@ Chosen = str | Mapping[str, Any]  # a kind, or ``kind`` with the options of that
 _UNFIT = ("lbfgs", "muon", "optimizer", "sparseadam")
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     name.lower(): kind
-    for name, kind in sorted(vars(torch.optim).items())
+    for name, kind in sorted(vars(torch.optim).items(), key=lambda pair: pair[0].lower())
     if isinstance(kind, type) and issubclass(kind, Optimizer) and name.lower() not in _UNFIT
 }
 _OWN_KEYS = ("lr", "weight_decay", "betas")  # of every optimiser, beside ``optimizer``
@@ -35,7 +35,6 @@ SCHEDULES = (
     *_OWN_SCHEDULES,
     "cosine_with_restarts",
     "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
     "polynomial",
     "inverse_sqrt",
     "warmup_stable_decay",

@@ -20,13 +20,12 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from mmkd.data import SequenceSplit
-from mmkd.data.batches import BatchStream, batch_stream, seeded_generator
+from mmkd.data.batches import BatchStream, seeded_generator
 from mmkd.data.dataset import Dataset
-from mmkd.data.tasks import Batch, Task
+from mmkd.data.tasks import Batch
 from mmkd.distiller import CorrelationDistiller
 from mmkd.errors import TrainingError, TrainingInterrupted
 from mmkd.evaluation.evaluator import Evaluator
-from mmkd.evaluation.retention import Retention
 from mmkd.interruption import Interruption
 from mmkd.losses.objective import LossBreakdown, Objective
 from mmkd.student import Ensemble, Recommender
@@ -40,6 +39,7 @@ from mmkd.training.optimizer import (
     build_optimizer,
     parameter_groups,
 )
+from mmkd.training.pending import Retention, Task, batch_stream, longest, ranks
 from mmkd.training.progress import (
     EpochProgress,
     check_installed,
@@ -82,22 +82,21 @@ class Trainer:
 
     Six users walk along a circle of six items, and the student learns what comes next:
 
-        >>> import numpy as np
-        >>> from mmkd import FusedItemEmbedding, InteractionLog, NextItem, Objective, Recommender
-        >>> from mmkd import SASRec, Softmax, Trainer, TrainingArguments
-        >>> from mmkd.data import leave_one_out
-        >>> user, step = np.divmod(np.arange(48), 8)
-        >>> log = InteractionLog(user, (user + step) % 6 + 1, step.astype(float), tuple("abcdef"))
-        >>> student = Recommender(
-        ...     embedding=FusedItemEmbedding(item_count=6, width=16),
-        ...     backbone=SASRec(width=16, max_length=8, layers=1, heads=2),
-        ... )
-        >>> trainer = Trainer(TrainingArguments(epochs=20, lr=0.03, max_length=8, cpu=True))
-        >>> report = trainer.fit(
-        ...     student, Objective(Softmax()), leave_one_out(log, 6), task=NextItem()
-        ... )
-        >>> report.stopped, report.best_metric > 0.9
-        ('epochs', True)
+    >>> import numpy as np
+    >>> from mmkd import FusedItemEmbedding, InteractionLog, NextItem, Objective, Recommender
+    >>> from mmkd import SASRec, Softmax, Trainer, TrainingArguments
+    >>> from mmkd.data import leave_one_out
+    >>> user, step = np.divmod(np.arange(30), 5)
+    >>> log = InteractionLog(user, (user + step) % 6 + 1, step.astype(float), tuple("abcdef"))
+    >>> student = Recommender(
+    ...     embedding=FusedItemEmbedding(item_count=6, width=8),
+    ...     backbone=SASRec(width=8, max_length=5, layers=1, heads=2),
+    ... )
+    >>> trainer = Trainer(TrainingArguments(epochs=2, lr=0.05, cpu=True))
+    >>> split = leave_one_out(log, item_count=6)
+    >>> report = trainer.fit(student, Objective(Softmax()), split, task=NextItem())
+    >>> report.stopped, len(report.history), sorted(report.history[-1]["losses"])
+    ('epochs', 2, ['recommendation', 'total'])
 
     Args:
         arguments: Epochs, learning rate and the like; None takes the defaults.
@@ -167,7 +166,7 @@ class Trainer:
             stream = batch_stream(
                 split,
                 task,
-                max_length=min(arguments.max_length, ensemble.max_length or arguments.max_length),
+                max_length=min(arguments.max_length, longest(ensemble) or arguments.max_length),
                 batch_size=arguments.batch_size,
                 seed=seed,
                 device=device,
@@ -184,8 +183,14 @@ class Trainer:
                 return correlations.targets(items, generator=generator, share=1 / count)
 
             def validate() -> Mapping[str, float]:
-                found = evaluator.ranks(
-                    ensemble, split, split.valid, processes=processes, list_length=0
+                found = ranks(
+                    evaluator,
+                    ensemble,
+                    split,
+                    split.valid,
+                    processes=processes,
+                    list_length=0,
+                    max_length=longest(ensemble) or arguments.max_length,
                 )
                 return evaluator.metrics(found) | (probe(ensemble) if probe else {})
 

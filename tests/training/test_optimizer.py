@@ -1,20 +1,25 @@
 """Parameter groups, schedules and the asynchronous updates, worked by hand."""
 
 import math
-from typing import Literal
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from training.tiny import tiny_distiller, tiny_step
 
+from mmkd.training.arguments import TrainingArguments
 from mmkd.training.optimizer import (
+    OPTIMIZERS,
+    SCHEDULES,
     AsynchronousUpdate,
     Frozen,
     Interval,
     LearningRate,
     NoAsynchrony,
     Ramp,
+    build_optimizer,
+    check_schedule,
     parameter_groups,
 )
 
@@ -154,9 +159,7 @@ def test_parameters_that_do_not_train_are_left_out() -> None:
 # schedules
 
 
-def rates(
-    schedule: Literal["constant", "linear", "cosine"], *, warmup: int, total: int
-) -> list[tuple[float, float]]:
+def rates(schedule: str | dict[str, Any], *, warmup: int, total: int) -> list[tuple[float, float]]:
     """The common and the modality rate at each step, the latter a quarter throughout."""
     table, other = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
     optimizer = torch.optim.SGD(
@@ -189,6 +192,78 @@ def test_cosine_goes_down_along_half_a_wave() -> None:
     found = [common for common, _ in rates("cosine", warmup=0, total=4)]
     assert found == pytest.approx([0.4 * (1 + math.cos(math.pi * n / 4)) for n in range(4)])
     assert found[2] == pytest.approx(0.4)
+
+
+def test_a_schedule_of_transformers_is_taken_by_name() -> None:
+    found = rates({"kind": "polynomial", "power": 2.0, "lr_end": 0.2}, warmup=2, total=6)
+    # its own function of the step, but the first step has a rate already
+    assert [common for common, _ in found] == pytest.approx([0.4, 0.8, 0.8, 0.5375, 0.35, 0.2375])
+    assert [late for _, late in found] == pytest.approx([common / 4 for common, _ in found])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_warms_up_and_stays_within_the_peak(schedule: str) -> None:
+    options: dict[str, dict[str, Any]] = {
+        "cosine_with_min_lr": {"min_lr": 0.1},
+        "warmup_stable_decay": {"num_decay_steps": 2},
+    }
+    chosen = {"kind": schedule, **options.get(schedule, {})}
+    assert check_schedule(chosen) == []
+    found = [common for common, _ in rates(chosen, warmup=4, total=10)]
+    assert found[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert all(0 < rate <= 0.8 for rate in found)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "problem"),
+    [
+        ("cosin", "schedule: got cosin, wanted one of constant, .*did you mean 'cosine'"),
+        ({"kind": "cosine", "num_cycles": 1}, "schedule.num_cycles: cosine has no options"),
+        ({"kind": "polynomial", "powr": 2}, "schedule.powr: .* did you mean 'power'"),
+        ("warmup_stable_decay", "schedule: warmup_stable_decay: .*num_decay_steps"),
+        ({"kind": "cosine_with_min_lr"}, "schedule: cosine_with_min_lr: .*min_lr"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(schedule: Any, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        TrainingArguments(schedule=schedule)
+
+
+# optimisers
+
+
+def test_torchs_optimisers_go_by_their_names() -> None:
+    wanted = {"adamw", "adam", "sgd", "adagrad", "radam", "nadam", "adafactor"}
+    assert wanted <= set(OPTIMIZERS) and "sparseadam" not in OPTIMIZERS
+
+
+def test_an_optimiser_gets_its_options_and_the_common_ones() -> None:
+    table = nn.Parameter(torch.ones(2, 2))
+    groups = parameter_groups([("t", table)], [], lr=0.1, weight_decay=0.2)
+    chosen = {"kind": "adam", "amsgrad": True}
+    optimizer = build_optimizer(chosen, groups, lr=0.1, betas=(0.5, 0.6))
+    assert type(optimizer) is torch.optim.Adam
+    [group] = optimizer.param_groups
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (0.1, 0.2, (0.5, 0.6))
+    assert group["amsgrad"] and group["role"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"optimizer": "adamv"}, "optimizer: got adamv, wanted one of .*did you mean 'adam'"),
+        ({"optimizer": {"momentum": 0.9}}, "optimizer: got None, wanted one of adadelta"),
+        ({"optimizer": {"kind": "sgd", "momentun": 1}}, "momentun: sgd .*did you mean 'momentum'"),
+        ({"optimizer": {"kind": "sgd", "momentum": -1}}, "optimizer: sgd: Invalid momentum"),
+        ({"optimizer": {"kind": "sgd", "momentum": "x"}}, "optimizer: sgd: "),
+        ({"optimizer": {"kind": "adam", "lr": 0.1}}, "optimizer.lr: stands beside optimizer"),
+        ({"optimizer": "sgd", "betas": (0.8, 0.9)}, "betas: sgd has none; leave it out"),
+        ({"optimizer": "rprop", "weight_decay": 0.1}, "weight_decay: rprop has none"),
+    ],
+)
+def test_an_optimiser_that_cannot_be_is_refused(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        TrainingArguments(**options)
 
 
 def test_without_asynchrony_both_rates_are_one() -> None:

@@ -16,7 +16,7 @@ from training.tiny import TinyRun, tiny_stream
 from mmkd.data.batches import seeded_generator
 from mmkd.errors import TrainingInterrupted
 from mmkd.training.arguments import TrainingArguments
-from mmkd.training.optimizer import Frozen, Interval, Ramp
+from mmkd.training.optimizer import OPTIMIZERS, Frozen, Interval, Ramp
 from mmkd.training.trainer import TrainReport
 
 
@@ -234,6 +234,22 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path: Path, at: i
     report = resumed.fit(resume=True)
     assert stopped.batches + resumed.batches == whole.batches
     assert without_seconds(report) == without_seconds(wanted)
+    assert_same(resumed.weights(), whole.weights())
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_every_optimiser_trains_and_resumes_bit_by_bit(tmp_path: Path, optimizer: str) -> None:
+    options = {"lr": 0.001, "epochs": 2, "optimizer": optimizer, "schedule": "linear"}
+    whole = TinyRun(tmp_path / "whole", options, dropout=0.3)
+    before = whole.weights()
+    wanted = whole.fit()
+    assert any(not torch.equal(value, before[name]) for name, value in whole.weights().items())
+
+    stopped = TinyRun(tmp_path / "part", options, dropout=0.3, before_batch=interrupt_at(3))
+    with pytest.raises(TrainingInterrupted):
+        stopped.fit()
+    resumed = TinyRun(tmp_path / "part", options, dropout=0.3)
+    assert without_seconds(resumed.fit(resume=True)) == without_seconds(wanted)
     assert_same(resumed.weights(), whole.weights())
 
 
