@@ -236,5 +236,15 @@ def within(low: float, high: float, hint: str = "correct it", /, **values: objec
     ]
 
 
+def one_of(choices: Iterable[str], /, **values: object) -> list[str]:
+    """A line for each value that is none of the choices; None passes."""
+    known = list(choices)
+    return [
+        f"{name}: got {value!r}, wanted one of {', '.join(known)}{did_you_mean(str(value), known)}"
+        for name, value in values.items()
+        if value is not None and value not in known
+    ]
+
+
 def _number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

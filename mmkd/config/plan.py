@@ -8,8 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
-
 from mmkd.config.checks import Checks
 from mmkd.config.objective import ObjectivePlan, plan_objective
 from mmkd.config.options import unknown
@@ -21,8 +19,8 @@ from mmkd.distiller import CorrelationDistiller
 from mmkd.embeddings import EmbeddingCache, EncodingSettings, default_cache_folder
 from mmkd.encoders import EncoderCard, load_card
 from mmkd.errors import EncoderError, RecipeError
-from mmkd.evaluation.evaluator import Evaluator
-from mmkd.evaluation.metrics import metrics_from_ranks
+from mmkd.evaluation import Evaluator, Retention
+from mmkd.evaluation.metrics import metric_names
 from mmkd.student import (
     FusedItemEmbedding,
     Recommender,
@@ -225,20 +223,11 @@ class _Planner:
         )
 
     def _embedding(self, options: Mapping[str, Any]) -> None:
-        names = []
         for name in self.recipe.encoders:
-            try:
-                check_modality_name(name)
-            except ValueError as error:
-                self.checks.problem(f"encoders.{name}", str(error))
-            else:
-                names.append(name)
-        if "width" in options:
-            tables = {name: torch.zeros(3, 1) for name in names}
-            self.checks.tried(
-                "student.embedding",
-                lambda: FusedItemEmbedding(item_count=2, modalities=tables, **options),
-            )
+            for problem in check_modality_name(name):
+                self.checks.problem(f"encoders.{name}", problem)
+        for problem in FusedItemEmbedding.check(**options):
+            self.checks.problem("student.embedding", problem)
 
     def _ensemble(self) -> dict[str, Any]:
         key = "ensemble"
@@ -318,19 +307,11 @@ class _Planner:
     def _metrics(self, evaluator: Evaluator | None, training: TrainingArguments | None) -> None:
         if evaluator is None:
             return
-        try:
-            names = metrics_from_ranks([1.0], evaluator.ks)  # refuses impossible cut-offs
-        except ValueError as error:
-            self.checks.problem("evaluation.ks", str(error))
-            return
-        figures = ("spearman", "recall@10")
-        retention = [
-            f"retention.{name}.{part}" for name in self.recipe.encoders for part in figures
-        ]
-        if training and training.select_metric not in (*names, *retention):
+        names = [*metric_names(evaluator.ks), *Retention.names(self.recipe.encoders)]
+        if training and training.select_metric not in names:
             self.checks.problem(
                 "training.select_metric",
-                f"got {training.select_metric}, wanted one of {', '.join([*names, *retention])}",
+                f"got {training.select_metric}, wanted one of {', '.join(names)}",
                 depends=("encoders", "evaluation.ks"),
             )
 

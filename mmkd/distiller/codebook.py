@@ -1,16 +1,18 @@
-"""Correlation types: dissected correlations [N, P] to hard codes [N] or soft codes [N, K].
+"""Correlation types: dissected correlations [N, F] to hard codes [N] or soft codes [N, K].
 
 K centroids from FAISS k-means over sampled pairs, started by k-means++.
 Source: KDSR (arXiv:2401.07257), section 3.
 """
 
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from mmkd.errors import at_least, one_of, positive, refuse
 
 Assignment = Literal["soft", "hard"]
 
@@ -35,7 +37,7 @@ class CorrelationCodebook:
         ValueError: if an argument is out of range.
     """
 
-    centroids: Tensor  # [K, P]; unused rows (fewer distinct pairs than K) are infinite
+    centroids: Tensor  # [K, F]; unused rows (fewer distinct pairs than K) are infinite
     temperature: float | None
 
     def __init__(
@@ -46,15 +48,7 @@ class CorrelationCodebook:
         temperature: float | None = None,
         seed: int = 0,
     ) -> None:
-        if codes < 1:
-            raise ValueError(f"codes must be at least 1, got {codes}")
-        if assignment not in get_args(Assignment):
-            raise ValueError(f"assignment {assignment!r} is unknown; use soft or hard")
-        if temperature is not None and not temperature > 0:
-            raise ValueError(
-                f"code temperature must be positive, got {temperature}; "
-                "leave it unset to estimate it from the pairs"
-            )
+        refuse(self.check(codes=codes, assignment=assignment, temperature=temperature))
         self.codes = codes
         self.assignment = assignment
         self.temperature = temperature
@@ -62,11 +56,23 @@ class CorrelationCodebook:
         self.seed = seed
         self.centroids = torch.empty(0, 0)
 
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """What is wrong with any of the constructor's options, a line each."""
+        return [
+            *at_least(1, codes=options.get("codes")),
+            *one_of(get_args(Assignment), assignment=options.get("assignment")),
+            *positive(
+                "leave it unset to estimate it from the pairs",
+                temperature=options.get("temperature"),
+            ),
+        ]
+
     def fit(self, correlations: NDArray[np.float32]) -> Self:
         """Place the centroids.
 
         Args:
-            correlations: [N, P] dissected correlations of the sampled pairs.
+            correlations: [N, F] dissected correlations of the sampled pairs.
 
         Returns:
             self. With fewer than K distinct rows, each distinct row becomes a centroid and the
@@ -104,7 +110,7 @@ class CorrelationCodebook:
         """Codes of pairs.
 
         Args:
-            correlations: [N, P].
+            correlations: [N, F].
 
         Returns:
             [N] int64 (hard) or [N, K] of the input's dtype, rows summing to 1 (soft).
@@ -132,9 +138,7 @@ class CorrelationCodebook:
         index.add(used.numpy())
         squared, _ = index.search(r, 1)
         per_coordinate = float(np.mean(squared, dtype=np.float64)) / r.shape[1]
-        return float(
-            max(2 * per_coordinate, 1e-4)
-        )  # pairs that sit on their centroids: near one-hot
+        return float(max(2 * per_coordinate, 1e-4))  # pairs on their centroids: near one-hot
 
 
 def sample_pairs(

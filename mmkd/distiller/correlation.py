@@ -1,4 +1,4 @@
-"""Correlations of item pairs: vectors [.., d] to holistic [..] and dissected [.., P] values.
+"""Correlations of item pairs: vectors [.., d] to holistic [..] and dissected [.., F] values.
 
 Source: KDSR (arXiv:2401.07257), section 3. Pure functions, differentiable: the distiller calls
 them on the teacher's vectors and the holistic head on the student's.
@@ -17,7 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmkd.errors import one_of, refuse
+
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
+SIMILARITIES: tuple[str, ...] = get_args(Similarity)
 
 _SMALLEST_NORM = 1e-6  # below it a vector counts as zero; also bounds the gradient by its inverse
 
@@ -36,7 +39,7 @@ def holistic_correlation(x_i: Tensor, x_j: Tensor, similarity: Similarity = "cos
     Raises:
         ValueError: if the similarity is unknown.
     """
-    check_similarity(similarity)
+    refuse(one_of(SIMILARITIES, similarity=similarity))
     if similarity == "cosine":
         x_i, x_j = _unit(x_i), _unit(x_j)
     if similarity in ("cosine", "dot"):
@@ -53,17 +56,17 @@ def dissected_correlation(
     Args:
         x_i: [..., d] vectors.
         x_j: [..., d] vectors, the partners of ``x_i``.
-        facets: P; must divide d.
+        facets: F; must divide d.
         similarity: as in :func:`holistic_correlation`, applied to each sub-vector.
 
     Returns:
-        [..., P] similarities.
+        [..., F] similarities.
 
     Raises:
         ValueError: if d does not split into ``facets`` or the similarity is unknown.
     """
-    check_facets(x_i.shape[-1], facets)
-    split = (*x_i.shape[:-1], facets, x_i.shape[-1] // facets)  # [..., P, d/P]
+    refuse(check_facets(x_i.shape[-1], facets))
+    split = (*x_i.shape[:-1], facets, x_i.shape[-1] // facets)  # [..., F, d/F]
     return holistic_correlation(x_i.reshape(split), x_j.reshape(split), similarity)
 
 
@@ -73,7 +76,7 @@ def holistic_matrix(x: Tensor, similarity: Similarity = "cosine") -> Tensor:
     Raises:
         ValueError: if the similarity is unknown.
     """
-    check_similarity(similarity)
+    refuse(one_of(SIMILARITIES, similarity=similarity))
     if similarity == "cosine":
         x = _unit(x)
     if similarity in ("cosine", "dot"):
@@ -85,35 +88,28 @@ def holistic_matrix(x: Tensor, similarity: Similarity = "cosine") -> Tensor:
 
 
 def dissected_matrix(x: Tensor, facets: int, similarity: Similarity = "cosine") -> Tensor:
-    """All pairs inside each sequence, per facet: [B, L, d] to [B, L, L, P] (a strided view).
+    """All pairs inside each sequence, per facet: [B, L, d] to [B, L, L, F] (a strided view).
 
     Raises:
         ValueError: if d does not split into ``facets`` or the similarity is unknown.
     """
-    check_facets(x.shape[-1], facets)
+    refuse(check_facets(x.shape[-1], facets))
     batch, length, dim = x.shape
     size = dim // facets
-    parts = x.reshape(batch, length, facets, size).transpose(1, 2)  # [B, P, L, d/P]
-    r = holistic_matrix(parts.reshape(batch * facets, length, size), similarity)  # [B*P, L, L]
+    parts = x.reshape(batch, length, facets, size).transpose(1, 2)  # [B, F, L, d/F]
+    r = holistic_matrix(parts.reshape(batch * facets, length, size), similarity)  # [B*F, L, L]
     return r.view(batch, facets, length, length).permute(0, 2, 3, 1)
 
 
-def check_facets(dim: int, facets: int) -> None:
-    """Raise a ValueError naming the nearest remedy unless ``facets`` divides ``dim``."""
+def check_facets(dim: int, facets: int) -> list[str]:
+    """A line that names the nearest remedy unless ``facets`` divides ``dim``."""
     if facets >= 1 and dim % facets == 0:
-        return
+        return []
     divisors = [n for n in range(1, dim + 1) if dim % n == 0]
     nearest = min(divisors, key=lambda n: (abs(n - facets), -n), default=1)
-    raise ValueError(
-        f"dim {dim} does not split into {facets} facets; use a divisor such as {nearest}"
-    )
-
-
-def check_similarity(similarity: str) -> None:
-    """Raise a ValueError listing the choices unless ``similarity`` is one of them."""
-    if similarity not in get_args(Similarity):
-        choices = ", ".join(get_args(Similarity))
-        raise ValueError(f"similarity {similarity!r} is unknown; use one of {choices}")
+    return [
+        f"facets: dim {dim} does not split into {facets} facets; use a divisor such as {nearest}"
+    ]
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
-"""Pairs of a batch: items [B, L] to a list of real pairs, and the targets the list carries.
+"""CorrelationDistiller: teacher tables [I+1, D] to the correlations of a batch's pairs.
 
-A list rather than [B, L, L]: padding costs nothing and each unordered pair is computed once.
+What the student is to keep of its teachers, KDSR (arXiv:2401.07257), section 3: for every pair of
+items in one sequence of ``items`` [B, L], how alike they are (holistic) and in which way (codes).
+A list of P pairs rather than [B, L, L]: padding costs nothing and each unordered pair is computed
+once. Nothing of shape items x items exists anywhere.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self, get_args
+from typing import Any, Literal, Protocol, Self, get_args
 
 import numpy as np
 import torch
@@ -14,9 +17,9 @@ from torch import Tensor
 
 from mmkd.distiller.codebook import Assignment, CorrelationCodebook, sample_pairs
 from mmkd.distiller.correlation import (
+    SIMILARITIES,
     Similarity,
     check_facets,
-    check_similarity,
     dissected_correlation,
     dissected_matrix,
     holistic_correlation,
@@ -29,74 +32,10 @@ from mmkd.distiller.reduction import (
     present_rows,
     spread_over_facets,
 )
-
-
-@dataclass(frozen=True)
-class CorrelationTargets:
-    """One modality's supervision of one batch: every unordered pair of real, present items once.
-
-    Attributes:
-        sequence: [P] int64, the pair's row b of the batch.
-        first: [P] int64, column i of ``items[b]``.
-        second: [P] int64, column j > i; ``items[b, i] != items[b, j]``.
-        holistic: [P] float32.
-        dissected: [P, facets] float32.
-        assign: [N, facets] to codes, [N] int64 (hard) or [N, K] float32 (soft).
-        kept: share of the batch's pairs that ``max_pairs`` left, for losses that sum over pairs.
-    """
-
-    sequence: Tensor
-    first: Tensor
-    second: Tensor
-    holistic: Tensor
-    dissected: Tensor
-    assign: Callable[[Tensor], Tensor]
-    kept: float = 1.0
-
-    @property
-    def codes(self) -> Tensor:
-        """Correlation types of all pairs, [P] or [P, K]; made here, at each reading."""
-        return exact_codes(self.dissected, self.assign)
-
-
-def exact_codes(dissected: Tensor, assign: Callable[[Tensor], Tensor]) -> Tensor:
-    """Codes of pairs in full precision, also where the student computes in half.
-
-    They are made where they are read: of 300,000 pairs and 50 codes they take 60 MB a modality,
-    eight times what they are made from.
-
-    Args:
-        dissected: [N, facets].
-        assign: see ``CorrelationTargets``.
-
-    Returns:
-        [N] int64 or [N, K] float32.
-    """
-    with torch.no_grad(), torch.autocast(dissected.device.type, enabled=False):
-        return assign(dissected)
-
-
-def real_pairs(items: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Every unordered pair of distinct real items inside one sequence, once.
-
-    Args:
-        items: [B, L] int64.
-        real: [B, L] bool, the positions that count.
-
-    Returns:
-        sequence, first, second: each [P] int64 with ``first < second``.
-    """
-    length = items.shape[1]
-    later = torch.ones(length, length, dtype=torch.bool, device=items.device).triu_(1)
-    pairs = real[:, :, None] & real[:, None, :] & later  # [B, L, L]
-    pairs &= items[:, :, None] != items[:, None, :]
-    sequence, first, second = pairs.nonzero(as_tuple=True)
-    return sequence, first, second
-
+from mmkd.errors import at_least, one_of, positive, refuse
 
 Reduction = Literal["pca", "autoencoder"]
 _CHUNK_PAIRS = 4096  # gathered vectors of one chunk stay in the processor's cache
-_STATE = ("reduced", "present", "centroids", "temperature")
 _DENSE_SHARE = 0.2  # real pairs / B L^2 above which all pairs by matmul beat gathering (measured)
 
 
@@ -112,15 +51,59 @@ class TeacherTable(Protocol):
         """[I+1]; False at row 0 and where the item lacks the modality."""
 
 
+@dataclass(frozen=True)
+class CorrelationTargets:
+    """One modality's supervision of one batch: every unordered pair of real, present items once.
+
+    Attributes:
+        sequence: [P] int64, the pair's row b of the batch; ascending.
+        first: [P] int64, column i of ``items[b]``.
+        second: [P] int64, column j > i; ``items[b, i] != items[b, j]``.
+        holistic: [P] float32.
+        dissected: [P, F] float32.
+        assign: [N, F] to codes, [N] int64 (hard) or [N, K] float32 (soft).
+        kept: share of the batch's pairs that ``max_pairs`` left, for losses that sum over pairs.
+    """
+
+    sequence: Tensor
+    first: Tensor
+    second: Tensor
+    holistic: Tensor
+    dissected: Tensor
+    assign: Callable[[Tensor], Tensor]
+    kept: float = 1.0
+
+    @property
+    def codes(self) -> Tensor:
+        """Correlation types, [P] int64 or [P, K] float32, also where the student computes in half.
+
+        Made at each reading: of 300,000 pairs and 50 codes they take 60 MB a modality, eight times
+        what they are made from, so a loss reads those of a chunk of pairs at a time.
+        """
+        with torch.no_grad(), torch.autocast(self.dissected.device.type, enabled=False):
+            return self.assign(self.dissected)
+
+
 class CorrelationDistiller:
     """Teacher of pair correlations.
+
+    >>> from types import SimpleNamespace
+    >>> import numpy as np
+    >>> import torch
+    >>> from mmkd import CorrelationDistiller
+    >>> vectors = np.random.default_rng(0).normal(size=(21, 12)).astype("float32")
+    >>> table = SimpleNamespace(vectors=vectors, present=np.arange(21) > 0)  # of EmbeddingCache
+    >>> distiller = CorrelationDistiller(dim=8, facets=4, codes=5).fit({"text": table})
+    >>> targets = distiller.targets(torch.tensor([[0, 3, 7, 2]]))["text"]  # three pairs
+    >>> targets.holistic.shape, targets.codes.shape
+    (torch.Size([3]), torch.Size([3, 5]))
 
     Args:
         dim: d, the width of the reduced teacher; a multiple of ``facets``.
         reduction: ``pca`` or ``autoencoder``.
         center: subtract the catalogue's mean before comparing (see ``mmkd.distiller.reduction``).
         similarity: between (sub-)vectors.
-        facets: P sub-vectors of the dissected correlation.
+        facets: F sub-vectors of the dissected correlation.
         codes: K correlation types.
         assignment: of a pair to types, ``soft`` or ``hard``.
         code_temperature: of soft codes; None estimates it per modality.
@@ -151,20 +134,20 @@ class CorrelationDistiller:
         max_pairs: int | None = None,
         seed: int = 0,
     ) -> None:
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}; raise it")
-        check_facets(dim, facets)
-        check_similarity(similarity)
-        if reduction not in get_args(Reduction):
-            raise ValueError(f"reduction {reduction!r} is unknown; use pca or autoencoder")
-        if codes < 2:
-            raise ValueError(f"codes must be at least 2 to tell pairs apart, got {codes}")
-        if seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {seed}")
-        if sampled_pairs < codes:
-            raise ValueError(f"{sampled_pairs} sampled pairs cannot place {codes} codes; use more")
-        if max_pairs is not None and max_pairs < 1:
-            raise ValueError(f"max_pairs must be at least 1, got {max_pairs}; None keeps all pairs")
+        refuse(
+            self.check(
+                dim=dim,
+                reduction=reduction,
+                similarity=similarity,
+                facets=facets,
+                codes=codes,
+                assignment=assignment,
+                code_temperature=code_temperature,
+                sampled_pairs=sampled_pairs,
+                max_pairs=max_pairs,
+                seed=seed,
+            )
+        )
         self.dim = dim
         self.reduction = reduction
         self.center = center
@@ -179,7 +162,32 @@ class CorrelationDistiller:
         self.reduced = {}
         self.present = {}
         self.codebooks = {}
-        self._codebook()  # its arguments are checked here, not after the reduction has run
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """What is wrong with any of the constructor's options, a line each."""
+        get = options.get
+        dim, facets, codes, sampled = (
+            get(name) for name in ("dim", "facets", "codes", "sampled_pairs")
+        )
+        unset = "leave it unset to estimate it from the pairs"
+        problems = [
+            *at_least(1, dim=dim, facets=facets),
+            *at_least(2, "one type tells no pairs apart", codes=codes),
+            *at_least(1, "null keeps all pairs", max_pairs=get("max_pairs")),
+            *at_least(0, seed=get("seed")),
+            *one_of(get_args(Reduction), reduction=get("reduction")),
+            *one_of(SIMILARITIES, similarity=get("similarity")),
+            *one_of(get_args(Assignment), assignment=get("assignment")),
+            *positive(unset, code_temperature=get("code_temperature")),
+        ]
+        if dim is not None and facets is not None and dim >= 1 and facets >= 1:
+            problems += check_facets(dim, facets)
+        if codes is not None and sampled is not None and sampled < codes:
+            problems.append(
+                f"sampled_pairs: got {sampled}, which cannot place {codes} codes; use more"
+            )
+        return problems
 
     def fit(self, tables: Mapping[str, TeacherTable]) -> Self:
         """Reduce every table and fit its codebook, on the items that have the modality.
@@ -223,7 +231,7 @@ class CorrelationDistiller:
             ValueError: if the distiller has not been fitted.
         """
         if not self.reduced:
-            raise ValueError("the distiller has no teacher; call fit or load_state_dict first")
+            raise ValueError("the distiller has no teacher; call fit first")
         with torch.autocast(items.device.type, enabled=False):  # targets are exact in any run
             return {name: self._targets(name, items, generator, share) for name in self.reduced}
 
@@ -235,64 +243,25 @@ class CorrelationDistiller:
             codebook.to(device)
         return self
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """All fitted tensors, keyed ``<modality>.<tensor>``."""
-        state: dict[str, Tensor] = {}
-        for name, codebook in self.codebooks.items():
-            state[f"{name}.reduced"] = self.reduced[name]
-            state[f"{name}.present"] = self.present[name]
-            state[f"{name}.centroids"] = codebook.centroids
-            state[f"{name}.temperature"] = torch.tensor(codebook.temperature, dtype=torch.float64)
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take the tensors of :meth:`state_dict` in place of fitting.
-
-        Raises:
-            ValueError: if a tensor is absent or its shape disagrees with the constructor.
-        """
-        names = list(dict.fromkeys(key.rpartition(".")[0] for key in state))
-        wanted = {
-            f"{n}.{t}" for n in names for t in ("reduced", "present", "centroids", "temperature")
-        }
-        if set(state) != wanted:
-            raise ValueError(f"distiller state: absent or unknown {sorted(wanted ^ set(state))}")
-        for name in names:
-            shapes = (state[f"{name}.reduced"].shape[1:], state[f"{name}.centroids"].shape)
-            if shapes != ((self.dim,), (self.codes, self.facets)):
-                raise ValueError(
-                    f"{name}: state has dim {shapes[0][0]} and codebook {tuple(shapes[1])}, wanted "
-                    f"{self.dim} and {(self.codes, self.facets)}; build it as it was fitted"
-                )
-        self.reduced = {name: state[f"{name}.reduced"] for name in names}
-        self.present = {name: state[f"{name}.present"] for name in names}
-        self.codebooks = {name: self._codebook() for name in names}
-        for name, codebook in self.codebooks.items():
-            codebook.centroids = state[f"{name}.centroids"]
-            codebook.temperature = float(state[f"{name}.temperature"])
-
-    def _codebook(self) -> CorrelationCodebook:
-        return CorrelationCodebook(
-            codes=self.codes,
-            assignment=self.assignment,
-            temperature=self.code_temperature,
-            seed=self.seed,
-        )
-
     def _fit_one(self, name: str, table: TeacherTable) -> None:
         present = np.array(table.present, dtype=np.bool_)
         present[0] = False
         vectors = present_rows(table.vectors, present)
         if self.reduction == "pca":
             x = pca(vectors, self.dim, center=self.center)
-        else:  # its steps draw rows at random, so it holds them all
-            vectors = np.asarray(vectors)
+        else:
             x = autoencoder(vectors, self.dim, center=self.center, seed=self.seed)
         x = spread_over_facets(x, self.dim, self.facets)  # [n, dim]
         first, second = sample_pairs(x, self.sampled_pairs, seed=self.seed)
         rows = torch.from_numpy(x)
         _, r = self._correlate(rows, torch.from_numpy(first), torch.from_numpy(second))
-        self.codebooks[name] = self._codebook().fit(r.numpy())
+        codebook = CorrelationCodebook(
+            codes=self.codes,
+            assignment=self.assignment,
+            temperature=self.code_temperature,
+            seed=self.seed,
+        )
+        self.codebooks[name] = codebook.fit(r.numpy())
         reduced = torch.zeros(len(present), self.dim)
         reduced[torch.from_numpy(present)] = rows
         self.reduced[name] = reduced
@@ -303,7 +272,7 @@ class CorrelationDistiller:
     ) -> CorrelationTargets:
         x = self.reduced[name]
         rows = items.masked_fill(items >= len(x), 0)  # the mask token has no teacher
-        sequence, first, second = real_pairs(rows, self.present[name][rows])
+        sequence, first, second = _real_pairs(rows, self.present[name][rows])
         kept = 1.0
         most = len(first) if self.max_pairs is None else max(1, round(self.max_pairs * share))
         if len(first) > most:
@@ -321,7 +290,7 @@ class CorrelationDistiller:
         return CorrelationTargets(sequence, first, second, holistic, r, assign, kept)
 
     def _correlate(self, x: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
-        """Holistic [P] and dissected [P, facets] correlations of rows i [P] and j [P]."""
+        """Holistic [P] and dissected [P, F] correlations of rows i [P] and j [P]."""
         holistic = x.new_empty(len(i))
         dissected = x.new_empty(len(i), self.facets)
         for start in range(0, len(i), _CHUNK_PAIRS):
@@ -330,3 +299,21 @@ class CorrelationDistiller:
             holistic[cut] = holistic_correlation(x_i, x_j, self.similarity)
             dissected[cut] = dissected_correlation(x_i, x_j, self.facets, self.similarity)
         return holistic, dissected
+
+
+def _real_pairs(items: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Every unordered pair of distinct real items inside one sequence, once.
+
+    Args:
+        items: [B, L] int64.
+        real: [B, L] bool, the positions that count.
+
+    Returns:
+        sequence, first, second: each [P] int64 with ``first < second``.
+    """
+    length = items.shape[1]
+    later = torch.ones(length, length, dtype=torch.bool, device=items.device).triu_(1)
+    pairs = real[:, :, None] & real[:, None, :] & later  # [B, L, L]
+    pairs &= items[:, :, None] != items[:, None, :]
+    sequence, first, second = pairs.nonzero(as_tuple=True)
+    return sequence, first, second

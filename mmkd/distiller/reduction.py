@@ -1,4 +1,8 @@
-"""The teacher's present rows [n, D] of a table [I+1, D], in memory or left on disk."""
+"""Reduced teachers: the present rows [n, D] of a table [I+1, D] to [n, d], d at most D.
+
+PCA, or the paper's one-layer autoencoder: KDSR (arXiv:2401.07257), section 3. A table may be an
+array, or stay on disk and be gone over a chunk at a time.
+"""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -8,6 +12,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 from torch import Tensor, nn
+
+_CHUNK_ROWS = 8192  # bounds the float64 working copy
+_SMALLEST_SHARE = 1e-6  # singular values below this share of the largest are rounding noise
 
 
 class StoredTeacher(Protocol):
@@ -28,7 +35,7 @@ class StoredTeacher(Protocol):
 
 
 class PresentRows:
-    """Present rows of a stored teacher, numbered 0..n-1; `reduction.ChunkedVectors`."""
+    """The rows of a stored teacher that are present, numbered 0..n-1."""
 
     def __init__(self, vectors: StoredTeacher, present: NDArray[np.bool_]) -> None:
         self._vectors = vectors
@@ -37,7 +44,7 @@ class PresentRows:
         self.shape: tuple[int, int] = (int(present.sum()), vectors.shape[1])
 
     def chunks(self, size: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Every row once, at most `size` at a time."""
+        """Every row once, in any order: rows [c] and their vectors [c, D], at most `size`."""
         for rows, vectors in self._vectors.chunks(size):
             kept = self._present[rows]
             yield self._number[rows[kept]], vectors[kept]
@@ -57,23 +64,8 @@ def present_rows(
     return PresentRows(vectors, present)
 
 
-_CHUNK_ROWS = 8192  # bounds the float64 working copy
-_SMALLEST_SHARE = 1e-6  # singular values below this share of the largest are rounding noise
-
-
-class ChunkedVectors(Protocol):
-    """[n, D] vectors that are gone over a chunk at a time, such as ones that stay on disk."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n, D)."""
-
-    def chunks(self, size: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Every row once, in any order: rows [c] and their vectors [c, D], at most `size`."""
-
-
 def pca(
-    vectors: NDArray[np.float32] | ChunkedVectors, dim: int, *, center: bool = True
+    vectors: NDArray[np.float32] | PresentRows, dim: int, *, center: bool = True
 ) -> NDArray[np.float32]:
     """Project on the leading principal directions.
 
@@ -95,16 +87,15 @@ def pca(
         ValueError: if the vectors are not finite, fewer than two, or all equal.
     """
     _check_shape(vectors.shape, dim)
-    source = _Array(vectors) if isinstance(vectors, np.ndarray) else vectors
-    count, width = source.shape
+    count, width = vectors.shape
     total, broken = np.zeros(width), 0
-    for _, part in source.chunks(_CHUNK_ROWS):
+    for _, part in _chunks(vectors):
         broken += int((~np.isfinite(part).all(axis=1)).sum())
         total += part.sum(axis=0, dtype=np.float64)
     _check_finite(broken, count)
     mean = total / count if center else np.zeros(width)
     moments = np.zeros((width, width))
-    for _, part in source.chunks(_CHUNK_ROWS):
+    for _, part in _chunks(vectors):
         chunk = part.astype(np.float64) - mean
         moments += chunk.T @ chunk
     kept = min(dim, width, count)
@@ -117,13 +108,13 @@ def pca(
     largest = np.abs(directions).argmax(axis=0)
     directions = directions * np.sign(directions[largest, np.arange(directions.shape[1])])
     reduced = np.empty((count, directions.shape[1]), dtype=np.float32)
-    for rows, part in source.chunks(_CHUNK_ROWS):
+    for rows, part in _chunks(vectors):
         reduced[rows] = (part.astype(np.float64) - mean) @ directions
     return reduced
 
 
 def autoencoder(
-    vectors: NDArray[np.float32],
+    vectors: NDArray[np.float32] | PresentRows,
     dim: int,
     *,
     center: bool = True,
@@ -140,7 +131,8 @@ def autoencoder(
     affine map the linear layers could learn anyway), so the learning rate fits every encoder.
 
     Args:
-        vectors: [n, D], the items that have the modality.
+        vectors: [n, D], the items that have the modality; all are held in memory, since the
+            steps draw rows at random.
         dim: the width of the codes.
         center: subtract the mean code; the sigmoid's codes lie around 0.5, so that without it
             every cosine is near 1.
@@ -157,6 +149,7 @@ def autoencoder(
     Raises:
         ValueError: if the vectors are not finite, fewer than two, or all equal.
     """
+    vectors = np.asarray(vectors)
     _check_shape(vectors.shape, dim)
     _check_finite(int((~np.isfinite(vectors).all(axis=1)).sum()), len(vectors))
     data = torch.from_numpy(vectors - vectors.mean(axis=0))  # [n, D]
@@ -167,7 +160,9 @@ def autoencoder(
     generator = torch.Generator().manual_seed(seed)
     encoder, decoder = nn.Linear(data.shape[1], dim), nn.Linear(dim, data.shape[1])
     for layer in (encoder, decoder):
-        _initialise(layer, generator)
+        bound = layer.in_features**-0.5  # nn.Linear's own default, drawn from our generator
+        for parameter in layer.parameters():
+            nn.init.uniform_(parameter, -bound, bound, generator=generator)
     parameters = [*encoder.parameters(), *decoder.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     best, waited = float("inf"), 0
@@ -216,17 +211,15 @@ def spread_over_facets(x: NDArray[np.float32], dim: int, facets: int) -> NDArray
     return laid_out
 
 
-class _Array:
-    """A plain array as `ChunkedVectors`."""
-
-    def __init__(self, vectors: NDArray[np.float32]) -> None:
-        self._vectors = vectors
-        self.shape: tuple[int, int] = (vectors.shape[0], vectors.shape[1])
-
-    def chunks(self, size: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        for start in range(0, len(self._vectors), size):
-            part = self._vectors[start : start + size]
-            yield np.arange(start, start + len(part)), part
+def _chunks(
+    vectors: NDArray[np.float32] | PresentRows,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    if isinstance(vectors, PresentRows):
+        yield from vectors.chunks(_CHUNK_ROWS)
+        return
+    for start in range(0, len(vectors), _CHUNK_ROWS):
+        part = vectors[start : start + _CHUNK_ROWS]
+        yield np.arange(start, start + len(part)), part
 
 
 def _check_shape(shape: tuple[int, ...], dim: int) -> None:
@@ -242,9 +235,3 @@ def _check_shape(shape: tuple[int, ...], dim: int) -> None:
 def _check_finite(broken: int, count: int) -> None:
     if broken:
         raise ValueError(f"{broken} of {count} vectors hold NaN or infinity; re-encode them")
-
-
-def _initialise(layer: nn.Linear, generator: torch.Generator) -> None:
-    bound = layer.in_features**-0.5  # nn.Linear's own default, drawn from our generator
-    for parameter in layer.parameters():
-        nn.init.uniform_(parameter, -bound, bound, generator=generator)

@@ -1,113 +1,269 @@
-"""Run a scorer over a split's cases: histories in batches, full-catalogue ranks out.
+"""Evaluator: from a student and a split's cases to full-catalogue ranks, metrics and a report.
 
 Batches are built on the device from the split's flat event array, sorted by history length so
 that each is trimmed to its longest history. Memory is O(batch x items); no user x item matrix.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from mmkd.data.splits import Cases, SequenceSplit
-from mmkd.errors import EvaluationError
-from mmkd.evaluation.metrics import CUTOFFS, metrics_from_ranks
+from mmkd.errors import EvaluationError, at_least, one_of, refuse
+from mmkd.evaluation.metrics import (
+    CUTOFFS,
+    TAIL_MOST,
+    coverage_at_k,
+    head_threshold,
+    metric_names,
+    metrics_from_ranks,
+    per_case,
+    sliced_metrics,
+)
 from mmkd.evaluation.ranking import CaseRanks, gather, rank_and_ties, top_k
-from mmkd.evaluation.report import summarise
+from mmkd.evaluation.significance import bootstrap_intervals
+from mmkd.student import Ensemble, Recommender
+from mmkd.student.recommender import answering
+
+ExcludeSeen = Literal["history", "none"]
+Scorer = Callable[[Tensor], Tensor]
+"""Histories [B, L] int64, left-padded with 0, to scores [B, I+1]; column 0 is never read."""
 
 LIST_LENGTH = 10  # recommended items kept per case, for coverage@10
 
 
-def evaluate_cases(
-    score_batch: Callable[[Tensor], Tensor],
-    *,
-    split: SequenceSplit,
-    cases: Cases,
-    max_length: int,
-    batch_size: int = 256,
-    exclude_seen: Literal["history", "none"] = "history",
-    device: torch.device | str = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-    progress: Callable[[int, int], None] | None = None,
-    list_length: int = LIST_LENGTH,
-) -> CaseRanks:
-    """Rank every case's target among the whole catalogue.
+class Processes(Protocol):
+    """Who shares the work: accelerate's ``Accelerator`` or ``PartialState``."""
 
-    Args:
-        score_batch: Maps histories [B, L] int64, left-padded with 0, L <= max_length, to scores
-            [B, I+1]. Put the model in evaluation mode first; gradients are off. A case without
-            history arrives as a row of padding.
-        split: Where the events are.
-        cases: Which events to predict: ``split.valid`` or ``split.test``.
-        max_length: The scorer sees this many of the latest events before the case.
-        batch_size: Cases scored at once.
-        exclude_seen: ``history`` takes all items of the user's events before the case out of the
-            candidates, also those older than max_length, but never the target; ``none`` keeps all.
-        device: Where batches are built and ranks computed.
-        rank: This process's number; it evaluates cases ``rank::world_size``.
-        world_size: How many processes share the cases; join their results with
-            :func:`mmkd.evaluation.ranking.gather` or ``merge``.
-        progress: Called with (cases done, cases in all) after each batch.
-        list_length: How many recommended items are kept of each case; 0 saves finding them.
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
 
-    Returns:
-        This process's cases, ordered by case index.
+    @property
+    def process_index(self) -> int:
+        """Which one it is."""
 
-    Raises:
-        EvaluationError: if an argument does not fit, or the scores have a wrong shape or hold NaN.
+    @property
+    def num_processes(self) -> int:
+        """How many there are."""
+
+
+class HasSplit(Protocol):
+    """Such as a ``Dataset``."""
+
+    @property
+    def split(self) -> SequenceSplit:
+        """What trains, validates and tests."""
+
+
+class Evaluator:
+    """Ranks every case's target among the whole catalogue; there are no sampled candidates.
+
+    Anything that maps histories to scores is evaluated alike, here what sells best:
+
+    >>> import numpy as np
+    >>> import torch
+    >>> from mmkd import Evaluator, SequenceSplit
+    >>> from mmkd.data import Cases
+    >>> last = Cases(user=np.array([0, 1]), position=np.array([2, 1]))
+    >>> split = SequenceSplit(
+    ...     items=np.array([1, 2, 3, 2, 1]), offsets=np.array([0, 3, 5]),
+    ...     train_end=np.array([2, 1]), valid=last, test=last, item_count=3)
+    >>> sold = torch.from_numpy(split.train_counts()).float()  # [I+1]: 0, 1, 2, 0
+    >>> evaluator = Evaluator(ks=(1, 2))
+    >>> ranks = evaluator.ranks(lambda histories: sold.expand(len(histories), -1), split, last)
+    >>> ranks.rank  # the first has one item left to take, the second has two
+    array([1., 1.])
+    >>> evaluator.metrics(ranks)["NDCG@2"]
+    1.0
     """
-    _check(split, cases, max_length, batch_size, exclude_seen, rank, world_size)
-    mine = np.arange(len(cases.user), dtype=np.int64)[rank::world_size]
-    user, position = cases.user[mine], cases.position[mine]
-    order = np.argsort(np.minimum(position, max_length), kind="stable")
-    end = torch.from_numpy(split.offsets[user] + position)[torch.from_numpy(order)].to(device)
-    seen = torch.from_numpy(position[order]).to(device)
-    events = torch.from_numpy(np.ascontiguousarray(split.items)).to(device)
 
-    # one empty part each, so that no case at all needs no other path
-    ranks = [torch.empty(0, dtype=torch.float64, device=device)]
-    ties = [torch.empty(0, dtype=torch.int64, device=device)]
-    lists = [torch.empty(0, list_length, dtype=torch.int64, device=device)]
-    with torch.no_grad():
-        for start in range(0, len(mine), batch_size):
-            batch = slice(start, start + batch_size)
-            target = events[end[batch]]
-            scores = score_batch(_histories(events, end[batch], seen[batch], max_length))
-            _check_shape(scores, len(target), split.item_count)
-            row, item = None, None
-            if exclude_seen == "history":
-                row, item = _seen_pairs(events, end[batch], seen[batch])
-                other = item != target[row]  # a repeated target stays a candidate in the list too
-                row, item = row[other], item[other]
-            target_rank, tied = rank_and_ties(scores, target, exclude_row=row, exclude_item=item)
-            if list_length:
-                best, _ = top_k(scores, list_length, exclude_row=row, exclude_item=item)
-            else:
-                best = target.new_empty(len(target), 0)
-            # kept on the device: a copy back per batch would wait for it each time
-            ranks.append(target_rank)
-            ties.append(tied)
-            lists.append(best)
-            if progress is not None:
-                progress(min(start + batch_size, len(mine)), len(mine))
+    def __init__(
+        self,
+        *,
+        exclude_seen: ExcludeSeen = "history",
+        ks: Sequence[int] = CUTOFFS,
+        batch_size: int = 512,
+        resamples: int = 1000,
+    ) -> None:
+        """Say how to evaluate.
 
-    back = np.argsort(order)
-    return CaseRanks(
-        case=mine,
-        user=user,
-        target=split.target_items(cases)[mine],
-        rank=torch.cat(ranks).cpu().numpy()[back],
-        ties=torch.cat(ties).cpu().numpy()[back],
-        top_items=torch.cat(lists).cpu().numpy()[back],
-    )
+        Args:
+            exclude_seen: ``history`` takes all items of the user's events before the case out of
+                the candidates, also those too old for the student to read, but never the target;
+                ``none`` keeps all.
+            ks: Cut-offs of HR, NDCG and MRR.
+            batch_size: Cases scored at once.
+            resamples: Of the bootstrap behind each interval.
+
+        Raises:
+            ValueError: A count below 1, no cut-off, or an unknown ``exclude_seen``.
+        """
+        refuse(
+            self.check(exclude_seen=exclude_seen, ks=ks, batch_size=batch_size, resamples=resamples)
+        )
+        self.exclude_seen = exclude_seen
+        self.ks = tuple(ks)
+        self.batch_size = batch_size
+        self.resamples = resamples
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """The problems of any of the constructor's options, a line each."""
+        ks = tuple(options.get("ks", CUTOFFS))
+        return [
+            *one_of(get_args(ExcludeSeen), exclude_seen=options.get("exclude_seen")),
+            *([] if ks else ["ks: got none, wanted at least one cut-off; such as [10]"]),
+            *(line for k in ks for line in at_least(1, ks=k)),
+            *at_least(1, batch_size=options.get("batch_size"), resamples=options.get("resamples")),
+        ]
+
+    def ranks(
+        self,
+        student: Ensemble | Recommender | Scorer,
+        split: SequenceSplit,
+        cases: Cases,
+        *,
+        processes: Processes | None = None,
+        list_length: int = LIST_LENGTH,
+        max_length: int | None = None,
+    ) -> CaseRanks:
+        """Rank every case's target, the work shared by all processes and the result by all too.
+
+        Args:
+            student: What to evaluate; any other model as a function that scores histories. A
+                module is in evaluation mode meanwhile. A case without history is a row of padding.
+            split: Where the events are.
+            cases: Which events to predict, such as ``split.test``.
+            processes: Who shares the cases; None for this process alone, where the student is.
+            list_length: Recommended items kept of each case; metrics need none, 0 saves finding
+                them.
+            max_length: How many of the latest events are read; None for what the student reads,
+                for a function all of them.
+
+        Returns:
+            All cases, ordered by case index.
+
+        Raises:
+            EvaluationError: If cases and split don't belong together, or the scores have a wrong
+                shape or hold NaN.
+            ValueError: `max_length` is below 1.
+        """
+        refuse(at_least(1, max_length=max_length))
+        _check_cases(split, cases)
+        device = processes.device if processes else _device_of(student)
+        rank, count = (processes.process_index, processes.num_processes) if processes else (0, 1)
+        case = np.arange(len(cases), dtype=np.int64)[rank::count]
+        user, position = cases.user[case], cases.position[case]
+
+        def on_device(values: NDArray[np.int64]) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+
+        score: Scorer
+        if isinstance(student, (Ensemble, Recommender)):
+            score, max_length = student.next_scores, max_length or student.max_length
+        else:
+            score = student
+        with answering(student) if isinstance(student, nn.Module) else torch.no_grad():
+            read = position if max_length is None else np.minimum(position, max_length)
+            order = np.argsort(read, kind="stable")
+            events = on_device(split.items)
+            end = on_device((split.offsets[user] + position)[order])
+            seen, length = on_device(position[order]), on_device(read[order])
+            # one empty part each, so that no case at all needs no other path
+            ranks = [torch.empty(0, dtype=torch.float64, device=device)]
+            ties, lists = [events[:0]], [events.new_empty(0, list_length)]
+            for start in range(0, len(case), self.batch_size):
+                batch = slice(start, start + self.batch_size)
+                target = events[end[batch]]
+                scores = score(_histories(events, end[batch], length[batch]))
+                _check_shape(scores, len(target), split.item_count)
+                row = item = None
+                if self.exclude_seen == "history":
+                    row, item = _seen_pairs(events, end[batch], seen[batch])
+                    other = item != target[row]  # a repeated target stays a candidate of the list
+                    row, item = row[other], item[other]
+                found, tied = rank_and_ties(scores, target, exclude_row=row, exclude_item=item)
+                # kept on the device: a copy back per batch would wait for it each time
+                ranks.append(found)
+                ties.append(tied)
+                if list_length:
+                    lists.append(top_k(scores, list_length, exclude_row=row, exclude_item=item)[0])
+                else:
+                    lists.append(target.new_empty(len(target), 0))
+        back = np.argsort(order)
+        part = CaseRanks(
+            case=case,
+            user=user,
+            target=split.target_items(cases)[case],
+            rank=torch.cat(ranks).cpu().numpy()[back],
+            ties=torch.cat(ties).cpu().numpy()[back],
+            top_items=torch.cat(lists).cpu().numpy()[back],
+        )
+        return gather(part, device=device)
+
+    def metrics(self, ranks: CaseRanks) -> dict[str, float]:
+        """Plain metrics, for model selection: ``{"HR@5": ..., "NDCG@5": ..., ...}``."""
+        return metrics_from_ranks(ranks.rank, self.ks, ties=ranks.ties)
+
+    def report(
+        self,
+        student: CaseRanks | Ensemble | Recommender | Scorer,
+        data: SequenceSplit | HasSplit,
+        *,
+        seed: int = 0,
+    ) -> dict[str, Any]:
+        """All figures of one evaluation, as plain numbers for JSON.
+
+        Args:
+            student: The ranks of all cases; or as for ``ranks``, which ranks the test cases.
+            data: The split, or what has one: gives the training counts and the catalogue's size.
+            seed: Of the bootstrap.
+
+        Returns:
+            ``n`` cases, ``users``, ``metrics`` {name: value}, ``intervals`` {name: [low, high]} at
+            95%, ``coverage@k`` of the recommended lists, ``slices`` {cold, tail, mid, head: {n,
+            metrics}} and ``slice_edges`` (fewest training events of each slice).
+
+        Raises:
+            EvaluationError: If there is no case; or as ``ranks``.
+        """
+        split = data if isinstance(data, SequenceSplit) else data.split
+        ranks = student
+        if not isinstance(ranks, CaseRanks):
+            ranks = self.ranks(ranks, split, split.test)
+        if len(ranks) == 0:
+            raise EvaluationError(
+                "no case to evaluate: the split holds none, or all were filtered."
+            )
+        names = metric_names(self.ks)
+        values = np.column_stack([per_case(ranks.rank, name, ties=ranks.ties) for name in names])
+        ends = bootstrap_intervals(values, ranks.user, seed=seed, resamples=self.resamples)
+        counts = split.train_counts()
+        return {
+            "n": len(ranks),
+            "users": len(np.unique(ranks.user)),
+            "metrics": dict(zip(names, values.mean(0).tolist(), strict=True)),
+            "intervals": dict(zip(names, ends.tolist(), strict=True)),
+            f"coverage@{ranks.top_items.shape[1]}": coverage_at_k(
+                ranks.top_items, split.item_count
+            ),
+            "slices": sliced_metrics(ranks.rank, ranks.target, counts, self.ks, ties=ranks.ties),
+            "slice_edges": {
+                "cold": 0,
+                "tail": 1,
+                "mid": TAIL_MOST + 1,
+                "head": head_threshold(counts),
+            },
+        }
 
 
-def _histories(events: Tensor, end: Tensor, seen: Tensor, max_length: int) -> Tensor:
+def _histories(events: Tensor, end: Tensor, length: Tensor) -> Tensor:
     """The last events before each case, left-padded: [B, L], L the batch's longest, at least 1."""
-    length = seen.clamp(max=max_length)
     longest = max(1, int(length.max()))
     back = torch.arange(longest, 0, -1, device=events.device)  # events back from the case
     index = (end[:, None] - back).clamp(min=0)  # [B, L]
@@ -122,31 +278,21 @@ def _seen_pairs(events: Tensor, end: Tensor, seen: Tensor) -> tuple[Tensor, Tens
     return row, events[(end - seen)[row] + step]
 
 
+def _device_of(student: object) -> torch.device:
+    parameters = student.parameters() if isinstance(student, nn.Module) else iter(())
+    first = next(parameters, None)
+    return torch.device("cpu") if first is None else first.device
+
+
 def _check_shape(scores: Tensor, cases: int, item_count: int) -> None:
     if tuple(scores.shape) != (cases, item_count + 1):
         raise EvaluationError(
-            f"score_batch gave {tuple(scores.shape)}; wanted ({cases}, {item_count + 1}): a row "
+            f"the scores are {tuple(scores.shape)}; wanted ({cases}, {item_count + 1}): a row "
             "per case, a column for padding and each item (no mask token)."
         )
 
 
-def _check(
-    split: SequenceSplit,
-    cases: Cases,
-    max_length: int,
-    batch_size: int,
-    exclude_seen: str,
-    rank: int,
-    world_size: int,
-) -> None:
-    if max_length < 1 or batch_size < 1:
-        raise EvaluationError(
-            f"max_length {max_length} and batch_size {batch_size}: both must be at least 1."
-        )
-    if exclude_seen not in ("history", "none"):
-        raise EvaluationError(f"exclude_seen is {exclude_seen!r}; wanted 'history' or 'none'.")
-    if not 0 <= rank < world_size:
-        raise EvaluationError(f"rank {rank} of {world_size} processes; wanted 0..world_size-1.")
+def _check_cases(split: SequenceSplit, cases: Cases) -> None:
     events = np.diff(split.offsets)[cases.user]
     wrong = np.flatnonzero((cases.position < 0) | (cases.position >= events))
     if len(wrong) > 0:
@@ -155,79 +301,3 @@ def _check(
             f"case {case} predicts event {cases.position[case]} of user {cases.user[case]}, who "
             f"has {events[case]} events; cases and split do not belong together."
         )
-
-
-class Evaluator:
-    """How a run is evaluated.
-
-    Args:
-        exclude_seen: ``history`` takes what the user already has out of the candidates.
-        ks: Cut-offs of HR, NDCG and MRR.
-        batch_size: Cases scored at once.
-        resamples: Of the bootstrap behind each interval.
-
-    Raises:
-        ValueError: A count below 1.
-    """
-
-    def __init__(
-        self,
-        *,
-        exclude_seen: Literal["history", "none"] = "history",
-        ks: Sequence[int] = CUTOFFS,
-        batch_size: int = 512,
-        resamples: int = 1000,
-    ) -> None:
-        for name, count in (("batch_size", batch_size), ("resamples", resamples)):
-            if count < 1:
-                raise ValueError(f"{name}: got {count}, wanted at least 1; raise it")
-        self.exclude_seen: Literal["history", "none"] = exclude_seen
-        self.ks = tuple(ks)
-        self.batch_size = batch_size
-        self.resamples = resamples
-
-    def ranks(
-        self,
-        score: Callable[[Tensor], Tensor],
-        split: SequenceSplit,
-        cases: Cases,
-        *,
-        max_length: int,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
-        list_length: int = LIST_LENGTH,
-    ) -> CaseRanks:
-        """Rank every case's target, the work shared by all processes and the result by all too.
-
-        Args:
-            score: Histories [B, L] to scores [B, I + 1].
-            split: Where the events are.
-            cases: Which events to predict.
-            max_length: Longest history the scorer reads.
-            device: Where to compute.
-            rank: This process.
-            world_size: How many share the cases.
-            list_length: Recommended items kept of each case; metrics need none.
-        """
-        part = evaluate_cases(
-            score,
-            split=split,
-            cases=cases,
-            max_length=max_length,
-            batch_size=self.batch_size,
-            exclude_seen=self.exclude_seen,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-            list_length=list_length,
-        )
-        return gather(part, device=device)
-
-    def metrics(self, ranks: CaseRanks) -> dict[str, float]:
-        """Plain metrics, for model selection."""
-        return metrics_from_ranks(ranks.rank, self.ks, ties=ranks.ties)
-
-    def report(self, ranks: CaseRanks, split: SequenceSplit, *, seed: int) -> dict[str, Any]:
-        """Metrics with intervals, coverage and slices; see ``summarise``."""
-        return summarise(ranks, split, self.ks, seed=seed, resamples=self.resamples)

@@ -1,4 +1,4 @@
-"""Ranks [N] to HR@k, NDCG@k and MRR@k; lists of recommended items to catalogue coverage.
+"""Metrics: ranks [N] to HR@k, NDCG@k and MRR@k, also by how often the target trained; coverage.
 
 With one relevant item per case: HR@k = [rank <= k], NDCG@k = [rank <= k] / log2(1 + rank),
 MRR@k = [rank <= k] / rank, each a mean over cases.
@@ -9,6 +9,10 @@ tied items are put in random order. So a constant scorer gets exactly a random m
 Where the tie counts are not given, the fewest that explain a rank are assumed: none for a whole
 rank, one for a half (10.5 counts as half a hit at 10); many-way ties then count as their middle
 rank, which for a constant scorer is 0 at any small k, less than random and never more.
+
+Slices, by the target's training events: cold has none, tail 1 to 5; head are the most popular
+items that together make up half of all training events (whole popularity levels, so slightly more
+than half where items tie), never below 6 events; mid is the rest.
 """
 
 import re
@@ -21,6 +25,9 @@ from numpy.typing import ArrayLike, NDArray
 from mmkd.errors import EvaluationError
 
 CUTOFFS: tuple[int, ...] = (5, 10, 20)
+SLICES: tuple[str, ...] = ("cold", "tail", "mid", "head")
+TAIL_MOST = 5
+_HEAD_SHARE = 0.5
 
 
 def metrics_from_ranks(
@@ -32,7 +39,7 @@ def metrics_from_ranks(
     """Mean HR, NDCG and MRR at each cut-off.
 
     Args:
-        ranks: [N] ranks from :func:`mmkd.evaluation.ranking.rank_targets`.
+        ranks: [N] ranks from :func:`mmkd.evaluation.ranking.rank_and_ties`.
         ks: Cut-offs, each at least 1.
         ties: [N] how many other items share the target's score; None infers the fewest.
 
@@ -82,6 +89,79 @@ def per_case(
     gained = total[np.minimum(worst, k)] - total[np.minimum(best - 1, k)]
     values: NDArray[np.float64] = gained / (worst - best + 1)
     return values
+
+
+def sliced_metrics(
+    ranks: NDArray[np.float64],
+    target: NDArray[np.int64],
+    train_counts: NDArray[np.int64],
+    ks: Sequence[int] = CUTOFFS,
+    *,
+    ties: NDArray[np.int64] | None = None,
+) -> dict[str, dict[str, float | int | None]]:
+    """The metrics over each slice's cases.
+
+    Args:
+        ranks: [N] ranks.
+        target: [N] the item each case is about.
+        train_counts: [I+1] training events per item.
+        ks: Cut-offs.
+        ties: [N] tie counts, or None.
+
+    Returns:
+        For each slice ``n`` (its cases) and the metrics, None where it has no case.
+
+    Raises:
+        EvaluationError: if ranks and targets differ in length, or a target is not an item.
+    """
+    if ranks.shape != target.shape:
+        raise EvaluationError(f"ranks {ranks.shape} and target {target.shape}; wanted both [N].")
+    if len(target) > 0 and not (1 <= target.min() and target.max() < len(train_counts)):
+        raise EvaluationError(
+            f"targets span {target.min()}..{target.max()}; the catalogue has "
+            f"1..{len(train_counts) - 1}."
+        )
+    belongs = slice_of_items(train_counts)[target]
+    result: dict[str, dict[str, float | int | None]] = {}
+    for index, name in enumerate(SLICES):
+        here = belongs == index
+        result[name] = {"n": int(here.sum())}
+        if here.any():
+            tied = None if ties is None else ties[here]
+            result[name].update(metrics_from_ranks(ranks[here], ks, ties=tied))
+        else:
+            result[name].update(dict.fromkeys(metric_names(ks)))
+    return result
+
+
+def slice_of_items(train_counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Slice of each item: index into ``SLICES``.
+
+    Args:
+        train_counts: [I+1] training events per item.
+
+    Returns:
+        [I+1] int64; row 0 (padding) means nothing.
+    """
+    edges = np.array([1, TAIL_MOST + 1, head_threshold(train_counts)])
+    return np.searchsorted(edges, train_counts, side="right").astype(np.int64)
+
+
+def head_threshold(train_counts: NDArray[np.int64]) -> int:
+    """Fewest training events of a head item.
+
+    Args:
+        train_counts: [I+1] training events per item; row 0 (padding) is ignored.
+
+    Returns:
+        The count from which an item belongs to the head, at least 6.
+    """
+    counts = np.sort(train_counts[1:])[::-1]
+    total = int(counts.sum())
+    if total == 0:
+        return TAIL_MOST + 1
+    last = int(np.searchsorted(np.cumsum(counts), _HEAD_SHARE * total))  # first to reach the share
+    return max(TAIL_MOST + 1, int(counts[last]))
 
 
 def coverage_at_k(items: ArrayLike | torch.Tensor, item_count: int) -> float:
@@ -142,83 +222,5 @@ def _check(rank: NDArray[np.float64], tied: NDArray[np.float64]) -> None:
         case = int(np.flatnonzero(wrong)[0])
         raise EvaluationError(
             f"case {case} has rank {rank[case]} with {tied[case]} ties; wanted "
-            "1 + greater + ties / 2 in whole numbers, as rank_targets gives."
+            "1 + greater + ties / 2 in whole numbers, as rank_and_ties gives."
         )
-
-
-TAIL_MOST = 5
-HEAD_SHARE = 0.5
-SLICES: tuple[str, ...] = ("cold", "tail", "mid", "head")
-
-
-def head_threshold(train_counts: NDArray[np.int64]) -> int:
-    """Fewest training events of a head item.
-
-    Args:
-        train_counts: [I+1] training events per item; row 0 (padding) is ignored.
-
-    Returns:
-        The count from which an item belongs to the head, at least 6.
-    """
-    counts = np.sort(train_counts[1:])[::-1]
-    total = int(counts.sum())
-    if total == 0:
-        return TAIL_MOST + 1
-    last = int(np.searchsorted(np.cumsum(counts), HEAD_SHARE * total))  # first to reach the share
-    return max(TAIL_MOST + 1, int(counts[last]))
-
-
-def slice_of_items(train_counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Slice of each item: index into ``SLICES``.
-
-    Args:
-        train_counts: [I+1] training events per item.
-
-    Returns:
-        [I+1] int64; row 0 (padding) means nothing.
-    """
-    edges = np.array([1, TAIL_MOST + 1, head_threshold(train_counts)])
-    return np.searchsorted(edges, train_counts, side="right").astype(np.int64)
-
-
-def sliced_metrics(
-    ranks: NDArray[np.float64],
-    target: NDArray[np.int64],
-    train_counts: NDArray[np.int64],
-    ks: Sequence[int] = CUTOFFS,
-    *,
-    ties: NDArray[np.int64] | None = None,
-) -> dict[str, dict[str, float | int | None]]:
-    """The metrics over each slice's cases.
-
-    Args:
-        ranks: [N] ranks.
-        target: [N] the item each case is about.
-        train_counts: [I+1] training events per item.
-        ks: Cut-offs.
-        ties: [N] tie counts, or None.
-
-    Returns:
-        For each slice ``n`` (its cases) and the metrics, None where it has no case.
-
-    Raises:
-        EvaluationError: if ranks and targets differ in length, or a target is not an item.
-    """
-    if ranks.shape != target.shape:
-        raise EvaluationError(f"ranks {ranks.shape} and target {target.shape}; wanted both [N].")
-    if len(target) > 0 and not (1 <= target.min() and target.max() < len(train_counts)):
-        raise EvaluationError(
-            f"targets span {target.min()}..{target.max()}; the catalogue has "
-            f"1..{len(train_counts) - 1}."
-        )
-    belongs = slice_of_items(train_counts)[target]
-    result: dict[str, dict[str, float | int | None]] = {}
-    for index, name in enumerate(SLICES):
-        here = belongs == index
-        result[name] = {"n": int(here.sum())}
-        if here.any():
-            tied = None if ties is None else ties[here]
-            result[name].update(metrics_from_ranks(ranks[here], ks, ties=tied))
-        else:
-            result[name].update(dict.fromkeys(metric_names(ks)))
-    return result

@@ -1,4 +1,4 @@
-"""Modality retention: how much of a teacher's similarity structure a student table still holds.
+"""Modality retention: a student's tables to how much of their teachers' similarities they hold.
 
 Two figures per modality, over the items that have it. Spearman correlation between the student's
 and the teacher's cosine similarities of a fixed sample of pairs, and recall@k of the teacher's k
@@ -6,7 +6,7 @@ nearest neighbours among the student's, for a fixed sample of query items (FAISS
 unit vectors). KDSR (arXiv:2401.07257) names the loss of this structure modality forgetting.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import faiss
@@ -15,7 +15,50 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmkd.distiller import CorrelationDistiller
 from mmkd.errors import EvaluationError
+from mmkd.student import Ensemble, Recommender
+
+_K = 10
+
+
+class Retention:
+    """What a student holds of every teacher: ``{"retention.NAME.FIGURE": value}``."""
+
+    def __init__(self, distiller: CorrelationDistiller | None, *, seed: int = 0) -> None:
+        """Probe every teacher once.
+
+        Args:
+            distiller: Fitted; None where there is no teacher, so that there is no figure either.
+            seed: Of the samples.
+
+        Raises:
+            EvaluationError: If too few items have a modality.
+        """
+        self._probes = {}
+        if distiller is not None:
+            self._probes = {
+                name: RetentionProbe(teacher=teacher, present=distiller.present[name], seed=seed)
+                for name, teacher in distiller.reduced.items()
+            }
+
+    @staticmethod
+    def names(modalities: Iterable[str]) -> list[str]:
+        """What the figures of these modalities are called."""
+        return [f"retention.{m}.{f}" for m in modalities for f in ("spearman", f"recall@{_K}")]
+
+    def __call__(self, student: Ensemble | Recommender) -> dict[str, float]:
+        """Measure a student's tables.
+
+        Raises:
+            EvaluationError: If a table is not finite.
+        """
+        found: dict[str, float] = {}
+        for name, probe in self._probes.items():
+            # the mask token's row has no teacher
+            figures = probe.measure(Ensemble.of(student).vectors(name)[:-1])
+            found |= {f"retention.{name}.{figure}": value for figure, value in figures.items()}
+        return found
 
 
 class RetentionProbe:
@@ -28,7 +71,7 @@ class RetentionProbe:
         present: Tensor,
         pairs: int = 20_000,
         queries: int = 1000,
-        k: int = 10,
+        k: int = _K,
         seed: int = 0,
     ) -> None:
         """Draw the pairs and queries, and find the teacher's similarities and neighbours.

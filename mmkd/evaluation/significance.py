@@ -1,4 +1,4 @@
-"""Is it real? Bootstrap intervals of a mean, and a paired permutation test between two runs.
+"""Is it real? Two runs' ranks to a paired test of their difference; intervals of a mean.
 
 The unit that is resampled is the user: the cases of one user are not independent, so they are
 drawn, or change sides, together. Percentile bootstrap: Efron and Tibshirani, An Introduction to
@@ -6,31 +6,109 @@ the Bootstrap, chapter 13. Permutation by sign flips, with the observed sample c
 permutations so that p is never 0: Phipson and Smyth, arXiv:1603.05766.
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.errors import EvaluationError
+from mmkd.evaluation.metrics import per_case
+from mmkd.evaluation.ranking import CaseRanks
 
 _CHUNK_NUMBERS = 4_000_000  # random numbers held at once, about 32 MB
 
 
-@dataclass(frozen=True)
-class PairedTest:
-    """Outcome of a paired permutation test.
+def compare(
+    first: CaseRanks,
+    second: CaseRanks,
+    *,
+    metric: str = "NDCG@10",
+    seed: int = 0,
+    permutations: int = 10_000,
+    resamples: int = 1000,
+) -> dict[str, Any]:
+    """Is one run better than another on the same cases?
 
-    Attributes:
-        difference: Mean over cases of first minus second.
-        p_value: Two-sided, in 1/(permutations+1)..1.
-        users: Users in the test.
-        permutations: How many sign flips were drawn.
+    Args:
+        first: One run's cases.
+        second: The other's.
+        metric: Which metric to compare.
+        seed: Of the bootstrap and the permutations.
+        permutations: Of the test.
+        resamples: Of the bootstrap interval of the difference.
+
+    Returns:
+        ``metric``, ``first``, ``second``, ``difference``, its 95% ``interval``, ``p_value``,
+        ``users`` and ``permutations``.
+
+    Raises:
+        EvaluationError: if the runs evaluated different cases.
     """
+    same = np.array_equal(first.case, second.case) and np.array_equal(first.user, second.user)
+    if not same or not np.array_equal(first.target, second.target):
+        raise EvaluationError(
+            f"the runs evaluated different cases ({len(first)} and {len(second)}); compare runs of "
+            "one data set, one split and one of valid or test."
+        )
+    a = per_case(first.rank, metric, ties=first.ties)
+    b = per_case(second.rank, metric, ties=second.ties)
+    p_value = paired_permutation_test(a, b, first.user, permutations=permutations, seed=seed)
+    ends = bootstrap_intervals((a - b)[:, None], first.user, seed=seed, resamples=resamples)
+    return {
+        "metric": metric,
+        "first": float(a.mean()),
+        "second": float(b.mean()),
+        "difference": float((a - b).mean()),
+        "interval": ends[0].tolist(),
+        "p_value": p_value,
+        "users": len(np.unique(first.user)),
+        "permutations": permutations,
+    }
 
-    difference: float
-    p_value: float
-    users: int
-    permutations: int
+
+def paired_permutation_test(
+    first: NDArray[np.float64],
+    second: NDArray[np.float64],
+    users: NDArray[np.int64],
+    *,
+    permutations: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """Two-sided test that two runs' per-case values have the same mean.
+
+    Args:
+        first: [N] per-case values of one run.
+        second: [N] those of the other, case by case.
+        users: [N] user of each case; a user's cases change sides together.
+        permutations: How many random sign flips to draw.
+        seed: Of the flips.
+
+    Returns:
+        p = (1 + flips at least as extreme) / (1 + flips), in 1/(permutations+1)..1.
+
+    Raises:
+        EvaluationError: if the arrays differ in length, are empty, or permutations < 1.
+    """
+    if not first.shape == second.shape == users.shape or first.ndim != 1 or len(first) == 0:
+        raise EvaluationError(
+            f"first {first.shape}, second {second.shape}, users {users.shape}; wanted all [N], "
+            "N at least 1, case by case."
+        )
+    if permutations < 1:
+        raise EvaluationError(f"permutations is {permutations}; wanted at least 1.")
+    change = _per_user((first - second)[:, None], users)[:, 0]  # [U]
+    observed = abs(change.sum())
+    moved = change[change != 0.0]  # a zero has no sign to flip
+    # equal sums differ in their last bits by the order of addition: count those as equal
+    reached = observed - 1e-12 * np.abs(moved).sum()
+    generator = np.random.default_rng(seed)
+    extreme = 0
+    for size in _chunks(permutations, len(moved)):
+        bits = np.frombuffer(generator.bytes(size * (len(moved) // 8 + 1)), dtype=np.uint8)
+        flip = np.unpackbits(bits.reshape(size, -1), axis=1, count=len(moved))  # [size, U]
+        total = moved.sum() - 2.0 * (flip.astype(np.float64) @ moved)
+        extreme += int((np.abs(total) >= reached).sum())
+    return (extreme + 1) / (permutations + 1)
 
 
 def bootstrap_intervals(
@@ -78,56 +156,6 @@ def bootstrap_intervals(
     tail = (1.0 - level) / 2.0
     ends: NDArray[np.float64] = np.quantile(np.concatenate(means), [tail, 1.0 - tail], axis=0).T
     return ends
-
-
-def paired_permutation_test(
-    first: NDArray[np.float64],
-    second: NDArray[np.float64],
-    users: NDArray[np.int64],
-    *,
-    permutations: int = 10_000,
-    seed: int = 0,
-) -> PairedTest:
-    """Two-sided test that two runs' per-case values have the same mean.
-
-    Args:
-        first: [N] per-case values of one run.
-        second: [N] those of the other, case by case.
-        users: [N] user of each case; a user's cases change sides together.
-        permutations: How many random sign flips to draw.
-        seed: Of the flips.
-
-    Returns:
-        The difference of means and p = (1 + flips at least as extreme) / (1 + flips).
-
-    Raises:
-        EvaluationError: if the arrays differ in length, are empty, or permutations < 1.
-    """
-    if not first.shape == second.shape == users.shape or first.ndim != 1 or len(first) == 0:
-        raise EvaluationError(
-            f"first {first.shape}, second {second.shape}, users {users.shape}; wanted all [N], "
-            "N at least 1, case by case."
-        )
-    if permutations < 1:
-        raise EvaluationError(f"permutations is {permutations}; wanted at least 1.")
-    change = _per_user((first - second)[:, None], users)[:, 0]  # [U]
-    observed = abs(change.sum())
-    moved = change[change != 0.0]  # a zero has no sign to flip
-    # equal sums differ in their last bits by the order of addition: count those as equal
-    reached = observed - 1e-12 * np.abs(moved).sum()
-    generator = np.random.default_rng(seed)
-    extreme = 0
-    for size in _chunks(permutations, len(moved)):
-        bits = np.frombuffer(generator.bytes(size * (len(moved) // 8 + 1)), dtype=np.uint8)
-        flip = np.unpackbits(bits.reshape(size, -1), axis=1, count=len(moved))  # [size, U]
-        total = moved.sum() - 2.0 * (flip.astype(np.float64) @ moved)
-        extreme += int((np.abs(total) >= reached).sum())
-    return PairedTest(
-        difference=float((first - second).mean()),
-        p_value=(extreme + 1) / (permutations + 1),
-        users=len(change),
-        permutations=permutations,
-    )
 
 
 def _per_user(values: NDArray[np.float64], users: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ gradient is formed right after its value, so that no chunk is kept for the backw
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,46 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd.distiller.correlation import (
+    SIMILARITIES,
     Similarity,
-    check_similarity,
     holistic_correlation,
     holistic_matrix,
 )
-from mmkd.distiller.distiller import CorrelationTargets, exact_codes
+from mmkd.distiller.distiller import CorrelationTargets
+from mmkd.errors import one_of, refuse
 from mmkd.losses.distributed import global_mean
 
 _CHUNK_PAIRS = 4096
 
 
-@dataclass(frozen=True)
-class PairList:
-    """Pairs of rows, sorted by sequence, with their targets.
-
-    Attributes:
-        sequence: [P] int64, ascending.
-        first: [P] int64, index of a row.
-        second: [P] int64, index of a row.
-        holistic: [P] float32.
-        dissected: [P, facets] float32.
-        assign: see ``CorrelationTargets``.
-        kept: see ``CorrelationTargets``.
-    """
-
-    sequence: Tensor
-    first: Tensor
-    second: Tensor
-    holistic: Tensor
-    dissected: Tensor
-    assign: Callable[[Tensor], Tensor]
-    kept: float
-
-    @property
-    def codes(self) -> Tensor:
-        """Correlation types [P] int64 or [P, K] float32, for this chunk only."""
-        return exact_codes(self.dissected, self.assign)
-
-
-def used_positions(targets: CorrelationTargets, shape: torch.Size) -> tuple[Tensor, PairList]:
+def used_positions(
+    targets: CorrelationTargets, shape: torch.Size
+) -> tuple[Tensor, CorrelationTargets]:
     """The positions of a batch that are in some pair, and the pairs between them.
 
     Args:
@@ -61,7 +36,8 @@ def used_positions(targets: CorrelationTargets, shape: torch.Size) -> tuple[Tens
         shape: (B, L) of its items.
 
     Returns:
-        Flat indices [N] into the B*L positions, ascending, and the pairs as indices 0..N-1.
+        Flat indices [N] into the B*L positions, ascending, and the same pairs with ``first`` and
+        ``second`` as indices 0..N-1.
     """
     batch, length = shape
     row = targets.sequence * length
@@ -70,22 +46,14 @@ def used_positions(targets: CorrelationTargets, shape: torch.Size) -> tuple[Tens
     used[first] = True
     used[second] = True
     index = used.cumsum(0) - 1  # [B*L]
-    pairs = PairList(
-        targets.sequence,
-        index[first],
-        index[second],
-        targets.holistic,
-        targets.dissected,
-        targets.assign,
-        targets.kept,
-    )
+    pairs = replace(targets, first=index[first], second=index[second])
     return used.nonzero().squeeze(1), pairs
 
 
 def sum_over_pairs(
-    term: Callable[[Tensor, PairList], Tensor],
+    term: Callable[[Tensor, CorrelationTargets], Tensor],
     rows: Tensor,
-    pairs: PairList,
+    pairs: CorrelationTargets,
     parameters: Sequence[Tensor],
 ) -> Tensor:
     """``term(rows, pairs)``, in chunks on the CPU.
@@ -111,8 +79,8 @@ class _ChunkedSum(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        term: Callable[[Tensor, PairList], Tensor],
-        pairs: PairList,
+        term: Callable[[Tensor, CorrelationTargets], Tensor],
+        pairs: CorrelationTargets,
         rows: Tensor,
         *parameters: Tensor,
     ) -> Tensor:
@@ -141,13 +109,13 @@ class _ChunkedSum(torch.autograd.Function):
         return (None, None, *scaled)
 
 
-def _chunks(pairs: PairList) -> list[tuple[int, int, PairList]]:
+def _chunks(pairs: CorrelationTargets) -> list[tuple[int, int, CorrelationTargets]]:
     """Whole sequences, about _CHUNK_PAIRS pairs at a time, each with its range of rows."""
     counts = torch.bincount(pairs.sequence)
     ends = counts.cumsum(0)
     last = torch.ones_like(ends, dtype=torch.bool)
     last[:-1] = ends[1:] // _CHUNK_PAIRS != ends[:-1] // _CHUNK_PAIRS
-    chunks: list[tuple[int, int, PairList]] = []
+    chunks: list[tuple[int, int, CorrelationTargets]] = []
     start = 0
     for end in ends[last].tolist():
         if end == start:
@@ -155,7 +123,7 @@ def _chunks(pairs: PairList) -> list[tuple[int, int, PairList]]:
         cut = slice(start, end)
         first, second = pairs.first[cut], pairs.second[cut]
         lo, hi = int(first.min()), int(second.max()) + 1  # a sequence's rows lie together
-        chunk = PairList(
+        chunk = CorrelationTargets(
             pairs.sequence[cut],
             first - lo,
             second - lo,
@@ -264,7 +232,7 @@ class HolisticLoss(nn.Module):
         pair_scale: PairScale = "frobenius",
     ) -> None:
         super().__init__()
-        check_similarity(similarity)
+        refuse(one_of(SIMILARITIES, similarity=similarity))
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         if pair_scale not in get_args(PairScale):
@@ -278,12 +246,12 @@ class HolisticLoss(nn.Module):
             nn.init.zeros_(layer.bias)
         self.head = nn.Sequential(*layers)
 
-    def forward(self, rows: Tensor, pairs: PairList) -> Tensor:
+    def forward(self, rows: Tensor, pairs: CorrelationTargets) -> Tensor:
         """Scalar loss of student vectors [N, D] and the pairs between them; 0 without a pair."""
         total = sum_over_pairs(self._sum, rows, pairs, list(self.parameters()))
         return global_mean(total, torch.count_nonzero(torch.bincount(pairs.sequence)))
 
-    def _sum(self, rows: Tensor, pairs: PairList) -> Tensor:
+    def _sum(self, rows: Tensor, pairs: CorrelationTargets) -> Tensor:
         h = self.head(rows)  # [N, D]
         if len(h) ** 2 <= _MATRIX_EXCESS * len(pairs.first):
             index = pairs.first * len(h) + pairs.second
@@ -332,12 +300,12 @@ class DissectedLoss(nn.Module):
             raise ValueError(f"hidden must be at least 1, got {hidden}; null takes the width")
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, codes))
 
-    def forward(self, rows: Tensor, pairs: PairList) -> Tensor:
+    def forward(self, rows: Tensor, pairs: CorrelationTargets) -> Tensor:
         """Scalar loss of student vectors [N, D] and the pairs between them; 0 without a pair."""
         total = sum_over_pairs(self._sum, rows, pairs, list(self.parameters()))
         return global_mean(total, len(pairs.first))
 
-    def _sum(self, rows: Tensor, pairs: PairList) -> Tensor:
+    def _sum(self, rows: Tensor, pairs: CorrelationTargets) -> Tensor:
         if self.normalise:
             rows = F.normalize(rows, dim=-1, eps=1e-6) * rows.shape[-1] ** 0.5
         s_i, s_j = rows.index_select(0, pairs.first), rows.index_select(0, pairs.second)

@@ -11,9 +11,8 @@ from mmkd.config.plan import Plan, plan
 from mmkd.config.recipe import Recipe, load_recipe
 from mmkd.data.splits import SequenceSplit
 from mmkd.errors import RunError
-from mmkd.evaluation import CaseRanks, compare
-from mmkd.evaluation.evaluator import Evaluator
-from mmkd.pipeline.stages import digests_of, load_data, rank_cases
+from mmkd.evaluation import CaseRanks, Evaluator, compare
+from mmkd.pipeline.stages import digests_of, load_data
 from mmkd.runs.folder import RunFolder
 
 
@@ -25,7 +24,7 @@ def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:
         cases: ``test`` or ``valid``.
 
     Returns:
-        The report, as ``summarise`` gives it.
+        The report, as ``Evaluator.report`` gives it.
 
     Raises:
         RunError: The folder holds no trained run, or the data changed since.
@@ -86,4 +85,4 @@ def _rank_again(planned: Plan, run: RunFolder, cases: str) -> tuple[SequenceSpli
     processes = planned.trainer.processes()
     student.to(processes.device)
     chosen = data.split.test if cases == "test" else data.split.valid
-    return data.split, rank_cases(planned, data.split, student, processes, chosen)
+    return data.split, planned.evaluator.ranks(student, data.split, chosen, processes=processes)

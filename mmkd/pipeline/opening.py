@@ -61,7 +61,7 @@ def open_run(
         return
     run.clear()
     # first: what follows is then known to be a run's
-    run.mark(recipe=recipe.name, data=digests, teacher=teacher)
+    run.write(marker={"recipe": recipe.name, "data": digests, "teacher": teacher})
     recipe.save(run.recipe)
 
 
@@ -119,7 +119,7 @@ def load_teacher(planned: Plan, run: RunFolder, digests: Mapping[str, str]) -> T
             f"{run.path}: holds the run to compress, which would be lost; give another name, or "
             "another folder with --out"
         )
-    student, length = given.student(), given.student_spec()["max_length"]
+    student, length = given.student(), given.student_spec().max_length
     trained_on = given.marker()["data"]
     changed = sorted(name for name in digests if trained_on.get(name) != digests[name])
     if changed:

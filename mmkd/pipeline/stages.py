@@ -5,25 +5,18 @@ Each function takes the checked plan of a recipe and what the stage before it re
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
 
-from mmkd import __version__
 from mmkd.config.plan import Plan
-from mmkd.data import SPLITS, Cases, ItemTable, SequenceSplit
+from mmkd.data import SPLITS, ItemTable
 from mmkd.data.dataset import Dataset, data_digests
 from mmkd.data.items import AttributeVocabulary
 from mmkd.data.readers import load_interactions, load_items
 from mmkd.distiller import CorrelationDistiller
 from mmkd.embeddings import EmbeddingTable
 from mmkd.errors import RunError
-from mmkd.evaluation.evaluator import LIST_LENGTH
-from mmkd.evaluation.ranking import CaseRanks
-from mmkd.student import Ensemble
-from mmkd.student.build import build_student
-from mmkd.student.ensemble import scorer
+from mmkd.student import Ensemble, StudentSpec
 from mmkd.training.step import TrainStep
 
 
@@ -57,7 +50,7 @@ def build_step(
     *,
     vocabulary: AttributeVocabulary | None = None,
     compressed: Ensemble | None = None,
-) -> tuple[TrainStep, dict[str, Any]]:
+) -> tuple[TrainStep, StudentSpec]:
     """Student and objective, and the spec from which the student can be built again.
 
     Args:
@@ -68,18 +61,17 @@ def build_step(
         compressed: The ensemble to compress, on the device.
     """
     teachers = distiller.reduced if distiller else {}
-    spec = {
-        "mmkd": __version__,
-        "item_count": data.split.item_count,
-        "max_length": planned.training.max_length,
-        "embedding": planned.embedding,
-        "backbone": planned.backbone,
-        "score_with": planned.recipe.student.score_with,
-        "ensemble": planned.ensemble,
-        "modalities": {name: teacher.shape[1] for name, teacher in teachers.items()},
-    }
+    spec = StudentSpec(
+        item_count=data.split.item_count,
+        max_length=planned.training.max_length,
+        embedding=planned.embedding,
+        backbone=planned.backbone,
+        score_with=planned.recipe.student.score_with,
+        ensemble=planned.ensemble,
+        modalities={name: teacher.shape[1] for name, teacher in teachers.items()},
+    )
     present = distiller.present if distiller else {}
-    student = build_student(spec, teachers, present, seed=planned.recipe.seed)
+    student = spec.build(teachers, present, seed=planned.recipe.seed)
     objective = planned.objective.build(
         train_counts=torch.from_numpy(data.split.train_counts()),
         modalities=tuple(teachers),
@@ -88,27 +80,6 @@ def build_step(
         vocabulary=vocabulary,
     )
     return TrainStep(student, objective, compressed), spec
-
-
-def rank_cases(
-    planned: Plan,
-    split: SequenceSplit,
-    student: Ensemble,
-    processes: Accelerator | PartialState,
-    cases: Cases,
-    list_length: int = LIST_LENGTH,
-) -> CaseRanks:
-    """Rank every case's target among the whole catalogue; the processes share the work."""
-    return planned.evaluator.ranks(
-        scorer(student, item_count=split.item_count, max_length=planned.training.max_length),
-        split,
-        cases,
-        max_length=planned.training.max_length,
-        device=processes.device,
-        rank=processes.process_index,
-        world_size=processes.num_processes,
-        list_length=list_length,
-    )
 
 
 def vocabulary_of(planned: Plan, items: ItemTable) -> AttributeVocabulary | None:

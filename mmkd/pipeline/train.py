@@ -4,7 +4,6 @@ From a recipe to a run folder. Read this first; every part has a file of its own
 says how a plan calls it.
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,7 +16,6 @@ from mmkd.config.plan import Plan, plan
 from mmkd.config.recipe import Recipe, recipe_digest
 from mmkd.data.dataset import Dataset
 from mmkd.data.items import AttributeVocabulary
-from mmkd.files import write_json
 from mmkd.pipeline.embed import EmbedProgress, embed
 from mmkd.pipeline.opening import (
     Teacher,
@@ -32,7 +30,6 @@ from mmkd.pipeline.stages import (
     digests_of,
     distil,
     load_data,
-    rank_cases,
     vocabulary_of,
 )
 from mmkd.runs.folder import RunFolder
@@ -136,7 +133,7 @@ def _train(
     if accelerator.is_main_process:
         keys = {name: table.key for name, table in tables.items()}
         run.check_tables(keys)
-        run.mark_tables(keys)
+        run.write(tables=keys)
     distiller = distil(planned, tables)
     step, spec = build_step(
         planned,
@@ -146,11 +143,12 @@ def _train(
         compressed=teacher.student.to(accelerator.device) if teacher else None,
     )
     if accelerator.is_main_process:
-        data.items.save(folder / "items.parquet")
-        run.write_users(data.log.user_ids)
-        run.write_student_spec(spec)
-        if vocabulary:
-            run.write_attributes(vocabulary.names)
+        run.write(
+            items=data.items,
+            users=data.log.user_ids,
+            spec=spec,
+            attributes=vocabulary.names if vocabulary else None,
+        )
     prepared_s = time.monotonic() - began
     report = planned.trainer.fit(
         step.student,
@@ -166,7 +164,9 @@ def _train(
         resume=resume,
         seed=recipe.seed,
     )
-    ranks = rank_cases(planned, data.split, step.student, accelerator, data.split.test)
+    ranks = planned.evaluator.ranks(
+        step.student, data.split, data.split.test, processes=accelerator
+    )
     result = {
         "recipe": recipe.name,
         "digest": recipe_digest(recipe),
@@ -189,10 +189,7 @@ def _train(
         "parameters": sum(p.numel() for p in step.student.parameters()),
     }
     if accelerator.is_main_process:
-        run.write_ranks(ranks)
-        write_json(folder / "history.json", report.history)
-        run.write_result(result)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        run.write(ranks=ranks, history=report.history, result=result)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return result

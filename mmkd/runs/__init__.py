@@ -1,5 +1,1 @@
-"""Serving: a trained run as a recommender."""
-
-from mmkd.student.ensemble import scorer
-
-__all__ = ["scorer"]
+"""Runs: what training leaves in a folder, and a trained run as a recommender."""

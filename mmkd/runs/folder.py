@@ -1,11 +1,19 @@
-"""Reading a run's files: one that is missing or damaged is told with its name and a remedy."""
+"""RunFolder: a run's parts to the files that training leaves behind, and the files back to parts.
+
+``run.json`` marks the folder as a run: the recipe's name and digests of the data, of the encoders'
+tables and of the run that it compresses; ``recipe.yaml`` what was run; ``items.parquet`` the id
+map and titles; ``users.parquet`` row number to external user id; ``student.json`` and
+``student.safetensors`` the trained networks; ``attributes.json`` the labels they predicted;
+``history.json`` one record an epoch; ``result.json`` the test metrics; ``test_ranks.parquet`` the
+rank of every test case, for paired tests (its ``user`` is a row of ``users.parquet``);
+``checkpoints/`` while it trains. Every file is written whole or not at all; none is a pickle.
+"""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,67 +21,14 @@ import numpy as np
 import polars as pl
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mmkd import __version__
 from mmkd.data.items import ItemTable
-from mmkd.errors import RunError
-from mmkd.evaluation.ranking import CaseRanks
-from mmkd.files import replacing, write_json
-from mmkd.student import Ensemble
-from mmkd.student.build import build_student
-
-
-def require(path: Path) -> None:
-    """Raise RunError where a run lacks a file."""
-    if not path.is_file():
-        raise RunError(
-            f"{path.parent}: holds no {path.name}; name the folder of a run that was trained to "
-            "its end (mmkd train RECIPE writes runs/NAME)"
-        )
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[Path]:
-    """Give the path back; what goes wrong inside says that the file is damaged.
-
-    Raises:
-        RunError: The file is missing, or can't be read as what it should be.
-    """
-    require(path)
-    try:
-        yield path
-    except (
-        AttributeError,
-        KeyError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        SafetensorError,
-        pl.exceptions.PolarsError,
-    ) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise RunError(
-            f"{path}: damaged ({lines[0]}); put a copy of it back, or train the run again into "
-            "another folder (--out)"
-        ) from error
-
-
-def read_mapping(path: Path, *keys: str) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ValueError: It is none, or lacks one of the keys.
-    """
-    content = json.loads(path.read_text("utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError("no JSON object")
-    if missing := sorted(set(keys) - content.keys()):
-        raise ValueError(f"lacks {', '.join(missing)}")
-    return content
-
+from mmkd.errors import RunError, outside
+from mmkd.evaluation import CaseRanks
+from mmkd.files import read_json, replacing, write_json
+from mmkd.student import Ensemble, StudentSpec
 
 _MARKER = "run.json"
 _LOCK = ".lock"
@@ -88,21 +43,20 @@ _FILES = (  # result.json first: a run whose deletion is cut short must not look
     "test_ranks.parquet",
     "users.parquet",
 )
-_SPEC_KEYS = ("item_count", "max_length", "embedding", "backbone", "ensemble")
-_RESULT_KEYS = (
-    "best_epoch",
-    "epochs",
-    "peak_memory_bytes",
-    "processes",
-    "seconds",
-    "test",
-    "valid",
-)
 
 
 @dataclass(frozen=True)
 class RunFolder:
     """One run's folder.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from mmkd.runs.folder import RunFolder
+    >>> with TemporaryDirectory() as folder:
+    ...     run = RunFolder(Path(folder))
+    ...     run.write(marker={"recipe": "shop", "data": {}}, users=["ann", "bob"])
+    ...     run.started, run.finished, run.users()
+    (True, False, ('ann', 'bob'))
 
     Attributes:
         path: The folder.
@@ -125,89 +79,126 @@ class RunFolder:
         """Whether training and the test are done."""
         return self.started and (self.path / "result.json").is_file()
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other trainings out of the folder, which is made; a killed process frees it.
-
-        Raises:
-            RunError: Another process trains here, or the folder can't be written.
-        """
-        new = not self.path.exists()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / _LOCK)
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise RunError(
-                f"{self.path}: another process is training here; wait for it, or give another "
-                "folder with --out"
-            ) from error
-        except OSError as error:
-            raise RunError(
-                f"{self.path}: can't be a run's folder ({error.strerror or error}); give another "
-                "one with --out"
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
-            if new and not self._content():  # nothing was begun
-                (self.path / _LOCK).unlink(missing_ok=True)
-                with suppress(OSError):
-                    self.path.rmdir()
-
-    def check_free(self) -> None:
-        """Raise RunError where there is no run but something else, which a run would bury."""
-        if not self.started and (found := self._content()):
-            raise RunError(
-                f"{self.path}: is not empty and holds no run ({_MARKER} is missing; there is "
-                f"{', '.join(found[:3])}); give another folder with --out"
-            )
-
-    def clear(self) -> None:
-        """Delete a run's own files; whatever else lies in the folder stays.
-
-        Raises:
-            RunError: The folder holds something that is no run.
-        """
-        self.check_free()
-        if not self.started:
-            return
-        self.marker()  # somebody else's run.json is refused
-        for name in _FILES:
-            (self.path / name).unlink(missing_ok=True)
-        checkpoints = self.path / "checkpoints"
-        if checkpoints.is_dir() and not checkpoints.is_symlink():
-            shutil.rmtree(checkpoints)
-
-    def mark(
+    def write(
         self,
         *,
-        recipe: str,
-        data: Mapping[str, str],
-        teacher: str | None = None,
+        marker: Mapping[str, Any] | None = None,
+        tables: Mapping[str, str] | None = None,
+        items: ItemTable | None = None,
+        users: Sequence[str] | None = None,
+        spec: StudentSpec | None = None,
+        attributes: Sequence[str] | None = None,
+        ranks: CaseRanks | None = None,
+        history: Sequence[Mapping[str, Any]] | None = None,
+        result: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write ``run.json``.
+        """Write what is given, each into its own file; the only way in.
 
         Args:
-            recipe: The recipe's name.
-            data: Of ``data_digests``.
-            teacher: Of ``weights_digest``, of the run it compresses.
-        """
-        content = {"mmkd": __version__, "recipe": recipe, "data": data, "tables": None}
-        write_json(self.path / _MARKER, content | {"teacher": teacher})
+            marker: What the run is begun with: ``recipe``, its name; ``data``, of
+                ``data_digests``; ``teacher``, of ``weights_digest`` of the run it compresses.
+            tables: The embedding tables, modality to key, added to the marker once they are known.
+            items: The catalogue it trains on.
+            users: Which external id each user row stands for.
+            spec: What the networks are built from again.
+            attributes: What the attribute heads predicted: label number c is ``names[c - 1]``.
+            ranks: Every test case's rank.
+            history: A record an epoch.
+            result: Its presence says that the run is finished, so that no checkpoint is kept.
 
-    def mark_tables(self, tables: Mapping[str, str]) -> None:
-        """Add the embedding tables, modality to key, to ``run.json`` once they are known."""
-        write_json(self.path / _MARKER, self.marker() | {"tables": tables})
+        Raises:
+            RunError: A file can't be written.
+        """
+        with outside(
+            RunError, self.path, "can't be written", remedy="give another folder with --out"
+        ):
+            if marker is not None:
+                content = dict.fromkeys(("mmkd", "recipe", "data", "tables", "teacher"))
+                write_json(self.path / _MARKER, content | {"mmkd": __version__} | dict(marker))
+            if tables is not None:
+                write_json(self.path / _MARKER, self.marker() | {"tables": dict(tables)})
+            if items is not None:
+                items.save(self.path / "items.parquet")
+            if users is not None:
+                schema = {"row": pl.Int64, "user": pl.String}
+                columns = {"row": range(len(users)), "user": list(users)}
+                self._write_table("users.parquet", pl.DataFrame(columns, schema=schema))
+            if spec is not None:
+                write_json(self.path / "student.json", spec.to_json())
+            if attributes is not None:
+                write_json(self.path / "attributes.json", {"names": list(attributes)})
+            if ranks is not None:
+                columns = {field.name: getattr(ranks, field.name) for field in fields(ranks)}
+                self._write_table("test_ranks.parquet", pl.DataFrame(columns))
+            if history is not None:
+                write_json(self.path / "history.json", history)
+            if result is not None:  # last: what it promises is there
+                write_json(self.path / "result.json", result)
+                shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def marker(self) -> dict[str, Any]:
         """Read ``run.json``."""
         with self._reading(_MARKER) as path:
-            marker = read_mapping(path, "mmkd", "recipe", "data", "tables")
+            marker = read_json(path, "mmkd", "recipe", "data", "tables")
             if not isinstance(marker["data"], dict):
                 raise TypeError("data is no mapping")
         return marker
+
+    def items(self) -> ItemTable:
+        """The catalogue as it was trained on; row r is item r."""
+        with self._reading("items.parquet") as path:
+            return ItemTable.load(path)
+
+    def users(self) -> tuple[str, ...]:
+        """External user ids; the ``user`` of a case is an index into them."""
+        with self._reading("users.parquet") as path:
+            return tuple(pl.read_parquet(path.read_bytes())["user"].to_list())
+
+    def student_spec(self) -> StudentSpec:
+        """Read ``student.json``."""
+        with self._reading("student.json") as path:
+            return StudentSpec.from_json(read_json(path))
+
+    def student(self, *, device: torch.device | str = "cpu") -> Ensemble:
+        """The trained networks in evaluation mode."""
+        self._file("student.safetensors")
+        spec = self.student_spec()
+        with self._reading("items.parquet") as path:  # its rows alone are read: padding and items
+            count = pl.scan_parquet(path).select(pl.len()).collect().item() - 1
+        if spec.item_count != count:
+            raise RunError(
+                f"{self.path}: student.json is about {spec.item_count} items and items.parquet "
+                f"about {count}, so they are of different runs; put the right ones back"
+            )
+        with self._reading("student.json"):
+            student = spec.build()
+        with self._reading("student.safetensors") as path:
+            student.load_state_dict(load_file(path))
+        return student.to(device).eval()
+
+    def weights_digest(self) -> str:
+        """SHA-256 of the trained weights, hexadecimal."""
+        with self._reading("student.safetensors") as path, path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def ranks(self) -> CaseRanks:
+        """Every test case's rank."""
+        with self._reading("test_ranks.parquet") as path:
+            table = pl.read_parquet(path.read_bytes())
+            columns = {column: table[column].to_numpy() for column in table.columns}
+            top = np.asarray(table["top_items"].to_list(), dtype=np.int64).reshape(len(table), -1)
+            return CaseRanks(**(columns | {"top_items": top}))
+
+    def result(self) -> dict[str, Any]:
+        """Read ``result.json``."""
+        mappings = ("test", "valid", "seconds")
+        with self._reading("result.json") as path:
+            numbers = ("best_epoch", "epochs", "peak_memory_bytes", "processes")
+            result = read_json(path, *numbers, *mappings)
+            for key in mappings:
+                if not isinstance(result[key], dict):
+                    raise TypeError(f"{key} is no JSON object")
+        return result
 
     def check_data(self, data: Mapping[str, str]) -> None:
         """Raise RunError unless the data is what the run was begun with.
@@ -235,98 +226,87 @@ class RunFolder:
                 "one back, or train again (--overwrite, or another folder with --out)"
             )
 
-    def weights_digest(self) -> str:
-        """SHA-256 of the trained weights, hexadecimal."""
-        with self._reading("student.safetensors") as path, path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    def items(self) -> ItemTable:
-        """The catalogue as it was trained on; row r is item r."""
-        with self._reading("items.parquet") as path:
-            return ItemTable.load(path)
-
-    def write_users(self, user_ids: Sequence[str]) -> None:
-        """Keep which external id each user row stands for."""
-        table = pl.DataFrame(
-            {"row": range(len(user_ids)), "user": list(user_ids)},
-            schema={"row": pl.Int64, "user": pl.String},
-        )
-        with replacing(self.path / "users.parquet") as temporary:
-            table.write_parquet(temporary)
-
-    def users(self) -> tuple[str, ...]:
-        """External user ids; the ``user`` of a case is an index into them."""
-        with self._reading("users.parquet") as path:
-            return tuple(pl.read_parquet(path.read_bytes())["user"].to_list())
-
-    def write_attributes(self, names: Sequence[str]) -> None:
-        """Keep what the attribute heads predicted: label number c is ``names[c - 1]``."""
-        write_json(self.path / "attributes.json", {"names": list(names)})
-
-    def write_student_spec(self, spec: dict[str, Any]) -> None:
-        """What ``student`` needs to rebuild the network."""
-        write_json(self.path / "student.json", spec)
-
-    def student_spec(self) -> dict[str, Any]:
-        """Read ``student.json``."""
-        with self._reading("student.json") as path:
-            return read_mapping(
-                path, "item_count", "max_length", "embedding", "backbone", "ensemble"
-            )
-
-    def student(self, *, device: torch.device | str = "cpu") -> Ensemble:
-        """The trained networks in evaluation mode."""
-        require(self.path / "student.safetensors")
-        spec = self.student_spec()
-        if spec["item_count"] != (count := len(self.items())):
+    def check_free(self) -> None:
+        """Raise RunError where there is no run but something else, which a run would bury."""
+        if not self.started and (found := self._content()):
             raise RunError(
-                f"{self.path}: student.json is about {spec['item_count']} items and items.parquet "
-                f"about {count}, so they are of different runs; put the right ones back"
+                f"{self.path}: is not empty and holds no run ({_MARKER} is missing; there is "
+                f"{', '.join(found[:3])}); give another folder with --out"
             )
-        with self._reading("student.json"):
-            student = build_student(spec)
-        with self._reading("student.safetensors") as path:
-            student.load_state_dict(load_file(path))
-        return student.to(device).eval()
 
-    def write_result(self, result: dict[str, Any]) -> None:
-        """Write ``result.json``; its presence says that the run is finished."""
-        write_json(self.path / "result.json", result)
+    def clear(self) -> None:
+        """Delete a run's own files; whatever else lies in the folder stays.
 
-    def result(self) -> dict[str, Any]:
-        """Read ``result.json``."""
-        with self._reading("result.json") as path:
-            result = read_mapping(path, *_RESULT_KEYS)
-            for key in ("test", "valid", "seconds"):
-                if not isinstance(result[key], dict):
-                    raise TypeError(f"{key} is no JSON object")
-        return result
+        Raises:
+            RunError: The folder holds something that is no run.
+        """
+        self.check_free()
+        if not self.started:
+            return
+        self.marker()  # somebody else's run.json is refused
+        for name in _FILES:
+            (self.path / name).unlink(missing_ok=True)
+        checkpoints = self.path / "checkpoints"
+        if checkpoints.is_dir() and not checkpoints.is_symlink():
+            shutil.rmtree(checkpoints)
 
-    def write_ranks(self, ranks: CaseRanks, name: str = "test") -> None:
-        """Keep every case's rank."""
-        table = pl.DataFrame(
-            {
-                "case": ranks.case,
-                "user": ranks.user,
-                "target": ranks.target,
-                "rank": ranks.rank,
-                "ties": ranks.ties,
-                "top_items": ranks.top_items,
-            }
-        )
-        with replacing(self.path / f"{name}_ranks.parquet") as temporary:
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other trainings out of the folder, which is made; a killed process frees it.
+
+        Raises:
+            RunError: Another process trains here, or the folder can't be written.
+        """
+        new = not self.path.exists()
+        what = "can't be a run's folder, which --out sets"  # whatever the remedy
+        with outside(RunError, self.path, what, remedy="give another one"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / _LOCK)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise RunError(
+                    f"{self.path}: another process is training here; wait for it, or give another "
+                    "folder with --out"
+                ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+            if new and not self._content():  # nothing was begun
+                (self.path / _LOCK).unlink(missing_ok=True)
+                with suppress(OSError):
+                    self.path.rmdir()
+
+    def _write_table(self, name: str, table: pl.DataFrame) -> None:
+        with replacing(self.path / name) as temporary:
             table.write_parquet(temporary)
 
-    def ranks(self, name: str = "test") -> CaseRanks:
-        """Read the cases back."""
-        with self._reading(f"{name}_ranks.parquet") as path:
-            table = pl.read_parquet(path.read_bytes())
-            columns = {column: table[column].to_numpy() for column in table.columns}
-            top = np.asarray(table["top_items"].to_list(), dtype=np.int64).reshape(len(table), -1)
-            return CaseRanks(**(columns | {"top_items": top}))
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[Path]:
+        """A file's path; what goes wrong inside says that the file is damaged.
 
-    def _reading(self, name: str) -> AbstractContextManager[Path]:
-        return reading(self.path / name)
+        Raises:
+            RunError: The file is missing, or can't be read as what it should be.
+        """
+        path = self._file(name)
+        remedy = "put a copy of it back, or train the run again into another folder (--out)"
+        with outside(RunError, path, "damaged", remedy=remedy, also=(TypeError,)):
+            try:
+                yield path
+            # what a wrong content makes fail, another part's own refusal of it too: in one line
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                lines = str(error).splitlines() or [type(error).__name__]
+                raise TypeError(lines[0]) from error
+
+    def _file(self, name: str) -> Path:
+        """Where a file of a trained run is; RunError where it lacks it."""
+        if not (path := self.path / name).is_file():
+            raise RunError(
+                f"{self.path}: holds no {name}; name the folder of a run that was trained to its "
+                "end (mmkd train RECIPE writes runs/NAME)"
+            )
+        return path
 
     def _check_same(self, what: str, then: Mapping[str, str], now: Mapping[str, str]) -> None:
         changed = sorted(k for k in {*then, *now} if then.get(k) != now.get(k))

@@ -6,11 +6,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from mmkd.data.items import ItemTable
 from mmkd.errors import RunError
-from mmkd.evaluation.ranking import top_k
 from mmkd.runs.folder import RunFolder
-from mmkd.student.ensemble import scorer
+from mmkd.student.recommender import listed
 
 
 def recommend(
@@ -29,19 +27,10 @@ def recommend(
         student's members (the log of added probabilities, where it is asked for those).
 
     Raises:
-        DataError: An id is not in the catalogue.
-        RunError: The history is empty.
+        DataError: An id is not in the catalogue, or the history is empty.
+        RunError: The run is not a trained one.
     """
-    if not history:
-        raise RunError("the history is empty; give at least one item id, oldest first")
-    items = run.items()
-    rows = torch.tensor([items.row(item) for item in history])
-    student = run.student()
-    score = scorer(student, item_count=len(items), max_length=run.student_spec()["max_length"])
-    scores = score(rows[None])
-    seen = rows if exclude_seen else rows[:0]
-    best, values = top_k(scores, k, exclude_row=torch.zeros_like(seen), exclude_item=seen)
-    return _listed(items, best[0].tolist(), values[0].tolist())
+    return run.student().recommend(run.items(), history, k=k, exclude_seen=exclude_seen)
 
 
 def student_neighbours(
@@ -55,9 +44,12 @@ def student_neighbours(
         modality: Which of the student's modality tables; None for the fused vectors.
         k: How many.
 
+    Returns:
+        As ``recommend``, the cosines as scores.
+
     Raises:
         DataError: The id is not in the catalogue.
-        RunError: The student has no such modality.
+        RunError: The student has no such modality, or the run is not a trained one.
     """
     items, student = run.items(), run.student()
     tables = student.modality_tables()
@@ -68,19 +60,8 @@ def student_neighbours(
         )
     row = items.row(item)
     with torch.no_grad():
-        unit = F.normalize(student.vectors(modality)[: len(items) + 1], dim=1)
-        cosine = unit @ unit[row]
-    lacking = (unit == 0).all(1).nonzero()[:, 0]
-    excluded = torch.cat([lacking, torch.tensor([row])])
-    best, values = top_k(
-        cosine[None], k, exclude_row=torch.zeros_like(excluded), exclude_item=excluded
-    )
-    return _listed(items, best[0].tolist(), values[0].tolist())
-
-
-def _listed(items: ItemTable, rows: Sequence[int], scores: Sequence[float]) -> list[dict[str, Any]]:
-    return [
-        {"item": items.ids[row], "title": items.titles[row], "score": score}
-        for row, score in zip(rows, scores, strict=True)
-        if row > 0
-    ]
+        unit = F.normalize(student.vectors(modality)[:-1], dim=1)  # [I+1, d], less the mask token
+        cosine = unit @ unit[row]  # [I+1]
+    cosine[(unit == 0).all(1)] = -torch.inf  # without a vector there is no cosine
+    cosine[[0, row]] = -torch.inf
+    return listed(items, cosine, k)

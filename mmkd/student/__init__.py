@@ -1,7 +1,8 @@
 """The student: fused item embeddings, a backbone, scores. Imports only torch."""
 
 from mmkd.student.backbones import BACKBONES, Backbone, backbone_class, build_backbone
-from mmkd.student.ensemble import Ensemble, build_ensemble
+from mmkd.student.build import StudentSpec
+from mmkd.student.ensemble import Ensemble, build_ensemble, check_ensemble, scorer
 from mmkd.student.fusion import ConcatFusion, GateFusion, SumFusion
 from mmkd.student.item_embedding import FusedItemEmbedding
 from mmkd.student.recommender import Recommender, StudentOutput
@@ -15,8 +16,11 @@ __all__ = [
     "GateFusion",
     "Recommender",
     "StudentOutput",
+    "StudentSpec",
     "SumFusion",
     "backbone_class",
     "build_backbone",
     "build_ensemble",
+    "check_ensemble",
+    "scorer",
 ]

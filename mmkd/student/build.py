@@ -1,41 +1,93 @@
-"""``student.json``'s content to untrained networks: training's start, what serving fills."""
+"""StudentSpec: the content of ``student.json`` to untrained networks.
+
+Training starts from them; reading a finished run fills them with its weights.
+"""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone, build_ensemble
+from mmkd import __version__
+from mmkd.student.backbones import build_backbone
+from mmkd.student.ensemble import Ensemble, build_ensemble
+from mmkd.student.item_embedding import FusedItemEmbedding
+from mmkd.student.recommender import Recommender, ScoreWith
 
 
-def build_student(
-    spec: Mapping[str, Any],
-    teachers: Mapping[str, Tensor] | None = None,
-    present: Mapping[str, Tensor] | None = None,
-    *,
-    seed: int | None = None,
-) -> Ensemble:
-    """Build untrained networks from ``student.json``'s content.
+@dataclass(frozen=True, kw_only=True)
+class StudentSpec:
+    """All that a student is built from, except the teachers and the weights.
 
-    Args:
-        spec: ``item_count``, ``max_length``, ``embedding`` and ``backbone`` options,
-            ``score_with``, ``ensemble`` options, and ``modalities``: name to the teacher's width.
-        teachers: Reduced teachers [I+1, d_t] by name to start from; None for zeros.
-        present: Masks [I+1] by name that go with them.
-        seed: Network n is drawn from ``seed + n``; None where weights are loaded afterwards.
+    Attributes:
+        mmkd: The version that trained it.
+        item_count: I.
+        max_length: The longest sequence it reads, mask token included.
+        embedding: Options of `FusedItemEmbedding`, `width` among them.
+        backbone: Its `kind` and options.
+        score_with: As for `Recommender`.
+        ensemble: Options of `build_ensemble`.
+        modalities: Name to the teacher's width.
     """
-    rows = spec["item_count"] + 1
-    if teachers is None:
-        teachers = {name: torch.zeros(rows, dim) for name, dim in spec["modalities"].items()}
 
-    def build() -> Recommender:
-        embedding = FusedItemEmbedding(
-            item_count=spec["item_count"], modalities=teachers, present=present, **spec["embedding"]
-        )
-        backbone = build_backbone(
-            width=spec["embedding"]["width"], max_length=spec["max_length"], **spec["backbone"]
-        )
-        return Recommender(embedding=embedding, backbone=backbone, score_with=spec["score_with"])
+    mmkd: str = __version__
+    item_count: int
+    max_length: int
+    embedding: Mapping[str, Any]
+    backbone: Mapping[str, Any]
+    score_with: ScoreWith
+    ensemble: Mapping[str, Any]
+    modalities: Mapping[str, int]
 
-    return build_ensemble(build, seed=seed, **spec["ensemble"])
+    def build(
+        self,
+        teachers: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+        *,
+        seed: int | None = None,
+    ) -> Ensemble:
+        """Build untrained networks.
+
+        Args:
+            teachers: Reduced teachers [I+1, d_t] by name to start from; None for zeros.
+            present: Masks [I+1] by name that go with them.
+            seed: Network n is drawn from ``seed + n``; None where weights are loaded afterwards.
+        """
+        if teachers is None:
+            rows = self.item_count + 1
+            teachers = {name: torch.zeros(rows, dim) for name, dim in self.modalities.items()}
+
+        def network() -> Recommender:
+            return Recommender(
+                embedding=FusedItemEmbedding(
+                    item_count=self.item_count,
+                    modalities=teachers,
+                    present=present,
+                    **self.embedding,
+                ),
+                backbone=build_backbone(
+                    width=self.embedding["width"], max_length=self.max_length, **self.backbone
+                ),
+                score_with=self.score_with,
+                max_length=self.max_length,
+            )
+
+        return build_ensemble(network, seed=seed, **self.ensemble)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``student.json``."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote, this version's or an older one's.
+
+        Raises:
+            ValueError: A key is missing.
+        """
+        names = [field.name for field in fields(cls)]
+        if lacking := [name for name in names if name not in content]:
+            raise ValueError(f"lacks {', '.join(lacking)}")
+        return cls(**{name: content[name] for name in names})

@@ -1,17 +1,25 @@
 """Ensemble: N recommenders side by side, [B, L] to N states, and one score a catalogue item.
 
-The networks of EMKD (arXiv:2304.14668), section 4.1. One network is an ensemble of one.
+The networks of EMKD (arXiv:2304.14668), section 4.1. One network is an ensemble of one: training,
+evaluation and files know ensembles only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd.student.layers import check_counts
-from mmkd.student.recommender import Recommender, StudentOutput
+from mmkd.errors import at_least, one_of, refuse
+from mmkd.student.recommender import (
+    Catalogue,
+    Recommender,
+    StudentOutput,
+    answering,
+    best_items,
+    prompt,
+)
 
 Inference = Literal["logits", "probabilities"]
 ModalityTables = Literal["shared", "own"]
@@ -22,14 +30,28 @@ class Ensemble(nn.Module):
 
     They run one after the other: at the sizes of training each one fills the machine by itself,
     and a batched program of all of them was no faster (docs/ensemble.md).
+
+    `causal`, `item_count` and `max_length` are what the members have in common; of `max_length` the
+    smallest.
+
+    >>> import torch
+    >>> from mmkd import Ensemble, FusedItemEmbedding, GRU4Rec, Recommender
+    >>> def network():
+    ...     return Recommender(
+    ...         embedding=FusedItemEmbedding(item_count=3, width=8), backbone=GRU4Rec(width=8)
+    ...     )
+    >>> ensemble = Ensemble([network(), network()])
+    >>> hidden = [output.hidden[:, -1] for output in ensemble(torch.tensor([[0, 2, 1]]))]
+    >>> ensemble.score(hidden).shape
+    torch.Size([1, 4])
     """
 
     def __init__(self, members: Sequence[Recommender], *, inference: Inference = "logits") -> None:
         """Put the networks together.
 
         Args:
-            members: At least one, of one causality. Those that hold the same modality tables (see
-                `share_modality_tables`) keep them once in the state dict.
+            members: At least one, of one causality. Those that hold the same modality tables, the
+                very module, keep them once in the state dict.
             inference: `logits` adds the members' scores; `probabilities` adds their softmax
                 probabilities over the catalogue, as the paper writes.
 
@@ -44,11 +66,14 @@ class Ensemble(nn.Module):
                 "members: got causal and bidirectional networks or other catalogues side by side; "
                 "build all of them from one recipe"
             )
-        if inference not in ("logits", "probabilities"):
-            raise ValueError(f"inference {inference!r}: unknown; use logits or probabilities.")
+        refuse(check_ensemble(inference=inference))
         self.members = nn.ModuleList(members)
         self.inference = inference
         self.causal = members[0].causal
+        self.item_count = members[0].item_count
+        self.max_length = min(
+            (m.max_length for m in members if m.max_length is not None), default=None
+        )
         self._shared = tuple(
             (f"members.{n}.embedding.tables.", "members.0.embedding.tables.")
             for n, member in enumerate(members[1:], start=1)
@@ -56,6 +81,11 @@ class Ensemble(nn.Module):
         )
         self.register_state_dict_post_hook(_drop_repeats)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_repeat_shared)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def of(cls, student: "Ensemble | Recommender") -> "Ensemble":
+        """A network as an ensemble of one, around the network itself; an ensemble as it is."""
+        return student if isinstance(student, Ensemble) else cls([student])
 
     @property
     def networks(self) -> list[Recommender]:
@@ -70,10 +100,6 @@ class Ensemble(nn.Module):
         """
         return [member(items) for member in self.members]
 
-    def item_matrices(self) -> list[Tensor]:
-        """N matrices [I, d] to score with, row r for item r + 1."""
-        return [member.item_matrix() for member in self.networks]
-
     def score(
         self, hidden: Sequence[Tensor], item_matrices: Sequence[Tensor] | None = None
     ) -> Tensor:
@@ -81,13 +107,13 @@ class Ensemble(nn.Module):
 
         Args:
             hidden: N states [..., d].
-            item_matrices: Of `item_matrices`; pass them when scoring many batches.
+            item_matrices: The members' [I, d], as their outputs have them; None makes them anew.
 
         Returns:
             [..., I+1], column r for item r, column 0 (padding) -inf. With `probabilities` their
             logarithm, which ranks the same and does not underflow.
         """
-        matrices = self.item_matrices() if item_matrices is None else item_matrices
+        matrices = item_matrices or [member.item_matrix() for member in self.networks]
         logits = [h @ matrix.mT for h, matrix in zip(hidden, matrices, strict=True)]  # N x [..., I]
         if self.inference == "probabilities":
             total = torch.stack([z.float().log_softmax(-1) for z in logits]).logsumexp(0)
@@ -96,6 +122,19 @@ class Ensemble(nn.Module):
             for other in logits[1:]:
                 total = total + other
         return F.pad(total, (1, 0), value=-float("inf"))
+
+    def next_scores(self, histories: Tensor) -> Tensor:
+        """Scores [B, I+1] of what comes after each of the histories [B, L], left-padded."""
+        with answering(self):
+            outputs = self(prompt(self, histories))
+            hidden = [out.hidden[:, -1] for out in outputs]  # N x [B, d]
+            return self.score(hidden, [out.item_matrix for out in outputs])
+
+    def recommend(
+        self, items: Catalogue, history: Sequence[str], *, k: int = 10, exclude_seen: bool = True
+    ) -> list[dict[str, Any]]:
+        """The k items that a user is likeliest to take next, as `Recommender.recommend`."""
+        return best_items(self, self.next_scores, items, history, k, exclude_seen=exclude_seen)
 
     def modality_tables(self) -> dict[str, list[Tensor]]:
         """Name to the different tables S_m [I+2, d] there are: one where the members share it."""
@@ -153,23 +192,29 @@ def build_ensemble(
     Raises:
         ValueError: `members` is below 1, or an unknown choice.
     """
-    check_counts(members=members)
-    if modality_tables not in ("shared", "own"):
-        raise ValueError(f"modality_tables {modality_tables!r}: unknown; use shared or own.")
+    refuse(check_ensemble(members=members, modality_tables=modality_tables, inference=inference))
     networks = []
     for n in range(members):
         if seed is not None:
             torch.manual_seed(seed + n)
         networks.append(build())
-    if modality_tables == "shared":
-        share_modality_tables(networks)
+        if modality_tables == "shared":
+            networks[n].embedding.tables = networks[0].embedding.tables
     return Ensemble(networks, inference=inference)
 
 
-def share_modality_tables(members: Sequence[Recommender]) -> None:
-    """Let all members read and train the first one's modality tables; ids stay their own."""
-    for member in members[1:]:
-        member.embedding.tables = members[0].embedding.tables
+def check_ensemble(**options: Any) -> list[str]:
+    """What is wrong with any of the options of `build_ensemble`, a line each."""
+    return [
+        *at_least(1, members=options.get("members")),
+        *one_of(get_args(ModalityTables), modality_tables=options.get("modality_tables")),
+        *one_of(get_args(Inference), inference=options.get("inference")),
+    ]
+
+
+def scorer(student: Ensemble | Recommender) -> Callable[[Tensor], Tensor]:
+    """How a student answers "what next?": histories [B, L] to scores [B, I+1]."""
+    return student.next_scores
 
 
 def _drop_repeats(
@@ -186,32 +231,3 @@ def _repeat_shared(module: nn.Module, state: dict[str, Tensor], prefix: str, *_:
     for repeat, first in cast(Ensemble, module)._shared:
         for key in [key for key in state if key.startswith(prefix + first)]:
             state[prefix + repeat + key.removeprefix(prefix + first)] = state[key]
-
-
-def scorer(student: Ensemble, *, item_count: int, max_length: int) -> Callable[[Tensor], Tensor]:
-    """How a student answers "what next?".
-
-    Its members' scores are added up. A causal student answers with its last states; a
-    bidirectional one reads the mask token after the history and answers with the states there.
-    The item matrices are fused once.
-
-    Args:
-        student: In evaluation mode.
-        item_count: I; the mask token is I + 1.
-        max_length: Longest sequence the student reads, mask token included.
-
-    Returns:
-        A function from histories [B, L] (left-padded) to scores [B, I + 1].
-    """
-    with torch.no_grad():
-        matrices = student.item_matrices()
-
-    @torch.no_grad()
-    def score(histories: Tensor) -> Tensor:
-        if not student.causal:
-            mask = histories.new_full((len(histories), 1), item_count + 1)
-            histories = torch.cat([histories, mask], dim=1)
-        outputs = student(histories[:, -max_length:])
-        return student.score([out.hidden[:, -1] for out in outputs], matrices)  # N x [B, D]
-
-    return score

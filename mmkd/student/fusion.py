@@ -1,14 +1,18 @@
 """Fusion: S sources [N, d] and which of them each item has, to one vector [N, d].
 
 The sources are the id vectors and one set of vectors a modality. KDSR (arXiv:2401.07257),
-section 3, is `GateFusion`; the other two are the simpler ways to compare it with.
+section 3, is `GateFusion`; the other two are the simpler ways to compare it with. All take the
+same arguments.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Fusion = Literal["gate", "concat", "sum"]
 
 
 class GateFusion(nn.Module):
@@ -53,11 +57,7 @@ class GateFusion(nn.Module):
 
     def forward(self, sources: Sequence[Tensor], has: Tensor) -> Tensor:
         """Weighted sum of the sources, [N, d]; arguments as in `weights`."""
-        weights = self.weights(sources, has)
-        fused = sources[0] * weights[:, :1]
-        for column, source in enumerate(sources[1:], start=1):
-            fused = torch.addcmul(fused, source, weights[:, column : column + 1])
-        return fused  # [N, d]
+        return _weighted_sum(sources, self.weights(sources, has))
 
 
 class ConcatFusion(nn.Module):
@@ -67,28 +67,14 @@ class ConcatFusion(nn.Module):
     """
 
     def __init__(self, *, width: int, sources: int, hidden: int | None = None) -> None:
-        """Build the layer.
-
-        Args:
-            width: d.
-            sources: S.
-            hidden: Not used; there is no hidden layer.
-        """
+        """Build the layer; `hidden` is not used."""
         super().__init__()
         self.linear = nn.Linear(sources * width, width, bias=False)
         with torch.no_grad():
             self.linear.weight.copy_(torch.eye(width).repeat(1, sources) / sources)
 
     def forward(self, sources: Sequence[Tensor], has: Tensor) -> Tensor:
-        """Fuse.
-
-        Args:
-            sources: S tensors [N, d].
-            has: [N, S] bool.
-
-        Returns:
-            [N, d].
-        """
+        """Fuse S tensors [N, d], of which each item `has` [N, S] some, to [N, d]."""
         kept = [s * has[:, k : k + 1] for k, s in enumerate(sources)]
         fused: Tensor = self.linear(torch.cat(kept, dim=-1))
         return fused
@@ -102,25 +88,13 @@ class SumFusion(nn.Module):
     """
 
     def __init__(self, *, width: int, sources: int, hidden: int | None = None) -> None:
-        """There is nothing to learn; the arguments are those of the other fusions."""
+        """There is nothing to learn."""
         super().__init__()
 
     def forward(self, sources: Sequence[Tensor], has: Tensor) -> Tensor:
-        """Fuse.
-
-        Args:
-            sources: S tensors [N, d].
-            has: [N, S] bool; at least one True a row.
-
-        Returns:
-            [N, d].
-        """
+        """Fuse S tensors [N, d], of which each item `has` [N, S] at least one, to [N, d]."""
         weights = has.to(sources[0].dtype)
-        weights = weights / weights.sum(dim=-1, keepdim=True)  # [N, S]
-        fused = sources[0] * weights[:, :1]
-        for column, source in enumerate(sources[1:], start=1):
-            fused = torch.addcmul(fused, source, weights[:, column : column + 1])
-        return fused  # [N, d]
+        return _weighted_sum(sources, weights / weights.sum(dim=-1, keepdim=True))
 
 
 FUSIONS: dict[str, type[GateFusion] | type[ConcatFusion] | type[SumFusion]] = {
@@ -128,3 +102,11 @@ FUSIONS: dict[str, type[GateFusion] | type[ConcatFusion] | type[SumFusion]] = {
     "concat": ConcatFusion,
     "sum": SumFusion,
 }
+
+
+def _weighted_sum(sources: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """S tensors [N, d] and weights [N, S] to [N, d]."""
+    fused = sources[0] * weights[:, :1]
+    for column, source in enumerate(sources[1:], start=1):
+        fused = torch.addcmul(fused, source, weights[:, column : column + 1])
+    return fused

@@ -4,18 +4,16 @@ From the reduced teachers [I+1, d_t] to trainable tables [I+2, d] (row 0 padding
 token) and their fusion. KDSR (arXiv:2401.07257), section 3.
 """
 
-import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd.student.fusion import FUSIONS
-from mmkd.student.layers import check_counts, check_dropout, check_modality_name, dropout
-
-Fusion = Literal["gate", "concat", "sum"]
+from mmkd.errors import at_least, one_of, positive, refuse
+from mmkd.student.fusion import FUSIONS, Fusion
+from mmkd.student.layers import check_dropout, check_modality_name, dropout
 
 
 class FusedItemEmbedding(nn.Module):
@@ -37,6 +35,16 @@ class FusedItemEmbedding(nn.Module):
     Dropout falls on the vectors that `lookup` and `forward` return, that is on a sequence's inputs,
     and not on `table`: the fused table is also the matrix to score with, where noise would hit
     every candidate of every position in the same way and blur the targets rather than regularise.
+
+    >>> import torch
+    >>> from mmkd import FusedItemEmbedding
+    >>> embedding = FusedItemEmbedding(
+    ...     item_count=3, width=4, modalities={"text": torch.randn(4, 6)}, dropout=0.0
+    ... )
+    >>> embedding.table().shape  # padding, three items, mask token
+    torch.Size([5, 4])
+    >>> embedding(torch.tensor([[0, 2, 1]])).shape
+    torch.Size([1, 3, 4])
     """
 
     def __init__(
@@ -72,19 +80,19 @@ class FusedItemEmbedding(nn.Module):
                 modality's name that torch cannot store, or a number out of range.
         """
         super().__init__()
-        check_counts(item_count=item_count, width=width, gate_width=gate_width)
-        check_dropout(dropout)
-        for key, deviation in (("id_std", id_std), ("modality_std", modality_std)):
-            if deviation is not None and not 0 < deviation < math.inf:
-                raise ValueError(f"{key}: got {deviation}, wanted more than 0; such as 0.02")
-        if fusion not in FUSIONS:
-            raise ValueError(f"fusion {fusion!r}: unknown; use one of {', '.join(FUSIONS)}.")
-        teachers = dict(modalities or {})
-        masks = dict(present or {})
-        for name in teachers:
-            check_modality_name(name)
-        for name in masks.keys() - teachers.keys():
-            raise ValueError(f"present has {name!r} but modalities has not; pass both or neither.")
+        refuse(
+            self.check(
+                item_count=item_count,
+                width=width,
+                modalities=modalities,
+                present=present,
+                fusion=fusion,
+                dropout=dropout,
+                id_std=id_std,
+                modality_std=modality_std,
+                gate_width=gate_width,
+            )
+        )
         self.item_count = item_count
         self.width = width
         self.dropout = dropout
@@ -96,21 +104,55 @@ class FusedItemEmbedding(nn.Module):
         self.tables = nn.ParameterDict()
         has = [torch.ones(rows, dtype=torch.bool)]
         std = id_std if modality_std is None else modality_std
-        for name, teacher in teachers.items():
-            mask = masks.get(name, torch.ones(item_count + 1, dtype=torch.bool))
-            _check_teacher(name, teacher, mask, item_count)
-            mask = F.pad(mask.to("cpu", torch.bool), (0, 1))  # [I+2], the mask token has none
+        everywhere = torch.ones(item_count + 1, dtype=torch.bool)
+        for name, teacher in (modalities or {}).items():
+            mask = (present or {}).get(name, everywhere).to("cpu", torch.bool)
+            mask = F.pad(mask, (0, 1))  # [I+2], the mask token has none
             mask[0] = False
-            table = F.pad(teacher.detach().to("cpu", torch.float32), (0, 0, 0, 1))  # [I+2, d_t]
-            table = torch.where(mask[:, None], table, 0.0)
-            table = scale_rows(fit_width(table, width), mask, norm=std * width**0.5)
+            table = _start(teacher, mask, width=width, norm=std * width**0.5)
             self.tables[name] = nn.Parameter(table)
             has.append(mask)
         self.has: Tensor
         self.register_buffer("has", torch.stack(has, dim=1))  # [I+2, S] S sources, id first
         self.fuse = (
-            FUSIONS[fusion](width=width, sources=len(has), hidden=gate_width) if teachers else None
+            FUSIONS[fusion](width=width, sources=len(has), hidden=gate_width)
+            if self.tables
+            else None
         )
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """What is wrong with any of the constructor's options, a line each."""
+        get = options.get
+        teachers: Mapping[str, Tensor] = get("modalities") or {}
+        masks: Mapping[str, Tensor] = get("present") or {}
+        rows = get("item_count")
+        problems = [
+            *at_least(1, item_count=rows, width=get("width"), gate_width=get("gate_width")),
+            *one_of(FUSIONS, fusion=get("fusion")),
+            *check_dropout(options),
+            *positive("such as 0.02", id_std=get("id_std"), modality_std=get("modality_std")),
+            *(line for name in teachers for line in check_modality_name(name)),
+        ]
+        if "modalities" in options:
+            problems += [
+                f"present: has {name!r} but modalities has not; pass both or neither"
+                for name in sorted(masks.keys() - teachers.keys())
+            ]
+        if rows is not None:
+            problems += [
+                f"modality {name!r}: got a table of shape {tuple(teacher.shape)}, wanted "
+                f"[{rows + 1}, d_t] (row 0 padding); pass the distiller's reduced table"
+                for name, teacher in teachers.items()
+                if teacher.ndim != 2 or len(teacher) != rows + 1
+            ]
+            problems += [
+                f"modality {name!r}: got a present mask of shape {tuple(mask.shape)}, wanted "
+                f"[{rows + 1}]; pass the distiller's mask of the same modality"
+                for name, mask in masks.items()
+                if tuple(mask.shape) != (rows + 1,)
+            ]
+        return problems
 
     def table(self) -> Tensor:
         """Fuse every row, without dropout.
@@ -167,20 +209,26 @@ class FusedItemEmbedding(nn.Module):
         return [self.id_table, *self.tables.values()]
 
 
-def _check_teacher(name: str, teacher: Tensor, mask: Tensor, item_count: int) -> None:
-    if teacher.ndim != 2 or len(teacher) != item_count + 1:
-        raise ValueError(
-            f"modality {name!r}: got a table of shape {tuple(teacher.shape)}, wanted "
-            f"[{item_count + 1}, d_t] (row 0 padding); pass the distiller's reduced table."
-        )
-    if tuple(mask.shape) != (item_count + 1,):
-        raise ValueError(
-            f"modality {name!r}: got a present mask of shape {tuple(mask.shape)}, wanted "
-            f"[{item_count + 1}]; pass the distiller's mask of the same modality."
-        )
+def _start(teacher: Tensor, mask: Tensor, *, width: int, norm: float) -> Tensor:
+    """A modality's table at the start of training.
+
+    Args:
+        teacher: [I+1, d_t].
+        mask: [I+2] bool, the rows that hold something.
+        width: d.
+        norm: Mean Euclidean norm to give these rows, by one factor for all.
+
+    Returns:
+        [I+2, d], the other rows zero; all of it where no row holds anything but zeros.
+    """
+    table = F.pad(teacher.detach().to("cpu", torch.float32), (0, 0, 0, 1))  # [I+2, d_t]
+    table = _fit_width(torch.where(mask[:, None], table, 0.0), width)
+    norms = table[mask].norm(dim=1)
+    mean = norms.mean().item() if len(norms) else 0.0
+    return table * (norm / mean) if mean > 0 else table
 
 
-def fit_width(table: Tensor, width: int) -> Tensor:
+def _fit_width(table: Tensor, width: int) -> Tensor:
     """Map rows to `width` columns, keeping inner products as well as a linear map can.
 
     A narrower target takes the leading eigenvectors of the second moment `X^T X`: of all
@@ -204,19 +252,3 @@ def fit_width(table: Tensor, width: int) -> Tensor:
     largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))  # [1, d]
     fitted: Tensor = exact @ (basis * largest.sign())
     return fitted.to(table.dtype)
-
-
-def scale_rows(table: Tensor, present: Tensor, *, norm: float) -> Tensor:
-    """Multiply a table by the one factor that gives its present rows this mean norm.
-
-    Args:
-        table: [N, d].
-        present: [N] bool.
-        norm: Wanted mean Euclidean norm.
-
-    Returns:
-        [N, d]; a table of zeros, or without any present row, comes back unchanged.
-    """
-    norms = table[present].norm(dim=1)
-    mean = norms.mean().item() if len(norms) else 0.0
-    return table * (norm / mean) if mean > 0 else table

@@ -1,10 +1,12 @@
-"""Dropout whose random numbers cost little on a CPU: [...] to [...].
+"""Dropout whose random numbers cost little on a CPU: [...] to [...]; ranges that parts share.
 
 Srivastava et al., Dropout (JMLR 15, 2014). torch draws one number an entry, on a CPU one at a time,
 which took 10-15% of a training step; a byte is enough to decide, and eight come with one draw.
 """
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,33 +38,25 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
 
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_RESERVED = (nn.ModuleDict(), nn.ParameterDict())
+def check_dropout(options: Mapping[str, Any]) -> list[str]:
+    """A line unless the option `dropout`, where there is one, drops a share, and not all."""
+    rate = options.get("dropout", 0)
+    if 0 <= rate < 1:
+        return []
+    return [f"dropout: got {rate}, wanted 0 up to but not including 1; 0 drops none"]
 
 
-def check_counts(**counts: int | None) -> None:
-    """Raise a ValueError unless every count is at least 1; None, a default, passes."""
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name}: got {count}, wanted at least 1; raise it")
-
-
-def check_dropout(rate: float) -> None:
-    """Raise a ValueError unless a share of 0..1, and not all, is dropped."""
-    if not 0 <= rate < 1:
-        raise ValueError(f"dropout: got {rate}, wanted 0 up to but not including 1; 0 drops none")
-
-
-def check_modality_name(name: str) -> None:
-    """Raise a ValueError unless parameters can be stored under a modality's name.
+def check_modality_name(name: str) -> list[str]:
+    """A line unless parameters can be stored under a modality's name.
 
     torch joins such names with dots and keeps them as attributes, so that a name with a dot, or
-    that of a method such as ``type`` or ``keys``, would fail late.
+    that of a method such as `type` or `keys`, would fail late.
     """
-    if not _NAME.fullmatch(name):
-        raise ValueError(
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        return [
             f"modality {name!r}: wanted letters, digits, _ and -, the first a letter or digit; "
             "rename it"
-        )
-    if any(hasattr(container, name) for container in _RESERVED):
-        raise ValueError(f"modality {name!r}: torch keeps this name for itself; rename it")
+        ]
+    if any(hasattr(container, name) for container in (nn.ModuleDict(), nn.ParameterDict())):
+        return [f"modality {name!r}: torch keeps this name for itself; rename it"]
+    return []

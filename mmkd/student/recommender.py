@@ -4,15 +4,18 @@ The student of KDSR (arXiv:2401.07257), section 3: fused item embedding, backbon
 """
 
 import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol, Self, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmkd.student.backbones import Backbone
+from mmkd.errors import DataError, MmkdError, at_least, one_of, refuse
+from mmkd.student.backbones import Backbone, build_backbone
 from mmkd.student.item_embedding import FusedItemEmbedding
 
 ScoreWith = Literal["id", "fused"]
@@ -34,6 +37,28 @@ class StudentOutput:
     """[I, d], row r scores item r + 1."""
 
 
+class Teacher(Protocol):
+    """What a student starts from: a fitted distiller's tables [I+1, d_t] and masks [I+1]."""
+
+    @property
+    def reduced(self) -> Mapping[str, Tensor]: ...  # noqa: D102
+
+    @property
+    def present(self) -> Mapping[str, Tensor]: ...  # noqa: D102
+
+
+class Catalogue(Protocol):
+    """What a list is made of: an item table's ids and titles [I+1], and the row of an id."""
+
+    @property
+    def ids(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def titles(self) -> Sequence[str]: ...  # noqa: D102
+
+    def row(self, item_id: str, /) -> int: ...  # noqa: D102
+
+
 class Recommender(nn.Module):
     """An item embedding, a backbone, and a dot product with every item.
 
@@ -43,38 +68,105 @@ class Recommender(nn.Module):
 
     With `gradient_checkpointing` set, training keeps the backbone's inputs and outputs only and
     computes the rest again for the gradients (arXiv:1604.06174).
+
+    `causal`, `item_count` and `max_length` say what it reads: whether a state depends on no later
+    position, I, and the longest sequence, mask token included (None where there is no limit).
+
+    >>> import torch
+    >>> from mmkd import FusedItemEmbedding, Recommender, SASRec
+    >>> embedding = FusedItemEmbedding(item_count=3, width=8)
+    >>> student = Recommender(embedding=embedding, backbone=SASRec(width=8, max_length=5))
+    >>> states = student(torch.tensor([[0, 2, 1], [1, 3, 2]])).hidden
+    >>> student.score(states[:, -1]).shape  # of padding and three items, after each sequence
+    torch.Size([2, 4])
     """
 
     def __init__(
         self,
         *,
         embedding: FusedItemEmbedding,
-        backbone: Backbone,
+        backbone: Backbone | type[nn.Module],
         score_with: ScoreWith = "fused",
+        max_length: int | None = None,
     ) -> None:
         """Put the parts together.
 
         Args:
             embedding: The item tables.
-            backbone: An nn.Module of the same width.
+            backbone: An nn.Module of the same width, or a class to build it of.
             score_with: `fused` or `id`.
+            max_length: The longest sequence to read; None means the backbone's own limit.
 
         Raises:
-            ValueError: `backbone` is no nn.Module, or an unknown `score_with`.
+            ValueError: `backbone` is none or of another width, or an argument is out of range.
         """
         super().__init__()
-        if not isinstance(backbone, nn.Module):
+        refuse(self.check(score_with=score_with, max_length=max_length))
+        if isinstance(backbone, type):
+            backbone = build_backbone(backbone, width=embedding.width, max_length=max_length)
+        if not (isinstance(backbone, nn.Module) and hasattr(backbone, "causal")):
             raise ValueError(
-                f"backbone: got {type(backbone).__name__}, wanted a torch.nn.Module; "
-                "derive it from one, or its weights would not train."
+                f"backbone: got {type(backbone).__name__}, wanted a torch.nn.Module with a "
+                "`causal` attribute; derive it from one, or its weights would not train"
             )
-        if score_with not in ("id", "fused"):
-            raise ValueError(f"score_with {score_with!r}: unknown; use id or fused.")
+        if getattr(backbone, "width", embedding.width) != embedding.width:
+            raise ValueError(
+                f"backbone: got one of width {backbone.width}, wanted the embedding's "
+                f"{embedding.width}; build both with one width"
+            )
         self.embedding = embedding
         self.backbone = backbone
         self.score_with = score_with
         self.causal = bool(backbone.causal)
+        self.item_count = embedding.item_count
+        limits = (max_length, getattr(backbone, "max_length", None))
+        self.max_length = min((n for n in limits if n is not None), default=None)
         self.gradient_checkpointing = False
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """What is wrong with any of the constructor's options, a line each."""
+        return [
+            *one_of(get_args(ScoreWith), score_with=options.get("score_with")),
+            *at_least(1, max_length=options.get("max_length")),
+        ]
+
+    @classmethod
+    def from_teacher(
+        cls,
+        distiller: Teacher,
+        *,
+        backbone: Backbone | type[nn.Module],
+        score_with: ScoreWith = "fused",
+        max_length: int | None = None,
+        **embedding: Any,
+    ) -> Self:
+        """A student whose modality tables start as a distiller's reduced teachers.
+
+        Args:
+            distiller: A fitted one.
+            backbone: As for the constructor, also for what follows.
+            score_with: Which table scores.
+            max_length: The longest sequence to read.
+            **embedding: Further options of `FusedItemEmbedding`; `width` is the backbone's
+                attribute of that name, the teachers' where it has none.
+
+        Raises:
+            ValueError: The distiller is not fitted, or a part refuses its options.
+        """
+        if not distiller.reduced:
+            raise ValueError("the distiller has no teacher; call its fit first")
+        rows, dim = next(iter(distiller.reduced.values())).shape
+        options = {"width": getattr(backbone, "width", dim), **embedding}
+        tables = FusedItemEmbedding(
+            item_count=rows - 1,
+            modalities=distiller.reduced,
+            present=distiller.present,
+            **options,
+        )
+        return cls(
+            embedding=tables, backbone=backbone, score_with=score_with, max_length=max_length
+        )
 
     def forward(self, items: Tensor) -> StudentOutput:
         """States of every position.
@@ -106,18 +198,6 @@ class Recommender(nn.Module):
             hidden=hidden, modality=self.embedding.modality_tables(), item_matrix=matrix
         )
 
-    def _states(self, x: Tensor, padding: Tensor) -> Tensor:
-        if not (self.gradient_checkpointing and self.training):
-            return self.backbone(x, padding)
-        # sequences do not see each other, so what is computed again is a few of them at a time
-        positions = _CPU_POSITIONS if x.device.type == "cpu" else _OTHER_POSITIONS
-        count = math.ceil(x.shape[0] * x.shape[1] / positions)
-        rows = max(1, math.ceil(x.shape[0] / max(1, count)))  # alike: kernels are kept by shape
-        chunks = zip(torch.split(x, rows), torch.split(padding, rows), strict=True)
-        return torch.cat(
-            [checkpoint(self.backbone, *chunk, use_reentrant=False) for chunk in chunks]
-        )
-
     def item_matrix(self) -> Tensor:
         """[I, d] the rows to score with, row r for item r + 1."""
         table = self.embedding.table() if self.score_with == "fused" else self.embedding.id_table
@@ -139,3 +219,109 @@ class Recommender(nn.Module):
     def modality_parameters(self) -> list[nn.Parameter]:
         """The modality tables, for a parameter group with a schedule of its own."""
         return self.embedding.modality_parameters()
+
+    def recommend(
+        self, items: Catalogue, history: Sequence[str], *, k: int = 10, exclude_seen: bool = True
+    ) -> list[dict[str, Any]]:
+        """The k items that a user is likeliest to take next.
+
+        Args:
+            items: The catalogue that the student was trained on.
+            history: The user's item ids, oldest first.
+            k: How many.
+            exclude_seen: Leave the history's own items out.
+
+        Returns:
+            `item`, `title` and `score` each, best first.
+
+        Raises:
+            ValueError: An id is not in the catalogue, the history is empty, or `k` is below 1.
+        """
+        return best_items(self, self.next_scores, items, history, k, exclude_seen=exclude_seen)
+
+    def next_scores(self, histories: Tensor) -> Tensor:
+        """Scores [B, I+1] of what comes after each of the histories [B, L], left-padded."""
+        with answering(self):
+            out = self(prompt(self, histories))
+            return self.score(out.hidden[:, -1], out.item_matrix)
+
+    def _states(self, x: Tensor, padding: Tensor) -> Tensor:
+        if not (self.gradient_checkpointing and self.training):
+            return self.backbone(x, padding)
+        # sequences do not see each other, so what is computed again is a few of them at a time
+        positions = _CPU_POSITIONS if x.device.type == "cpu" else _OTHER_POSITIONS
+        count = math.ceil(x.shape[0] * x.shape[1] / positions)
+        rows = max(1, math.ceil(x.shape[0] / max(1, count)))  # alike: kernels are kept by shape
+        chunks = zip(torch.split(x, rows), torch.split(padding, rows), strict=True)
+        return torch.cat(
+            [checkpoint(self.backbone, *chunk, use_reentrant=False) for chunk in chunks]
+        )
+
+
+class Student(Protocol):
+    """What a network and an ensemble say about themselves."""
+
+    causal: bool
+    item_count: int
+    max_length: int | None
+
+
+def prompt(student: Student, histories: Tensor) -> Tensor:
+    """Histories [B, L] to what a student reads to answer "what next?" with its last states.
+
+    A bidirectional one reads the mask token after the history; all read the latest items only.
+    """
+    if not student.causal:
+        mask = histories.new_full((len(histories), 1), student.item_count + 1)
+        histories = torch.cat([histories, mask], dim=1)
+    return histories if student.max_length is None else histories[:, -student.max_length :]
+
+
+@contextmanager
+def answering(student: nn.Module) -> Iterator[None]:
+    """Without dropout and gradients; afterwards every part is in the mode it was in."""
+    modes = [(module, module.training) for module in student.modules()]
+    student.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def best_items(
+    student: nn.Module,
+    next_scores: Callable[[Tensor], Tensor],
+    items: Catalogue,
+    history: Sequence[str],
+    k: int,
+    *,
+    exclude_seen: bool,
+) -> list[dict[str, Any]]:
+    """A student's `recommend`, from its `next_scores`; the other arguments are those."""
+    refuse(at_least(1, k=k))
+    if not history:
+        raise DataError("the history is empty; give at least one item id, oldest first")
+    rows = [items.row(item) for item in history]
+    scores = next_scores(torch.tensor([rows], device=next(student.parameters()).device))[0]  # [I+1]
+    if len(scores) != len(items.ids):
+        raise DataError(
+            f"got a catalogue of {len(items.ids) - 1} items, wanted the {len(scores) - 1} that the "
+            "student was trained on; pass the table it was trained with"
+        )
+    if scores.isnan().any():
+        raise MmkdError("a score is NaN: the student diverged; lower its learning rate")
+    if exclude_seen:
+        scores[rows] = -torch.inf
+    return listed(items, scores, k)
+
+
+def listed(items: Catalogue, scores: Tensor, k: int) -> list[dict[str, Any]]:
+    """The k best of [I+1] scores, those of -inf left out: `item`, `title` and `score` each."""
+    best, found = scores.topk(min(k, len(scores)))
+    return [
+        {"item": items.ids[row], "title": items.titles[row], "score": value}
+        for row, value in zip(found.tolist(), best.tolist(), strict=True)
+        if value > -torch.inf
+    ]

@@ -77,7 +77,7 @@ def test_ls_runs_tells_finished_from_unfinished(shop: Shop, tmp_path: Path) -> N
     }
     (tmp_path / "runs" / "notes").mkdir(parents=True)  # a recipe alone makes no run
     (tmp_path / "runs" / "notes" / "recipe.yaml").write_text("name: notes", "utf-8")
-    RunFolder(tmp_path / "runs" / "begun").mark(recipe="begun", data={})
+    RunFolder(tmp_path / "runs" / "begun").write(marker={"recipe": "begun", "data": {}})
     [row] = printed("ls", "runs")
     assert row["state"] == "unfinished" and row["test NDCG@10"] is None
     assert "unfinished" in invoke("ls", "runs").stdout

@@ -97,7 +97,9 @@ def test_small_catalogues_give_every_pair() -> None:
 
 
 def test_errors_name_the_remedy() -> None:
-    with pytest.raises(ValueError, match=r"must be positive, got 0.0; leave it unset"):
+    with pytest.raises(
+        ValueError, match=r"temperature: got 0.0, wanted a number above 0; leave it unset"
+    ):
         CorrelationCodebook(temperature=0.0)
     with pytest.raises(ValueError, match="no pair of items"):
         CorrelationCodebook().fit(np.zeros((0, 8), dtype=np.float32))

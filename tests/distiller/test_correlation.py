@@ -76,5 +76,7 @@ def test_near_duplicates_keep_their_small_distance() -> None:
 def test_errors_name_the_remedy() -> None:
     with pytest.raises(ValueError, match=r"dim 512 does not split into 7 facets; use .* such as 8"):
         dissected_correlation(torch.zeros(1, 512), torch.zeros(1, 512), 7)
-    with pytest.raises(ValueError, match="'cosin' is unknown; use one of cosine, dot"):
+    with pytest.raises(
+        ValueError, match=r"got 'cosin', wanted one of cosine, dot, .*; did you mean .cosine"
+    ):
         holistic_matrix(torch.zeros(1, 1, 2), "cosin")  # type: ignore[arg-type]

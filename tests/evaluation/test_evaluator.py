@@ -1,9 +1,9 @@
 """The evaluator against one case at a time, alone and over several processes."""
 
-import functools
 import json
 import multiprocessing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,15 +15,9 @@ from torch import Tensor
 
 from mmkd.data.splits import Cases, SequenceSplit
 from mmkd.errors import EvaluationError
-from mmkd.evaluation import (
-    CaseRanks,
-    compare,
-    evaluate_cases,
-    gather,
-    merge,
-    metrics_from_ranks,
-    summarise,
-)
+from mmkd.evaluation import CaseRanks, Evaluator, compare, metrics_from_ranks
+from mmkd.evaluation.ranking import gather, merge
+from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone
 
 ITEMS = 40
 
@@ -52,17 +46,27 @@ def _score(items: Tensor) -> Tensor:
     return (table[items] * weight[:, None]).sum(1).round(decimals=1)  # rounded: ties occur
 
 
-def _run(cases: Cases | None = None, **options: Any) -> CaseRanks:
+def _run(
+    cases: Cases | None = None,
+    *,
+    max_length: int | None = 8,
+    rank: int = 0,
+    world_size: int = 1,
+    **options: Any,
+) -> CaseRanks:
     split = _split()
+    evaluator = Evaluator(**{"batch_size": 7, **options})
+    processes = SimpleNamespace(
+        device=torch.device("cpu"), process_index=rank, num_processes=world_size
+    )
     chosen = split.test if cases is None else cases
-    defaults = {"split": split, "cases": chosen, "max_length": 8, "batch_size": 7}
-    return evaluate_cases(_score, **{**defaults, **options})
+    return evaluator.ranks(_score, split, chosen, processes=processes, max_length=max_length)
 
 
 @pytest.mark.parametrize("exclude_seen", ["history", "none"])
-@pytest.mark.parametrize(("max_length", "batch_size"), [(8, 7), (1, 1), (50, 1000)])
+@pytest.mark.parametrize(("max_length", "batch_size"), [(8, 7), (1, 1), (50, 1000), (None, 60)])
 def test_matches_one_case_at_a_time(
-    exclude_seen: Literal["history", "none"], max_length: int, batch_size: int
+    exclude_seen: Literal["history", "none"], max_length: int | None, batch_size: int
 ) -> None:
     split = _split()
     found = _run(exclude_seen=exclude_seen, max_length=max_length, batch_size=batch_size)
@@ -70,7 +74,7 @@ def test_matches_one_case_at_a_time(
     for n, (user, position) in enumerate(zip(split.test.user, split.test.position, strict=True)):
         events = split.items[split.offsets[user] : split.offsets[user + 1]].tolist()
         history, target = events[:position], events[position]
-        scores = _score(torch.tensor([history[-max_length:] or [0]]))[0].tolist()
+        scores = _score(torch.tensor([history[-(max_length or 99) :] or [0]]))[0].tolist()
         seen = set(history) - {target} if exclude_seen == "history" else set()
         assert (found.user[n], found.target[n]) == (user, target)
         assert (found.rank[n], found.ties[n]) == reference_rank(scores, target, seen)
@@ -91,18 +95,9 @@ def test_batches_are_left_padded_and_trimmed() -> None:
         return torch.zeros(len(items), ITEMS + 1)
 
     split = _split()
-    done: list[tuple[int, int]] = []
-    evaluate_cases(
-        score,
-        split=split,
-        cases=split.valid,
-        max_length=20,
-        batch_size=10,
-        progress=lambda i, n: done.append((i, n)),
-    )
+    Evaluator(batch_size=10).ranks(score, split, split.valid, max_length=20)
     longest = np.sort(np.minimum(split.valid.position, 20))[9::10]
     assert shapes == [(10, int(length)) for length in longest]
-    assert done == [(10, 30), (20, 30), (30, 30)]
 
 
 def test_a_case_without_history_is_a_row_of_padding() -> None:
@@ -116,7 +111,7 @@ def test_no_cases_give_no_ranks() -> None:
     found = _run(Cases(user=np.zeros(0, np.int64), position=np.zeros(0, np.int64)))
     assert len(found) == 0
     with pytest.raises(EvaluationError, match="no case"):
-        summarise(found, _split())
+        Evaluator().report(found, _split())
 
 
 def _assert_same(a: CaseRanks, b: CaseRanks) -> None:
@@ -129,10 +124,8 @@ def test_slices_of_processes_merge_to_the_whole(world_size: int) -> None:
     parts = [_run(rank=rank, world_size=world_size) for rank in range(world_size)]
     assert sum(len(part) for part in parts) == 60
     whole = _run()
-    _assert_same(merge(parts[::-1], case_count=60), whole)
-    _assert_same(merge([*parts, whole, parts[0]], case_count=60), whole)  # repeats count once
-    with pytest.raises(EvaluationError, match="part is missing"):
-        merge(parts[1:], case_count=60)
+    _assert_same(merge(parts[::-1]), whole)
+    _assert_same(merge([*parts, whole, parts[0]]), whole)  # repeats count once
 
 
 def _gather_in_process(rank: int, folder: str) -> None:
@@ -157,17 +150,17 @@ def test_gather_gives_every_process_the_whole(tmp_path: Path) -> None:
 
 def test_summary_holds_the_metrics_of_all_cases() -> None:
     split, found = _split(), _run()
-    report = summarise(found, split, (5, 10), seed=0)
-    assert report["metrics"] == pytest.approx(
-        metrics_from_ranks(found.rank, (5, 10), ties=found.ties)
-    )
+    evaluator = Evaluator(ks=(5, 10))
+    report = evaluator.report(found, split)
+    assert report["metrics"] == pytest.approx(evaluator.metrics(found))
+    assert evaluator.metrics(found) == metrics_from_ranks(found.rank, (5, 10), ties=found.ties)
     for name, (low, high) in report["intervals"].items():
         assert 0 <= low < report["metrics"][name] < high <= 1
     assert (report["n"], report["users"]) == (60, 30)
     assert report["coverage@10"] == len(set(found.top_items.ravel().tolist()) - {0}) / ITEMS
     assert sum(part["n"] for part in report["slices"].values()) == 60
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert summarise(found, split, (5, 10), seed=0) == report
+    assert evaluator.report(found, split, seed=0) == report
 
 
 def test_compare_sees_a_better_run_and_refuses_other_cases() -> None:
@@ -183,29 +176,71 @@ def test_compare_sees_a_better_run_and_refuses_other_cases() -> None:
     result = compare(ahead, found, metric="HR@5", permutations=999)
     assert result["first"] == 1.0
     assert result["difference"] == pytest.approx(1.0 - result["second"])
-    assert result["p_value"] == pytest.approx(1 / 1000)
+    assert (result["p_value"], result["users"]) == (pytest.approx(1 / 1000), 30)
     assert 0 < result["interval"][0] < result["difference"] < result["interval"][1]
     assert compare(found, found, permutations=99)["p_value"] == 1.0
     with pytest.raises(EvaluationError, match="different cases"):
         compare(found, found.take(np.arange(59)))
 
 
-def test_misfitting_arguments_are_errors() -> None:
-    with pytest.raises(EvaluationError, match="max_length 0"):
+def _student(*, causal: bool = True) -> Recommender:
+    kind = "sasrec" if causal else "bert4rec"
+    return Recommender(
+        embedding=FusedItemEmbedding(item_count=ITEMS, width=8, dropout=0.5),
+        backbone=build_backbone(kind, width=8, max_length=6, layers=1, heads=2, dropout=0.5),
+    )
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_student_is_ranked_as_a_function_that_scores_with_it(causal: bool) -> None:
+    """Alone or in an ensemble, without dropout, and left as it was."""
+    split, student = _split(), _student(causal=causal)
+    student.backbone.eval()
+
+    def score(histories: Tensor) -> Tensor:
+        assert not any(module.training for module in student.modules())
+        if not causal:
+            mask = torch.full((len(histories), 1), ITEMS + 1)
+            histories = torch.cat([histories, mask], dim=1)
+        return student.score(student(histories[:, -6:]).hidden[:, -1])
+
+    student.eval()
+    expected = Evaluator().ranks(score, split, split.test)
+    student.train()
+    student.backbone.eval()
+    for one in (student, Ensemble([student])):
+        _assert_same(Evaluator().ranks(one, split, split.test), expected)
+    assert student.training and student.embedding.training and not student.backbone.training
+
+
+def test_a_notebook_reports_on_a_student_and_its_data() -> None:
+    split, student = _split(), _student()
+    evaluator = Evaluator(ks=(10,), resamples=20)
+    report = evaluator.report(student, SimpleNamespace(split=split))
+    assert report == evaluator.report(evaluator.ranks(student, split, split.test), split)
+    assert 0 < report["metrics"]["NDCG@10"] < 1
+
+
+def test_a_wrong_option_is_told_without_anything_being_built() -> None:
+    assert Evaluator.check() == Evaluator.check(ks=(1,), exclude_seen="none", resamples=1) == []
+    problems = Evaluator.check(ks=[10, 0], exclude_seen="all", batch_size=0)
+    assert [line.partition(",")[0] for line in problems] == [
+        "exclude_seen: got 'all'",
+        "ks: got 0",
+        "batch_size: got 0",
+    ]
+    assert Evaluator.check(ks=[])[0].startswith("ks: got none, wanted at least one cut-off")
+    with pytest.raises(ValueError, match="resamples: got 0, wanted at least 1"):
+        Evaluator(resamples=0)
+    with pytest.raises(ValueError, match="max_length: got 0, wanted at least 1"):
         _run(max_length=0)
-    with pytest.raises(EvaluationError, match="exclude_seen is 'all'"):
-        _run(exclude_seen="all")
-    with pytest.raises(EvaluationError, match="rank 2 of 2"):
-        _run(rank=2, world_size=2)
+
+
+def test_misfitting_cases_and_scores_are_errors() -> None:
     with pytest.raises(EvaluationError, match="do not belong together"):
         _run(Cases(user=np.array([0]), position=np.array([99])))
     split = _split()
-    wide = functools.partial(torch.zeros, dtype=torch.float64)
     with pytest.raises(EvaluationError, match=r"wanted \(7, 41\)"):
-        evaluate_cases(
-            lambda items: wide(len(items), ITEMS + 2),
-            split=split,
-            cases=split.test,
-            max_length=5,
-            batch_size=7,
+        Evaluator(batch_size=7).ranks(
+            lambda items: torch.zeros(len(items), ITEMS + 2), split, split.test
         )

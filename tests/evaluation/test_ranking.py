@@ -6,7 +6,7 @@ from references.ranking import reference_rank
 from torch import Tensor
 
 from mmkd.errors import EvaluationError
-from mmkd.evaluation import rank_and_ties, rank_targets, top_k
+from mmkd.evaluation import rank_and_ties, top_k
 
 
 def _case(seed: int, levels: int = 7) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -39,16 +39,15 @@ def test_ranks_match_a_loop_over_candidates(dtype: torch.dtype, levels: int) -> 
         assert (float(rank[case]), int(ties[case])) == expected
     assert rank.dtype == torch.float64
     assert torch.equal(scores, before)
-    assert torch.equal(rank, rank_targets(scores, target, exclude_row=row, exclude_item=item))
 
 
 def test_hand_worked_ranks() -> None:
     scores = torch.tensor([[9.0, 3.0, 1.0, 2.0, 1.0]]).repeat(4, 1)
     target = torch.tensor([1, 3, 2, 4])
     # column 0 is the highest and never counts; items 2 and 4 tie for places 3 and 4
-    assert rank_targets(scores, target).tolist() == [1.0, 2.0, 3.5, 3.5]
+    assert rank_and_ties(scores, target)[0].tolist() == [1.0, 2.0, 3.5, 3.5]
     row, item = torch.tensor([2, 2, 3, 3]), torch.tensor([1, 1, 2, 4])
-    ranks = rank_targets(scores, target, exclude_row=row, exclude_item=item)
+    ranks, _ = rank_and_ties(scores, target, exclude_row=row, exclude_item=item)
     # case 2 loses item 1 (given twice, counted once); case 3 its tie; its target stays
     assert ranks.tolist() == [1.0, 2.0, 2.5, 3.0]
 
@@ -57,7 +56,7 @@ def test_infinite_scores_rank_like_any_other() -> None:
     inf = torch.inf
     scores = torch.tensor([[-inf, -inf, 1.0, inf, -inf]])
     for target, expected in [(1, 3.5), (2, 2.0), (3, 1.0)]:
-        assert rank_targets(scores, torch.tensor([target])).tolist() == [expected]
+        assert rank_and_ties(scores, torch.tensor([target]))[0].tolist() == [expected]
 
 
 def test_constant_scorer_ranks_in_the_middle() -> None:
@@ -70,10 +69,10 @@ def test_nan_is_an_error_that_names_the_case() -> None:
     scores = torch.zeros(3, 5)
     scores[:, 0] = torch.nan  # the padding column may hold anything
     target = torch.tensor([1, 2, 3])
-    assert rank_targets(scores, target).tolist() == [2.5] * 3
+    assert rank_and_ties(scores, target)[0].tolist() == [2.5] * 3
     scores[1, 4] = torch.nan
     with pytest.raises(EvaluationError, match="item 4 in row 1 is NaN"):
-        rank_targets(scores, target)
+        rank_and_ties(scores, target)
     with pytest.raises(EvaluationError, match="row 1"):
         top_k(scores, 2)
 
@@ -81,20 +80,20 @@ def test_nan_is_an_error_that_names_the_case() -> None:
 @pytest.mark.parametrize("target", [0, 5, -1])
 def test_a_target_outside_the_catalogue_is_an_error(target: int) -> None:
     with pytest.raises(EvaluationError, match=r"wanted an item in 1\.\.4"):
-        rank_targets(torch.zeros(1, 5), torch.tensor([target]))
+        rank_and_ties(torch.zeros(1, 5), torch.tensor([target]))
 
 
 def test_misfitting_arguments_are_errors() -> None:
     scores, target = torch.zeros(2, 5), torch.tensor([1, 2])
     pair = torch.tensor([0])
     with pytest.raises(EvaluationError, match="wanted floating point"):
-        rank_targets(scores.long(), target)
+        rank_and_ties(scores.long(), target)
     with pytest.raises(EvaluationError, match="target is"):
-        rank_targets(scores, target[:1])
+        rank_and_ties(scores, target[:1])
     with pytest.raises(EvaluationError, match="must both be given"):
-        rank_targets(scores, target, exclude_row=pair)
+        rank_and_ties(scores, target, exclude_row=pair)
     with pytest.raises(EvaluationError, match="outside the scores"):
-        rank_targets(scores, target, exclude_row=pair, exclude_item=torch.tensor([5]))
+        rank_and_ties(scores, target, exclude_row=pair, exclude_item=torch.tensor([5]))
     with pytest.raises(EvaluationError, match="k=0"):
         top_k(scores, 0)
 

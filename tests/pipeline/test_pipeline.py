@@ -160,7 +160,8 @@ def begun(recipe: Recipe, folder: Path) -> RunFolder:
     """A run that was interrupted before its first checkpoint."""
     run = RunFolder(folder)
     folder.mkdir(parents=True)
-    run.mark(recipe=recipe.name, data=digests_of(load_data(plan(recipe))))
+    data = digests_of(load_data(plan(recipe)))
+    run.write(marker={"recipe": recipe.name, "data": data})
     recipe.save(run.recipe)
     return run
 
@@ -258,7 +259,7 @@ def test_other_data_is_noticed(
 def test_other_vectors_are_noticed_on_resume(recipe: Recipe, tmp_path: Path) -> None:
     unfinished = begun(recipe, tmp_path / "run")
     keys = {"text": "another", "image": "another"}
-    unfinished.mark_tables(keys)
+    unfinished.write(tables=keys)
     with pytest.raises(RunError, match=r"what the encoders read changed .*: image, text;"):
         train(recipe, folder=unfinished.path, resume=True)
 

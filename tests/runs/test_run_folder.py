@@ -1,21 +1,34 @@
-"""A run's folder: its marker, its lock and its damaged files; without training."""
+"""A run's folder: its marker, its lock, its files and damaged ones; without training."""
 
+import json
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from mmkd.data.items import ItemTable
 from mmkd.errors import RunError
-from mmkd.evaluation.ranking import CaseRanks
+from mmkd.evaluation import CaseRanks
 from mmkd.runs.folder import RunFolder, run_folders
+from mmkd.student import StudentSpec
 
-SPEC = {"item_count": 2, "max_length": 4, "embedding": {}, "backbone": {}, "ensemble": {}}
+SPEC = StudentSpec(
+    item_count=2,
+    max_length=4,
+    embedding={"width": 4},
+    backbone={"kind": "gru4rec"},
+    score_with="id",
+    ensemble={},
+    modalities={},
+)
 
 
 def marked(folder: Path) -> RunFolder:
     run = RunFolder(folder)
-    run.mark(recipe="x", data={"events": "1"})
+    run.write(marker={"recipe": "x", "data": {"events": "1"}})
     return run
 
 
@@ -59,25 +72,72 @@ def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
 def test_tables_are_compared_once_they_are_known(tmp_path: Path) -> None:
     run = marked(tmp_path)
     run.check_tables({"text": "a"})
-    run.mark_tables({"text": "a"})
+    run.write(tables={"text": "a"})
     run.check_tables({"text": "a"})
     for now in ({"text": "b"}, {}):
         with pytest.raises(RunError, match=r"what the encoders read changed .*: text;"):
             run.check_tables(now)
+    run.write(marker={"recipe": "x", "data": {}})  # begun anew: they are not known yet
+    run.check_tables({"text": "b"})
 
 
 def test_users_come_back_in_their_rows(tmp_path: Path) -> None:
-    RunFolder(tmp_path).write_users(["007", "ann", ""])
+    RunFolder(tmp_path).write(users=["007", "ann", ""])
     assert RunFolder(tmp_path).users() == ("007", "ann", "")
 
 
 def test_a_student_of_another_catalogue_is_refused(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    run.write_student_spec(SPEC)
-    items(3).save(tmp_path / "items.parquet")
+    run.write(spec=SPEC, items=items(3))
     (tmp_path / "student.safetensors").write_bytes(b"")
     with pytest.raises(RunError, match=r"about 2 items and items\.parquet about 3"):
         run.student()
+
+
+def test_a_student_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    run, student = RunFolder(tmp_path), SPEC.build(seed=1)
+    run.write(spec=SPEC, items=items(2))
+    save_file(student.state_dict(), tmp_path / "student.safetensors")
+    again = run.student()
+    assert not again.training and again.max_length == 4
+    assert all(a.equal(b) for a, b in zip(again.parameters(), student.parameters(), strict=True))
+
+
+def test_weights_of_another_student_are_damaged_and_told_in_one_line(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write(spec=SPEC, items=items(2))
+    save_file({"x": SPEC.build().networks[0].item_matrix().detach()}, tmp_path / "x")
+    (tmp_path / "x").rename(tmp_path / "student.safetensors")
+    with pytest.raises(RunError, match=r"student\.safetensors: damaged \(Error") as caught:
+        run.student()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_result_finishes_the_run_and_ends_its_checkpoints(tmp_path: Path) -> None:
+    run = marked(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    run.write(history=[{"epoch": 0}], attributes=["red"])
+    assert not run.finished and (tmp_path / "checkpoints").is_dir()
+    run.write(result={"test": {}})
+    assert run.finished and not (tmp_path / "checkpoints").exists()
+    assert json.loads((tmp_path / "history.json").read_text("utf-8")) == [{"epoch": 0}]
+    assert json.loads((tmp_path / "attributes.json").read_text("utf-8")) == {"names": ["red"]}
+
+
+def test_files_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        marked(tmp_path).write(users=["a"], items=items(1), spec=SPEC)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert len(modes) == 4 and set(modes.values()) == {0o640}, modes
+
+
+def test_a_place_that_takes_no_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", "utf-8")
+    with pytest.raises(RunError, match=r"run: can't be written \(.*\); give"):
+        RunFolder(tmp_path / "file" / "run").write(attributes=["red"])
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"mmkd"', b"\xff\xfe\x00", b"PAR1"])
@@ -103,7 +163,7 @@ def test_a_damaged_file_is_named_with_a_remedy(
 
 def test_ranks_of_another_table_are_damaged(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    run.write_users(["a"])
+    run.write(users=["a"])
     (tmp_path / "users.parquet").rename(tmp_path / "test_ranks.parquet")
     with pytest.raises(RunError, match=r"test_ranks\.parquet: damaged"):
         run.ranks()
@@ -119,7 +179,7 @@ def test_whole_ranks_come_back(tmp_path: Path) -> None:
         ties=whole,
         top_items=np.array([[1, 2, 0], [2, 1, 0]]),
     )
-    RunFolder(tmp_path).write_ranks(ranks)
+    RunFolder(tmp_path).write(ranks=ranks)
     again = RunFolder(tmp_path).ranks()
     assert np.array_equal(again.rank, ranks.rank)
     assert np.array_equal(again.top_items, ranks.top_items)

@@ -195,5 +195,5 @@ def test_errors_name_what_was_wanted() -> None:
     net = build_backbone("bert4rec", width=8, max_length=4)
     with pytest.raises(ValueError, match="5 positions, wanted at most max_length 4"):
         net(torch.zeros(1, 5, 8), torch.zeros(1, 5, dtype=torch.bool))
-    with pytest.raises(ValueError, match="'tanh': unknown; use gelu or relu"):
+    with pytest.raises(ValueError, match="activation: got 'tanh', wanted one of gelu, relu"):
         build_backbone("sasrec", width=8, max_length=4, activation="tanh")

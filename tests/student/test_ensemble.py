@@ -52,7 +52,7 @@ def test_members_differ_in_every_drawn_weight_and_in_what_they_predict(kind: str
             if name in one and not name.startswith("embedding.tables."):
                 assert not torch.allclose(weight, one[name]), name
         assert not torch.allclose(out.hidden[:, -1], outputs[0].hidden[:, -1], atol=1e-2)
-    matrices = found.item_matrices()
+    matrices = [out.item_matrix for out in outputs]
     logits = [out.hidden[:, -1] @ m.mT for out, m in zip(outputs, matrices, strict=True)]
     assert not torch.allclose(logits[0], logits[1], atol=1e-3)
 
@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_refused() -> None:
         Ensemble([network("sasrec"), network("bert4rec")])
     with pytest.raises(ValueError, match=r"members: got 0, wanted at least 1"):
         build_ensemble(network, members=0)
-    with pytest.raises(ValueError, match=r"inference 'sum': unknown; use logits"):
+    with pytest.raises(ValueError, match=r"inference: got 'sum', wanted one of logits"):
         build_ensemble(network, inference="sum")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"modality_tables 'both': unknown; use shared"):
+    with pytest.raises(ValueError, match=r"modality_tables: got 'both', wanted one of shared"):
         build_ensemble(network, modality_tables="both")  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from references.student import gate
 from torch.testing import assert_close
 
 from mmkd.student import FusedItemEmbedding, GateFusion
-from mmkd.student.item_embedding import Fusion
+from mmkd.student.fusion import Fusion
 
 ITEMS, WIDTH = 9, 8
 FUSION_NAMES: list[Fusion] = ["gate", "concat", "sum"]
@@ -294,7 +294,7 @@ def test_errors_name_what_was_wanted() -> None:
         )
     with pytest.raises(ValueError, match="'image' but modalities has not"):
         FusedItemEmbedding(item_count=9, width=8, present={"image": torch.ones(10).bool()})
-    with pytest.raises(ValueError, match="'mean': unknown; use one of gate, concat, sum"):
+    with pytest.raises(ValueError, match="fusion: got 'mean', wanted one of gate, concat, sum"):
         FusedItemEmbedding(item_count=9, width=8, fusion="mean")  # type: ignore[arg-type]
 
 

@@ -158,7 +158,7 @@ def test_errors_name_what_was_wanted() -> None:
     model = recommender()
     with pytest.raises(ValueError, match=r"got shape \(4,\), wanted \[B, L\]"):
         model(ITEM_BATCH[0])
-    with pytest.raises(ValueError, match="'text': unknown; use id or fused"):
+    with pytest.raises(ValueError, match="score_with: got 'text', wanted one of id, fused"):
         Recommender(
             embedding=model.embedding,
             backbone=build_backbone("sasrec", width=WIDTH, max_length=6),

@@ -1,11 +1,12 @@
 """Backbones: sequence networks from inputs [B, L, d] and a padding mask to states [B, L, d]."""
 
-import difflib
 import importlib
 import inspect
 from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
+
+from mmkd.errors import closest
 
 BACKBONES: dict[str, str] = {
     "sasrec": "mmkd.student.backbones.transformer:SASRec",
@@ -18,8 +19,9 @@ BACKBONES: dict[str, str] = {
 class Backbone(Protocol):
     """An nn.Module that turns input vectors into states.
 
-    Its constructor takes `width` by keyword, and `max_length` too if the network is built for a
-    fixed number of positions.
+    What a recipe names is a class whose constructor takes `width` by keyword, and `max_length` too
+    if the network is built for a fixed number of positions. A network that keeps either as an
+    attribute of that name need not be told it a second time.
     """
 
     causal: bool
@@ -30,28 +32,16 @@ class Backbone(Protocol):
         ...
 
 
-def backbone_class(kind: str) -> type[nn.Module]:
+def backbone_class(kind: str | type[nn.Module]) -> type[nn.Module]:
     """The class behind a kind.
 
     Args:
-        kind: A name in `BACKBONES`, or `package.module:Class` of an installed package.
+        kind: A name in `BACKBONES`, `package.module:Class` of an installed package, or a class.
 
     Raises:
         ValueError: Unknown name, or a class that cannot be imported or is no backbone.
     """
-    path = BACKBONES.get(kind, kind)
-    module_name, colon, class_name = path.partition(":")
-    if not colon or "/" in module_name or not class_name:
-        close = difflib.get_close_matches(kind, BACKBONES, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(BACKBONES)}"
-        raise ValueError(f"backbone {kind!r}: unknown; {hint} (or package.module:Class).")
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"backbone {kind!r}: cannot be imported ({error}); "
-            "install the package that holds it, or correct the module:Class path."
-        ) from error
+    found = _imported(kind) if isinstance(kind, str) else kind
     if not (isinstance(found, type) and issubclass(found, nn.Module) and hasattr(found, "causal")):
         raise ValueError(
             f"backbone {kind!r}: got {found!r}, wanted an nn.Module class with a `causal` "
@@ -60,7 +50,9 @@ def backbone_class(kind: str) -> type[nn.Module]:
     return found
 
 
-def build_backbone(kind: str, *, width: int, max_length: int, **options: Any) -> Backbone:
+def build_backbone(
+    kind: str | type[nn.Module], *, width: int, max_length: int | None = None, **options: Any
+) -> Backbone:
     """Build a backbone by its kind.
 
     Args:
@@ -73,9 +65,24 @@ def build_backbone(kind: str, *, width: int, max_length: int, **options: Any) ->
         ValueError: As in `backbone_class`, or from the class itself.
     """
     found = backbone_class(kind)
-    if "max_length" in inspect.signature(found).parameters:
+    if max_length is not None and "max_length" in inspect.signature(found).parameters:
         options["max_length"] = max_length
     return cast(Backbone, found(width=width, **options))
+
+
+def _imported(kind: str) -> Any:
+    module_name, colon, class_name = BACKBONES.get(kind, kind).partition(":")
+    if not colon or "/" in module_name or not class_name:
+        close = closest(kind, BACKBONES)
+        hint = f"did you mean {close}?" if close else f"use one of {', '.join(BACKBONES)}"
+        raise ValueError(f"backbone {kind!r}: unknown; {hint} (or package.module:Class).")
+    try:
+        return getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"backbone {kind!r}: cannot be imported ({error}); "
+            "install the package that holds it, or correct the module:Class path."
+        ) from error
 
 
 __all__ = ["BACKBONES", "Backbone", "backbone_class", "build_backbone"]

@@ -3,10 +3,13 @@
 Hidasi et al., Session-based Recommendations with Recurrent Neural Networks (arXiv:1511.06939).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from mmkd.student.layers import check_counts, check_dropout, dropout
+from mmkd.errors import at_least, refuse
+from mmkd.student.layers import check_dropout, dropout
 
 
 class GRU4Rec(nn.Module):
@@ -14,9 +17,15 @@ class GRU4Rec(nn.Module):
 
     The GRU has no biases, as in RecBole: a zero input then leaves a zero state at zero, so left
     padding cannot change anything and no packing of sequences is needed.
+
+    >>> import torch
+    >>> from mmkd import GRU4Rec
+    >>> backbone = GRU4Rec(width=8)  # reads sequences of any length
+    >>> backbone(torch.randn(2, 5, 8), torch.zeros(2, 5, dtype=torch.bool)).shape
+    torch.Size([2, 5, 8])
     """
 
-    causal: bool = True
+    causal = True
 
     def __init__(
         self,
@@ -41,8 +50,8 @@ class GRU4Rec(nn.Module):
             ValueError: An argument is out of range.
         """
         super().__init__()
-        check_counts(width=width, layers=layers, hidden=hidden)
-        check_dropout(dropout)
+        refuse(self.check(width=width, layers=layers, hidden=hidden, dropout=dropout))
+        self.width = width
         hidden = 2 * width if hidden is None else hidden
         self.input_norm = nn.LayerNorm(width) if input_norm else nn.Identity()
         self.gru = nn.GRU(
@@ -56,6 +65,12 @@ class GRU4Rec(nn.Module):
         self.dropout = dropout
         self.output = nn.Linear(hidden, width)
         self.output_norm = nn.LayerNorm(width)
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """What is wrong with any of the constructor's options, a line each."""
+        counts = {name: options.get(name) for name in ("width", "layers", "hidden")}
+        return at_least(1, **counts) + check_dropout(options)
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:
         """Run the recurrence.

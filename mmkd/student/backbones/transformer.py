@@ -1,22 +1,23 @@
-"""Transformer over left-padded sequences: inputs [B, L, d] to states [B, L, d].
+"""Transformers over left-padded sequences: inputs [B, L, d] to states [B, L, d].
 
-What SASRec (arXiv:1808.09781) and BERT4Rec (arXiv:1904.06690) share: everything but who may look
-at whom. Pre-norm blocks (arXiv:2002.04745), which train without warm-up.
+SASRec (arXiv:1808.09781) and BERT4Rec (arXiv:1904.06690) share everything but who may look at
+whom. Pre-norm blocks (arXiv:2002.04745), which train without warm-up.
 """
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd.student.layers import check_counts, check_dropout, dropout
+from mmkd.errors import at_least, one_of, refuse
+from mmkd.student.layers import check_dropout, dropout
 
 Activation = Literal["gelu", "relu"]
 
 
 class Transformer(nn.Module):
-    """Learned positions, blocks, final LayerNorm.
+    """Learned positions, blocks, final LayerNorm; a subclass says whether it is `causal`.
 
     Positions count from the right: the last column always has index `max_length - 1`, so trimming
     or adding left padding changes nothing. With `input_norm` the inputs are LayerNorm'd, hence
@@ -27,30 +28,48 @@ class Transformer(nn.Module):
     is none on attention weights: it would force the slow attention kernel.
     """
 
+    causal: bool
+
     def __init__(
         self,
         *,
         width: int,
         max_length: int,
-        causal: bool,
-        layers: int,
-        heads: int,
-        dropout: float,
-        feedforward: int | None,
-        activation: Activation,
-        input_norm: bool,
+        layers: int = 2,
+        heads: int = 2,
+        dropout: float = 0.2,
+        feedforward: int | None = None,
+        activation: Activation = "gelu",
+        input_norm: bool = True,
     ) -> None:
-        """Build the blocks; the arguments are described in `SASRec`."""
+        """Build the blocks.
+
+        Args:
+            width: d.
+            max_length: Longest sequence, in positions, mask tokens included.
+            layers: Number of blocks.
+            heads: Attention heads; must divide d.
+            dropout: Dropout of what each sublayer adds.
+            feedforward: Hidden width of the feed-forward network; None means 4 d.
+            activation: `gelu` or `relu`.
+            input_norm: LayerNorm the inputs.
+
+        Raises:
+            ValueError: `heads` does not divide `width`, or an argument is out of range.
+        """
         super().__init__()
-        check_counts(
-            width=width, max_length=max_length, layers=layers, heads=heads, feedforward=feedforward
-        )
-        check_dropout(dropout)
-        if width % heads:
-            raise ValueError(
-                f"width {width} does not split into {heads} heads; use a divisor of {width}."
+        refuse(
+            self.check(
+                width=width,
+                max_length=max_length,
+                layers=layers,
+                heads=heads,
+                dropout=dropout,
+                feedforward=feedforward,
+                activation=activation,
             )
-        self.causal = causal
+        )
+        self.width = width
         self.max_length = max_length
         self.positions = nn.Parameter(torch.randn(max_length, width) * 0.02)
         self.input_norm = nn.LayerNorm(width) if input_norm else nn.Identity()
@@ -65,6 +84,22 @@ class Transformer(nn.Module):
             for _ in range(layers)
         )
         self.output_norm = nn.LayerNorm(width)
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """What is wrong with any of the constructor's options, a line each."""
+        counts = ("width", "max_length", "layers", "heads", "feedforward")
+        problems = [
+            *at_least(1, **{name: options.get(name) for name in counts}),
+            *check_dropout(options),
+            *one_of(get_args(Activation), activation=options.get("activation")),
+        ]
+        width, heads = options.get("width", 0), options.get("heads", 0)
+        if width > 0 and heads > 0 and width % heads:
+            problems.append(
+                f"heads: width {width} does not split into {heads} heads; use a divisor of {width}"
+            )
+        return problems
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:
         """Run the blocks.
@@ -93,6 +128,40 @@ class Transformer(nn.Module):
         return states
 
 
+class SASRec(Transformer):
+    """Each state sees its own and the earlier items; it predicts the next one.
+
+    >>> import torch
+    >>> from mmkd import SASRec
+    >>> backbone = SASRec(width=8, max_length=5, layers=1)
+    >>> padding = torch.tensor([[True, True, False, False, False]])  # on the left
+    >>> backbone(torch.randn(1, 5, 8), padding).shape
+    torch.Size([1, 5, 8])
+    >>> backbone.causal
+    True
+    """
+
+    causal = True
+
+
+class BERT4Rec(Transformer):
+    """Each state sees the whole sequence; the one at a mask token predicts the item it hides.
+
+    The caller puts the mask tokens: random ones in training, one at the end to ask for the next
+    item (leave room for it: a history of `max_length - 1` items).
+
+    >>> import torch
+    >>> from mmkd import BERT4Rec
+    >>> backbone = BERT4Rec(width=8, max_length=5, layers=1)
+    >>> backbone(torch.randn(2, 5, 8), torch.zeros(2, 5, dtype=torch.bool)).shape
+    torch.Size([2, 5, 8])
+    >>> backbone.causal
+    False
+    """
+
+    causal = False
+
+
 class TransformerBlock(nn.Module):
     """Pre-norm self-attention and feed-forward network, each added to its input."""
 
@@ -107,13 +176,8 @@ class TransformerBlock(nn.Module):
             dropout: Dropout of what each sublayer adds.
             feedforward: Hidden width of the feed-forward network.
             activation: `gelu` or `relu`.
-
-        Raises:
-            ValueError: Unknown activation.
         """
         super().__init__()
-        if activation not in ("gelu", "relu"):
-            raise ValueError(f"activation {activation!r}: unknown; use gelu or relu.")
         self.heads = heads
         self.dropout = dropout
         self.attention_norm = nn.LayerNorm(width)
@@ -191,97 +255,3 @@ def attention_mask(padding: Tensor, *, causal: bool, dtype: torch.dtype) -> Tens
     return torch.zeros(hidden.shape, dtype=dtype, device=padding.device).masked_fill_(
         hidden, -torch.inf
     )[:, None]
-
-
-class SASRec(Transformer):
-    """Each state sees its own and the earlier items; it predicts the next one."""
-
-    causal: bool = True
-
-    def __init__(
-        self,
-        *,
-        width: int,
-        max_length: int,
-        layers: int = 2,
-        heads: int = 2,
-        dropout: float = 0.2,
-        feedforward: int | None = None,
-        activation: Activation = "gelu",
-        input_norm: bool = True,
-    ) -> None:
-        """Build the network.
-
-        Args:
-            width: d.
-            max_length: Longest sequence, in positions.
-            layers: Number of blocks.
-            heads: Attention heads; must divide d.
-            dropout: Dropout of what each sublayer adds.
-            feedforward: Hidden width of the feed-forward network; None means 4 d.
-            activation: `gelu` or `relu`.
-            input_norm: LayerNorm the inputs.
-
-        Raises:
-            ValueError: `heads` does not divide `width`, or an argument is out of range.
-        """
-        super().__init__(
-            width=width,
-            max_length=max_length,
-            causal=True,
-            layers=layers,
-            heads=heads,
-            dropout=dropout,
-            feedforward=feedforward,
-            activation=activation,
-            input_norm=input_norm,
-        )
-
-
-class BERT4Rec(Transformer):
-    """Each state sees the whole sequence; the one at a mask token predicts the item it hides.
-
-    The caller puts the mask tokens: random ones in training, one at the end to ask for the next
-    item (leave room for it: a history of `max_length - 1` items).
-    """
-
-    causal: bool = False
-
-    def __init__(
-        self,
-        *,
-        width: int,
-        max_length: int,
-        layers: int = 2,
-        heads: int = 2,
-        dropout: float = 0.2,
-        feedforward: int | None = None,
-        activation: Activation = "gelu",
-        input_norm: bool = True,
-    ) -> None:
-        """Build the network.
-
-        Args:
-            width: d.
-            max_length: Longest sequence, in positions, mask tokens included.
-            layers: Number of blocks.
-            heads: Attention heads; must divide d.
-            dropout: Dropout of what each sublayer adds.
-            feedforward: Hidden width of the feed-forward network; None means 4 d.
-            activation: `gelu` or `relu`.
-            input_norm: LayerNorm the inputs.
-
-        Raises:
-            ValueError: `heads` does not divide `width`, or an argument is out of range.
-        """
-        super().__init__(
-            width=width,
-            max_length=max_length,
-            causal=False,
-            layers=layers,
-            heads=heads,
-            dropout=dropout,
-            feedforward=feedforward,
-            activation=activation,
-            input_norm=input_norm,
-        )
