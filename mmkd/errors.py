@@ -203,10 +203,10 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 # ---- ranges: a part's ``check`` joins these, its constructor and a recipe's check both call it
 
 
-def refuse(problems: Sequence[str]) -> None:
-    """Raise ValueError with a line a problem, if there is one."""
+def refuse(problems: Sequence[str], kind: type[ValueError] = ValueError) -> None:
+    """Raise ``kind`` with a line a problem, if there is one."""
     if problems:
-        raise ValueError("\n".join(problems))
+        raise kind("\n".join(problems))
 
 
 def at_least(minimum: float, hint: str = "raise it", /, **values: object) -> list[str]:

@@ -1,15 +1,15 @@
-"""The event log as three arrays, and what may be filtered from it: duplicates and thin users/items.
+"""The event log as three arrays, and what is left out of it: duplicates, rare users and items.
 
 From a reader (`mmkd.data.readers`) to the split protocols (`mmkd.data.splits`).
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.errors import DataError
+from mmkd.errors import DataError, at_least, refuse
 
 Duplicates = Literal["keep", "first", "last"]
 
@@ -17,6 +17,17 @@ Duplicates = Literal["keep", "first", "last"]
 @dataclass(frozen=True)
 class InteractionLog:
     """E events of U users, in the order of their file.
+
+        >>> import numpy as np
+        >>> from mmkd import InteractionLog
+        >>> log = InteractionLog(
+        ...     user=np.array([0, 1, 0]),
+        ...     item=np.array([2, 2, 1]),
+        ...     timestamp=np.array([10.0, 20.0, 30.0]),
+        ...     user_ids=("ada", "bob"),
+        ... )
+        >>> log.keep(log.item == 2).timestamp
+        array([10., 20.])
 
     Attributes:
         user: [E] int64 in 0..U-1.
@@ -82,8 +93,7 @@ def drop_duplicates(log: InteractionLog, *, duplicates: Duplicates) -> Interacti
     Raises:
         DataError: If `duplicates` is none of the three.
     """
-    if duplicates not in ("keep", "first", "last"):
-        raise DataError(f"duplicates={duplicates!r}; use 'keep', 'first' or 'last'")
+    refuse(check_drop_duplicates(duplicates=duplicates), DataError)
     if duplicates == "keep" or not len(log):
         return log
     order = np.lexsort((log.timestamp, log.item, log.user))  # stable: equal times keep log order
@@ -96,8 +106,16 @@ def drop_duplicates(log: InteractionLog, *, duplicates: Duplicates) -> Interacti
     return log.keep(mask)
 
 
+def check_drop_duplicates(**options: Any) -> list[str]:
+    """What is wrong with options of `drop_duplicates`, a line each."""
+    got = options.get("duplicates", "keep")
+    if got in get_args(Duplicates):
+        return []
+    return [f"duplicates: got {got!r}, wanted 'keep', 'first' or 'last'"]
+
+
 def k_core(log: InteractionLog, *, min_user_events: int, min_item_events: int) -> InteractionLog:
-    """Drops thin users and items again and again, until all that remain are thick enough.
+    """Drops users and items below the minimum of events, again and again, until none is.
 
     Args:
         log: The events.
@@ -111,17 +129,17 @@ def k_core(log: InteractionLog, *, min_user_events: int, min_item_events: int) -
     Raises:
         DataError: If a bound is below 1 or no event is left.
     """
-    for name, bound in (("min_user_events", min_user_events), ("min_item_events", min_item_events)):
-        if bound < 1:
-            raise DataError(f"{name}={bound}; use 1 (keep all) or more")
+    refuse(
+        check_k_core(min_user_events=min_user_events, min_item_events=min_item_events), DataError
+    )
     alive = np.arange(len(log))  # [E'] events still in
     while len(alive):
         user, item = log.user[alive], log.item[alive]
-        thick = np.bincount(user)[user] >= min_user_events
-        thick &= np.bincount(item)[item] >= min_item_events
-        if thick.all():
+        enough = np.bincount(user)[user] >= min_user_events
+        enough &= np.bincount(item)[item] >= min_item_events
+        if enough.all():
             break
-        alive = alive[thick]
+        alive = alive[enough]
     if not len(alive):
         raise DataError(
             f"none of {len(log)} events is left with min_user_events={min_user_events} and "
@@ -130,3 +148,9 @@ def k_core(log: InteractionLog, *, min_user_events: int, min_item_events: int) -
     mask = np.zeros(len(log), dtype=np.bool_)
     mask[alive] = True
     return log.keep(mask)
+
+
+def check_k_core(**options: Any) -> list[str]:
+    """What is wrong with options of `k_core`, a line each."""
+    bounds = {name: options.get(name) for name in ("min_user_events", "min_item_events")}
+    return at_least(1, "use 1 to keep all", **bounds)

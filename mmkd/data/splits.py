@@ -1,18 +1,19 @@
-"""Users' events in time order, and which of them train, validate and test.
+"""Splits: an event log to users' sequences, and which of their events train, validate and test.
 
-From a split protocol (`mmkd.data.splits`) to the batches and the evaluator.
+From an `InteractionLog` by one of the protocols of `SPLITS`, or by a function of one's own with the
+same first two arguments, to the batches and the evaluator.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.data.interactions import InteractionLog
 from mmkd.data.timestamps import seconds
-from mmkd.errors import DataError
+from mmkd.errors import DataError, at_least, positive, refuse
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,19 @@ class Cases:
 @dataclass(frozen=True)
 class SequenceSplit:
     """E events of U users, user after user, each user's in time order.
+
+        >>> import numpy as np
+        >>> from mmkd import InteractionLog
+        >>> from mmkd.data import leave_one_out
+        >>> log = InteractionLog(
+        ...     user=np.zeros(4, int),
+        ...     item=np.array([3, 1, 2, 4]),
+        ...     timestamp=np.array([2.0, 1.0, 3.0, 4.0]),
+        ...     user_ids=("ada",),
+        ... )
+        >>> split = leave_one_out(log, item_count=4)
+        >>> split.sequence(0), split.target_items(split.test)
+        (array([1, 3, 2, 4]), array([4]))
 
     Attributes:
         items: [E] int64 rows in 1..I.
@@ -97,8 +111,7 @@ def leave_one_out(
     Raises:
         DataError: If `min_train_events` is below 1, or no user has enough events for a case.
     """
-    if min_train_events < 1:
-        raise DataError(f"min_train_events={min_train_events}; a case needs 1 event or more")
+    refuse(check_leave_one_out(min_train_events=min_train_events), DataError)
     items, _, offsets = _ordered(log, item_count)
     lengths = np.diff(offsets)
     user = np.flatnonzero(lengths - 2 >= min_train_events)
@@ -120,6 +133,12 @@ def leave_one_out(
     )
 
 
+def check_leave_one_out(**options: Any) -> list[str]:
+    """What is wrong with options of `leave_one_out`, a line each."""
+    hint = "a case needs an event before it"
+    return at_least(1, hint, min_train_events=options.get("min_train_events"))
+
+
 def ratio(
     log: InteractionLog, item_count: int, *, valid: float = 0.1, test: float = 0.1
 ) -> SequenceSplit:
@@ -137,7 +156,7 @@ def ratio(
     Raises:
         DataError: If the fractions leave nothing to train on, or yield no validation or test case.
     """
-    _check_fractions(valid, test)
+    refuse(check_ratio(valid=valid, test=test), DataError)
     items, _, offsets = _ordered(log, item_count)
     lengths = np.diff(offsets)
     tested = np.floor(lengths * test + 1e-9).astype(np.int64)  # 1e-9: 0.1 * 30 is 3, not 2.99...
@@ -154,6 +173,13 @@ def ratio(
     return _checked(split, "ratio", "use larger fractions, or split: leave_one_out")
 
 
+def check_ratio(**options: Any) -> list[str]:
+    """What is wrong with options of `ratio`, a line each."""
+    shares = {name: options.get(name) for name in ("valid", "test")}
+    # the report reads the test cases, model selection the others
+    return positive("such as 0.1", **shares) + _too_much(**shares)
+
+
 def temporal(
     log: InteractionLog,
     item_count: int,
@@ -163,7 +189,7 @@ def temporal(
     valid_from: float | str | None = None,
     test_from: float | str | None = None,
 ) -> SequenceSplit:
-    """Cuts all histories at the same two moments; nothing from after the first cut trains.
+    """Cuts all histories at the same two timestamps; nothing from after the first one trains.
 
     A user whose events all lie after the first cut has ``train_end`` 0. A user's very first event
     is never a case, as there is no history to predict it from.
@@ -173,21 +199,22 @@ def temporal(
         item_count: I, size of the catalogue.
         valid: Fraction of all events to validate on, where `valid_from` is not given.
         test: Fraction of all events to test on, where `test_from` is not given.
-        valid_from: First moment that validates: a number in the log's unit, or an ISO date.
-        test_from: First moment that tests.
+        valid_from: First timestamp that validates: a number in the log's unit, or an ISO date.
+        test_from: First timestamp that tests.
 
     Returns:
-        The split. Events of one moment are never parted, so the fractions are approximate.
+        The split. Events of one timestamp are never parted, so the fractions are approximate.
 
     Raises:
-        DataError: If the moments are out of order, or leave a part empty.
+        DataError: If the cuts are out of order, or leave a part empty.
     """
-    _check_fractions(valid, test)
+    problems = check_temporal(valid=valid, test=test, valid_from=valid_from, test_from=test_from)
+    refuse(problems, DataError)
     items, timestamp, offsets = _ordered(log, item_count)
     if not len(timestamp):
         raise DataError("temporal: the interaction log is empty")
-    start = _moment(timestamp, valid_from, "valid_from", 1 - valid - test)
-    middle = _moment(timestamp, test_from, "test_from", 1 - test)
+    start = _cut(timestamp, valid_from, 1 - valid - test)
+    middle = _cut(timestamp, test_from, 1 - test)
     if not start <= middle:
         raise DataError(f"temporal: valid_from={start} lies after test_from={middle}; swap them")
     train_end = _count_before(timestamp, offsets, start)
@@ -208,6 +235,29 @@ def temporal(
     )
     span = f"the log runs from {timestamp.min()} to {timestamp.max()}, cut at {start} and {middle}"
     return _checked(split, "temporal", f"{span}; move the cuts, or split: leave_one_out")
+
+
+def check_temporal(**options: Any) -> list[str]:
+    """What is wrong with options of `temporal`, a line each."""
+    shares = {name: options.get(name) for name in ("valid", "test")}
+    problems = at_least(0, "such as 0.1", **shares) + _too_much(**shares)
+    cuts = []
+    for name in ("valid_from", "test_from"):
+        if (given := options.get(name)) is None:
+            continue
+        try:
+            cuts.append(seconds(given))
+        except ValueError:
+            problems.append(
+                f"{name}: got {given!r}, wanted a number or an ISO date such as '2024-03-01' or "
+                "'2024-03-01T12:00:00'"
+            )
+    if len(cuts) == 2 and cuts[0] > cuts[1]:
+        problems.append(
+            f"valid_from: got {options['valid_from']}, wanted no later than test_from="
+            f"{options['test_from']}; swap them"
+        )
+    return problems
 
 
 SPLITS: Final[dict[str, Callable[..., SequenceSplit]]] = {
@@ -241,33 +291,24 @@ def _cases(first: NDArray[np.int64], end: NDArray[np.int64]) -> Cases:
 
 
 def _count_before(
-    timestamp: NDArray[np.float64], offsets: NDArray[np.int64], moment: float
+    timestamp: NDArray[np.float64], offsets: NDArray[np.int64], cut: float
 ) -> NDArray[np.int64]:
-    """How many events of each user lie strictly before a moment, [U]."""
-    running = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(timestamp < moment)])
+    """How many events of each user lie strictly before a cut, [U]."""
+    running = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(timestamp < cut)])
     counts: NDArray[np.int64] = np.diff(running[offsets])
     return counts
 
 
-def _moment(
-    timestamp: NDArray[np.float64], given: float | str | None, name: str, quantile: float
-) -> float:
+def _cut(timestamp: NDArray[np.float64], given: float | str | None, quantile: float) -> float:
     if given is None:
         return float(np.quantile(timestamp, quantile, method="higher"))
-    try:
-        return seconds(given)
-    except ValueError:
-        raise DataError(
-            f"temporal: {name}={given!r} is neither a number nor an ISO date such as "
-            "'2024-03-01' or '2024-03-01T12:00:00'"
-        ) from None
+    return seconds(given)
 
 
-def _check_fractions(valid: float, test: float) -> None:
-    if not (valid >= 0 and test >= 0 and valid + test < 1):
-        raise DataError(
-            f"valid={valid} and test={test}; both must be 0 or more and leave something to train on"
-        )
+def _too_much(valid: float | None, test: float | None) -> list[str]:
+    if valid is None or test is None or valid + test < 1:
+        return []
+    return [f"valid: got {valid} with test={test}, wanted a sum below 1; the rest trains"]
 
 
 def _checked(split: SequenceSplit, name: str, remedy: str) -> SequenceSplit:

@@ -9,8 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Formatter
 
+import polars as pl
+
 from mmkd.errors import DataError
 
+# Python's, which is more than polars': with other texts, vectors would have to be computed anew
+_SPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))
+_SLICE = 50_000
 _CLOSERS = ')]}>"»”'
 _SEPARATORS = " \t\n.,;:|/-–—"  # noqa: RUF001 (the en dash is meant)
 
@@ -64,24 +69,38 @@ class TextTemplate:
         """The columns it needs, each once."""
         return tuple(dict.fromkeys(name for _, name, _ in self.segments))
 
-    def render(self, values: Mapping[str, str | None]) -> str | None:
-        """Writes one item's text.
+    def render(self, columns: Mapping[str, pl.Series]) -> pl.Series:
+        """Writes the items' texts.
 
         Args:
-            values: Column name to value; None, empty and blank values are missing.
+            columns: Column name to values, [n] text each; null, empty and blank ones are missing.
 
         Returns:
-            The text, or None where every value is missing.
+            [n] text, null where every value is missing.
         """
-        text = ""
+        place = {name: str(number) for number, name in enumerate(self.columns)}
+        # names of one's own, as polars reads a column called "^a$" as a pattern
+        frame = pl.DataFrame({number: columns[name] for name, number in place.items()})
+        values = {name: _stripped(pl.col(number)) for name, number in place.items()}
+        written = pl.lit(False)
+        parts = []
         for number, (before, name, after) in enumerate(self.segments):
-            value = (values[name] or "").strip()
-            if not value:
-                continue
             # With the segments before it gone, its literal separates it from nothing.
-            lead = before if text or number == 0 else before.lstrip(_SEPARATORS)
-            text += lead + value + after
-        return (text + self.ending).strip() if text else None
+            alone = before if number == 0 else before.lstrip(_SEPARATORS)
+            lead = pl.when(written).then(pl.lit(before)).otherwise(pl.lit(alone))
+            parts.append(pl.concat_str(lead, values[name], pl.lit(after)).fill_null(""))
+            written = written | values[name].is_not_null()
+        text = _stripped(pl.concat_str(*parts, pl.lit(self.ending)))
+        texts = pl.when(written).then(text).alias("text")
+        # slice by slice, as each part of a text is a column of its own for a while
+        slices = [part.select(texts)["text"] for part in frame.iter_slices(_SLICE)]
+        return pl.concat(slices) if slices else pl.Series("text", dtype=pl.String)
+
+
+def _stripped(text: pl.Expr) -> pl.Expr:
+    """Text without the white space around it; null where nothing is left."""
+    bare = text.str.strip_chars(_SPACE)
+    return pl.when(bare != "").then(bare)
 
 
 def _close(segments: list[tuple[str, str, str]], literal: str) -> str:

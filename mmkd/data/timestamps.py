@@ -1,4 +1,4 @@
-"""Moments in time: numbers, ISO dates and Polars dates to float64, one unit throughout a log."""
+"""Timestamps: numbers, ISO dates and polars dates to float64, one unit throughout a log."""
 
 from datetime import UTC, datetime
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 def seconds(value: float | str) -> float:
-    """Turns one moment into a number.
+    """Turns one timestamp into a number.
 
     Args:
         value: A number (any unit, returned as it is), a string holding one, or an ISO 8601 date,
@@ -23,15 +23,14 @@ def seconds(value: float | str) -> float:
     try:
         number = float(value)
     except ValueError:
-        moment = datetime.fromisoformat(str(value).strip())
-        number = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        number = _iso_seconds(str(value).strip())
     if not np.isfinite(number):
-        raise ValueError(f"{value!r} is not a moment in time")
+        raise ValueError(f"{value!r} is not a timestamp")
     return number
 
 
-def parse_moments(column: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Turns a column of moments into numbers.
+def parse_timestamps(column: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Turns a column of timestamps into numbers.
 
     A text column holds either numbers or ISO dates, not both: one odd value among the other kind
     does not parse.
@@ -76,13 +75,17 @@ def _parse_text(column: pl.Series) -> pl.Series:
     if not len(given) or numbers.is_not_null().sum() * 2 >= len(given):  # mostly numbers
         return numbers
     unique = given.unique()
-    parsed = pl.Series([_iso_seconds(text) for text in unique], dtype=pl.Float64)
+    parsed = pl.Series([_iso_seconds_or_none(text) for text in unique], dtype=pl.Float64)
     return column.replace_strict(unique, parsed, default=None, return_dtype=pl.Float64)
 
 
-def _iso_seconds(text: str) -> float | None:
+def _iso_seconds_or_none(text: str) -> float | None:
     try:
-        moment = datetime.fromisoformat(text)
+        return _iso_seconds(text)
     except ValueError:
         return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _iso_seconds(text: str) -> float:
+    date = datetime.fromisoformat(text)
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()

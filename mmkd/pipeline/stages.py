@@ -9,10 +9,7 @@ from collections.abc import Mapping
 import torch
 
 from mmkd.config.plan import Plan
-from mmkd.data import SPLITS, ItemTable
-from mmkd.data.dataset import Dataset, data_digests
-from mmkd.data.items import AttributeVocabulary
-from mmkd.data.readers import load_interactions, load_items
+from mmkd.data import AttributeVocabulary, Dataset, ItemTable
 from mmkd.distiller import CorrelationDistiller
 from mmkd.embeddings import EmbeddingTable
 from mmkd.errors import RunError
@@ -22,11 +19,13 @@ from mmkd.training.step import TrainStep
 
 def load_data(planned: Plan) -> Dataset:
     """Read the catalogue and the log, and split the sequences."""
-    root = planned.recipe.data.folder
-    items = load_items(root=root, **planned.items)
-    log = load_interactions(items, root=root, **planned.interactions)
-    split = SPLITS[planned.recipe.data.split.kind](log, len(items), **planned.split)
-    return Dataset(items=items, log=log, split=split)
+    data = planned.recipe.data
+    return Dataset.load(
+        data.folder,
+        items=planned.items,
+        interactions=planned.interactions,
+        split={"kind": data.split.kind, **planned.split},
+    )
 
 
 def distil(planned: Plan, tables: Mapping[str, EmbeddingTable]) -> CorrelationDistiller | None:
@@ -89,4 +88,4 @@ def vocabulary_of(planned: Plan, items: ItemTable) -> AttributeVocabulary | None
 
 def digests_of(data: Dataset) -> dict[str, str]:
     """What identifies the data a run trains on."""
-    return data_digests(item_ids=data.items.ids, user_ids=data.log.user_ids, split=data.split)
+    return data.digests()

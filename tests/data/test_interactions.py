@@ -34,7 +34,7 @@ def events_of(log: InteractionLog) -> list[Event]:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("users", "items"), [(1, 1), (5, 1), (1, 6), (4, 7), (5, 4)])
-def test_k_core_is_the_fixed_point_of_dropping_thin_users_and_items(
+def test_k_core_is_the_fixed_point_of_dropping_users_and_items_below_it(
     seed: int, users: int, items: int
 ) -> None:
     events = random_events(seed)
@@ -46,7 +46,7 @@ def test_k_core_is_the_fixed_point_of_dropping_thin_users_and_items(
 
 
 def test_k_core_follows_a_chain_of_drops_to_its_end() -> None:
-    # Each drop makes the next user or item thin; a single pass would stop after user a.
+    # Each drop takes the next one below the minimum; a single pass would stop after user a.
     chain: list[Event] = [("a", 1, 0), ("b", 1, 1), ("b", 2, 2), ("c", 2, 3), ("c", 3, 4)]
     square: list[Event] = [(user, item, 9) for user in "xy" for item in (8, 9)]
     core = k_core(log_of(chain + square), min_user_events=2, min_item_events=2)
@@ -61,7 +61,7 @@ def test_an_empty_k_core_says_which_bounds_emptied_it() -> None:
 
 
 def test_a_bound_below_one_is_refused() -> None:
-    with pytest.raises(DataError, match="min_item_events=0; use 1"):
+    with pytest.raises(DataError, match="min_item_events: got 0, wanted at least 1; use 1"):
         k_core(log_of([("a", 1, 0)]), min_user_events=1, min_item_events=0)
 
 
@@ -90,7 +90,7 @@ def test_duplicates_with_equal_times_go_by_the_order_of_the_log() -> None:
 def test_duplicates_keep_changes_nothing_and_other_words_are_refused() -> None:
     log = log_of(random_events(0))
     assert drop_duplicates(log, duplicates="keep") is log
-    with pytest.raises(DataError, match="'newest'; use 'keep', 'first' or 'last'"):
+    with pytest.raises(DataError, match="got 'newest', wanted 'keep', 'first' or 'last'"):
         drop_duplicates(log, duplicates="newest")  # type: ignore[arg-type]
 
 

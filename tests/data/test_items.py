@@ -3,11 +3,13 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
-from mmkd.data import ItemTable, load_items
-from mmkd.errors import DataError
+from mmkd.data import AttributeVocabulary, ItemTable, load_items
+from mmkd.data.readers import check_load_items
+from mmkd.errors import DataError, MmkdError
 
 FILMS = """\
 item_id,title,plot,genres,image
@@ -54,6 +56,74 @@ def test_ids_find_their_rows_and_unknown_ones_their_neighbours(tmp_path: Path) -
         items.row("")
 
 
+def test_many_ids_become_rows_at_once_and_unknown_ones_are_named(tmp_path: Path) -> None:
+    items = films(tmp_path)
+    assert items.rows(["a b", "007", "a b"]).tolist() == [2, 1, 2]
+    assert items.rows(pl.Series(["007"])).tolist() == [1]
+    assert items.rows([]).tolist() == []
+    assert items.find(["a b", "", "8", "007"]).tolist() == [2, 0, 0, 1]
+    message = r"items '8', '07' are not among the 3 items of the catalogue"
+    with pytest.raises(DataError, match=message):
+        items.rows(["8", "007", "07", "8"])
+
+
+@pytest.mark.parametrize("many", [1, 5_000])
+def test_ids_are_found_in_a_large_catalogue_one_by_one_and_together(many: int) -> None:
+    ids = [f"i{number * 7919 % 10_007}" for number in range(10_000)]
+    none = [None] * 10_001
+    items = ItemTable(["", *ids], ["", *ids], none, none, [()] * 10_001)
+    asked = ids[5_000 : 5_000 + many]
+    assert items.rows(asked).tolist() == list(range(5_001, 5_001 + many))
+    assert items.find(["zzz", "", "i", ids[-1]]).tolist() == [0, 0, 0, 10_000]
+    with pytest.raises(DataError, match=r"'i7919x' is not among the 10000 .*did you mean 'i7919'"):
+        items.row("i7919x")
+
+
+def test_columns_are_sequences_of_python_values(tmp_path: Path) -> None:
+    items = films(tmp_path)
+    assert items.ids[-1] == "naïve 映画" and items.ids[np.int64(1)] == "007"
+    assert items.titles[1:3] == ["Goldfinger", "a b"]
+    assert items.titles != ("", "Goldfinger", "a b") and items.text != items.titles
+    assert list(reversed(items.attributes)) == [("Comedy",), (), ("Action", "Spy"), ()]
+    assert "a b" in items.ids and items.ids.index("a b") == 2
+    with pytest.raises(IndexError):
+        items.ids[4]
+    assert pl.DataFrame({"id": items.ids[1:]})["id"].to_list() == ["007", "a b", "naïve 映画"]
+    assert repr(items) == "ItemTable of 3 items: <3 values: '007', 'a b', 'naïve 映画'>"
+    other = ItemTable(items.ids, items.titles, items.text, items.image_path, [["Spy"]] * 4)
+    assert other != items and other.text == items.text
+
+
+def test_text_that_utf_8_cannot_hold_is_kept_but_not_saved(tmp_path: Path) -> None:
+    paths = [None, Path("caf\udce9.gif")]
+    items = ItemTable(["", "a"], ["", "a"], [None, "half \ud83d"], paths, [(), ()])
+    assert items.text == (None, "half \ud83d")
+    assert items.image_path == paths
+    with pytest.raises(DataError, match=r"items\.parquet: text of an item is no UTF-8 text"):
+        items.save(tmp_path / "items.parquet")
+    with pytest.raises(DataError, match="id of an item is not UTF-8 text"):
+        ItemTable(["", "\ud83d"], ["", "a"], [None, None], [None, None], [(), ()])
+
+
+def test_labels_are_numbered_in_their_order(tmp_path: Path) -> None:
+    vocabulary = AttributeVocabulary.of(films(tmp_path))
+    assert vocabulary.names == ("Action", "Comedy", "Spy")
+    assert vocabulary.labels.tolist() == [[0, 0], [1, 3], [0, 0], [2, 0], [0, 0]]
+
+
+def test_options_are_judged_without_a_file() -> None:
+    assert check_load_items(id="x", title=None, text="{title}", path="items.csv.gz") == []
+    assert check_load_items(text="title", path="items.dat", format="auto", separator=None) == [
+        "path: cannot tell the format from the name; set format to one of csv, tsv, parquet, "
+        "jsonl, recbole",
+        "text: text template 'title' has no placeholder, so all items would share one text; to use "
+        "a column write {title}",
+    ]
+    assert check_load_items(format="parquet", separator=";") == [
+        "separator: a parquet file has no separator; leave it unset"
+    ]
+
+
 def test_without_optional_columns_only_ids_are_read(tmp_path: Path) -> None:
     items = load_items(path="items.csv", root=write(tmp_path))
     assert items.titles == items.ids
@@ -79,7 +149,7 @@ def test_a_failed_save_leaves_the_old_table_and_no_debris(
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(MmkdError, match="no space"):
         items.save(tmp_path / "run" / "items.parquet")
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["items.parquet"]
     assert ItemTable.load(tmp_path / "run" / "items.parquet") == items

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from mmkd.data import InteractionLog, ItemTable, load_interactions
+from mmkd.data.readers import check_load_interactions
 from mmkd.errors import DataError
 
 IDS = ("007", "a b", "naïve 映画", "x1", "x2")
@@ -102,16 +103,16 @@ def test_dates_without_a_zone_do_not_depend_on_the_machine(
 @pytest.mark.parametrize("dtype", [pl.Date(), pl.Datetime("ms"), pl.Datetime("ns", "UTC")])
 def test_date_columns_become_seconds(dtype: pl.DataType, tmp_path: Path) -> None:
     days = pl.Series([0, 366], dtype=pl.Int32).cast(pl.Date)
-    moments = days if dtype == pl.Date else days.cast(pl.Datetime("us")).cast(dtype, strict=False)
+    stamps = days if dtype == pl.Date else days.cast(pl.Datetime("us")).cast(dtype, strict=False)
     if isinstance(dtype, pl.Datetime) and dtype.time_zone:
-        moments = days.cast(pl.Datetime("ns")).dt.replace_time_zone("UTC")
-    frame = pl.DataFrame({"user_id": ["a", "a"], "item_id": ["x1", "x2"], "timestamp": moments})
+        stamps = days.cast(pl.Datetime("ns")).dt.replace_time_zone("UTC")
+    frame = pl.DataFrame({"user_id": ["a", "a"], "item_id": ["x1", "x2"], "timestamp": stamps})
     frame.write_parquet(tmp_path / "log.parquet")
     log = load_interactions(catalogue(), path="log.parquet", root=tmp_path)
     assert log.timestamp.tolist() == [0.0, 366 * 86400.0]
 
 
-def test_filters_drop_low_ratings_then_duplicates_then_thin_users(tmp_path: Path) -> None:
+def test_filters_drop_low_ratings_then_duplicates_then_users_of_few_events(tmp_path: Path) -> None:
     text = (
         "user_id,item_id,rating,timestamp\n"
         "a,x1,1,9\n"  # too low: were it filtered after, it would be the pair's last
@@ -147,9 +148,9 @@ HEADER = "user_id,item_id,rating,timestamp\n"
     [
         ("a,x1,1,1\n,x1,1,2\n", r"'user_id' \(user\) is empty in row 2; give each row an id"),
         ("a,,1,1\na,x1,1,2\n", r"'item_id' \(item\) is empty in row 1"),
-        ("a,x1,1,\na,x1,1,2\n", r"'timestamp' .*no usable moment in row 1: None; use numbers"),
+        ("a,x1,1,\na,x1,1,2\n", r"'timestamp' .*no usable timestamp in row 1: None; use numbers"),
         ("a,x1,1,1\na,x1,1,nan\na,x1,1,inf\n", r"in rows 2, 3: 'nan', 'inf'; use numbers or ISO"),
-        ("a,x1,1,1\na,x1,1,soon\n", r"no usable moment in row 2: 'soon'"),
+        ("a,x1,1,1\na,x1,1,soon\n", r"no usable timestamp in row 2: 'soon'"),
         ("a,x1,1,1\na,x1,1,3\na,x1,1,2024-01-01\n", r"in row 3: '2024-01-01'; .*one kind"),
         ("a,x1,1,2024-01-01\na,x1,1,2024-13-01\n", r"in row 2: '2024-13-01'"),
         ("a,x1,1,31/12/2024\n", r"in row 1: '31/12/2024'; use numbers or ISO dates"),
@@ -214,10 +215,22 @@ def test_a_log_without_any_usable_event_is_refused(tmp_path: Path) -> None:
 
 
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="min_rating=3 needs ratings; name their column"):
+    with pytest.raises(DataError, match="min_rating: needs ratings; name their column"):
         load(tmp_path, min_rating=3)
-    with pytest.raises(DataError, match="unknown_items='skip'; use 'error' or 'drop'"):
+    with pytest.raises(DataError, match="unknown_items: got 'skip', wanted 'error' or 'drop'"):
         load(tmp_path, unknown_items="skip")
+
+
+def test_options_are_judged_without_a_file() -> None:
+    assert check_load_interactions(path="log.csv", min_rating=3, rating="stars") == []
+    assert check_load_interactions(min_rating=3) == []  # whether there are ratings is not known
+    assert check_load_interactions(
+        path="log.csv", rating=None, min_rating=3, min_user_events=0, duplicates="newest"
+    ) == [
+        "min_rating: needs ratings; name their column with rating",
+        "duplicates: got 'newest', wanted 'keep', 'first' or 'last'",
+        "min_user_events: got 0, wanted at least 1; use 1 to keep all",
+    ]
 
 
 def test_a_million_events_load_in_seconds(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from references.events import Event, reference_sequences, reference_temporal
 
 from mmkd.data import SPLITS, Cases, InteractionLog, SequenceSplit, leave_one_out, ratio, temporal
+from mmkd.data.splits import check_leave_one_out, check_ratio, check_temporal
 from mmkd.errors import DataError
 
 ITEMS = 40
@@ -100,7 +101,7 @@ def test_ratio_is_not_fooled_by_binary_fractions() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_temporal_cuts_every_history_at_the_same_moments(seed: int) -> None:
+def test_temporal_cuts_every_history_at_the_same_times(seed: int) -> None:
     events, log = random_log(seed)
     split = temporal(log, ITEMS, valid_from=14, test_from="20")
     train, valid, test = reference_temporal(reference_sequences(events), 14, 20)
@@ -184,19 +185,33 @@ def two_users() -> InteractionLog:
 def test_leave_one_out_without_any_case_says_what_a_case_needs() -> None:
     with pytest.raises(DataError, match=r"no user has the 3 events.*longest history has 2"):
         leave_one_out(two_users(), 2)
-    with pytest.raises(DataError, match="min_train_events=0"):
+    with pytest.raises(DataError, match="min_train_events: got 0, wanted at least 1"):
         leave_one_out(two_users(), 2, min_train_events=0)
 
 
 def test_ratio_refuses_fractions_that_leave_nothing_to_train_or_test() -> None:
     with pytest.raises(DataError, match="no test case; use larger fractions"):
         ratio(two_users(), 2)
-    with pytest.raises(DataError, match=r"valid=0.5 and test=0.5"):
+    with pytest.raises(DataError, match=r"valid: got 0.5 with test=0.5, wanted a sum below 1"):
         ratio(two_users(), 2, valid=0.5, test=0.5)
 
 
+def test_options_are_judged_without_a_log() -> None:
+    assert check_leave_one_out() == check_ratio(valid=0.4) == check_temporal() == []
+    assert check_leave_one_out(min_train_events=0) == [
+        "min_train_events: got 0, wanted at least 1; a case needs an event before it"
+    ]
+    assert check_ratio(valid=0.7, test=0.3) == [
+        "valid: got 0.7 with test=0.3, wanted a sum below 1; the rest trains"
+    ]
+    assert check_temporal(valid=-0.1, valid_from="2024-03-02", test_from="2024-03-01") == [
+        "valid: got -0.1, wanted at least 0; such as 0.1",
+        "valid_from: got 2024-03-02, wanted no later than test_from=2024-03-01; swap them",
+    ]
+
+
 def test_a_split_without_validation_cases_is_refused() -> None:
-    with pytest.raises(DataError, match="ratio: there is no validation case; use larger"):
+    with pytest.raises(DataError, match=r"valid: got 0.0, wanted a number above 0; such as 0.1"):
         ratio(two_users(), 2, valid=0.0, test=0.5)
     with pytest.raises(DataError, match=r"temporal: there is no validation case.*move the cuts"):
         temporal(two_users(), 2, valid_from=2, test_from=2)
@@ -205,10 +220,10 @@ def test_a_split_without_validation_cases_is_refused() -> None:
 @pytest.mark.parametrize(
     ("start", "middle", "message"),
     [
-        (5, 4, "valid_from=5.0 lies after test_from=4.0"),
+        (5, 4, "valid_from: got 5, wanted no later than test_from=4; swap them"),
         (0, 4, "nothing trains"),
         (2.5, 9, r"no test case.*runs from 1.0 to 3.0"),
-        ("soon", 4, "valid_from='soon' is neither a number nor an ISO date"),
+        ("soon", 4, "valid_from: got 'soon', wanted a number or an ISO date"),
     ],
 )
 def test_temporal_refuses_cuts_that_leave_a_part_empty(

@@ -117,22 +117,22 @@ def test_list_cells_are_labels_and_join_into_text(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     table = read_table("t.jsonl", root=tmp_path)
     labels = read_lists(table, "tags", setting="attributes", separator="|")
-    assert labels == [("red", "big"), (), ("3",)]
-    assert read_text(table, "tags", setting="text")[1:] == [None, "3"]
+    assert labels.to_list() == [["red", "big"], [], ["3"]]
+    assert read_text(table, "tags", setting="text").to_list()[1:] == [None, "3"]
 
 
 def test_recbole_sequences_are_split_at_spaces_as_the_header_says(tmp_path: Path) -> None:
     (tmp_path / "t.item").write_text("item_id:token\tclass:token_seq\n1\tComedy Drama\n2\t\n")
     table = read_table("t.item", root=tmp_path)
     labels = read_lists(table, "class", setting="attributes", separator="|")
-    assert labels == [("Comedy", "Drama"), ()]
-    assert read_text(table, "class", setting="text") == ["Comedy Drama", None]
+    assert labels.to_list() == [["Comedy", "Drama"], []]
+    assert read_text(table, "class", setting="text").to_list() == ["Comedy Drama", None]
 
 
 def test_recbole_quotes_are_ordinary_characters(tmp_path: Path) -> None:
     (tmp_path / "t.item").write_text('item_id:token\ttitle:token_seq\n1\t"Heat" (1995)\n2\t"Up\n')
     table = read_table("t.item", root=tmp_path)
-    assert read_text(table, "title", setting="title") == ['"Heat" (1995)', '"Up']
+    assert read_text(table, "title", setting="title").to_list() == ['"Heat" (1995)', '"Up']
 
 
 def test_a_missing_column_is_named_with_what_there_is(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def duplicate_parquet() -> bytes:
         ("t.csv", b"a,b\n1,2\n1,\xff\n", "line 3 is not UTF-8.*save the file as UTF-8"),
         ("t.csv", b'a,b\n"1,2\n3,4\n', "check its quotes"),
         ("t.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99, mtime=0)[:-20], "damaged gzip data"),
-        ("t.parquet", b"a,b\n1,2\n", "not a readable Parquet file"),
+        ("t.parquet", b"a,b\n1,2\n", "not a readable parquet file"),
         ("t.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is not JSON"),
         ("t.jsonl", b'{"a": 1}\n\n[1, 2]\n', "line 3 is a JSON list; write one object"),
         ("t.inter", b"user_id:token\titem_id\n1\t2\n", "header 'item_id' is not name:type"),
@@ -199,8 +199,8 @@ def test_a_missing_file_is_named_with_its_neighbours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "format", "separator", "message"),
     [
-        ("t.csv", "xlsx", None, "unknown format 'xlsx'; use auto, csv, tsv"),
-        ("t.csv", "csv", "::", "separator '::' is not one ASCII character"),
+        ("t.csv", "xlsx", None, "format: got 'xlsx', wanted auto, csv, tsv"),
+        ("t.csv", "csv", "::", "separator: got '::', wanted one ASCII character"),
         ("t.csv", "jsonl", ",", "a jsonl file has no separator"),
     ],
 )

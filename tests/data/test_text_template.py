@@ -1,5 +1,6 @@
 """Text templates: a missing value leaves nothing of its segment behind."""
 
+import polars as pl
 import pytest
 
 from mmkd.data.text_template import TextTemplate
@@ -29,8 +30,13 @@ FILM = "{title}. {genres}. {director}. {plot}"
 def test_a_missing_value_takes_its_segment_with_it(
     template: str, values: tuple[str | None, ...], expected: str | None
 ) -> None:
-    row = dict(zip(("title", "genres", "director", "plot"), values, strict=True))
-    assert TextTemplate.parse(template).render(row) == expected
+    names = ("title", "genres", "director", "plot")
+    # beside a row that has everything, as rows must not mind each other
+    columns = {
+        name: pl.Series([value, "x"], dtype=pl.String)
+        for name, value in zip(names, values, strict=True)
+    }
+    assert TextTemplate.parse(template).render(columns)[0] == expected
 
 
 def test_columns_are_listed_once_in_order() -> None:

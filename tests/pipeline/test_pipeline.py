@@ -19,7 +19,7 @@ from synthetic_runs import BERT4REC, GRU4REC, write_data
 
 from mmkd.config.plan import plan
 from mmkd.config.recipe import Recipe, load_recipe
-from mmkd.data import Cases
+from mmkd.data import Cases, ItemTable
 from mmkd.data.dataset import Dataset
 from mmkd.demo.run import run_demo
 from mmkd.errors import CheckpointError, DataError, RunError, TrainingError
@@ -224,7 +224,8 @@ def changed(data: Dataset, what: str) -> Dataset:
     """The data with one thing changed."""
     items, log, split = data.items, data.log, data.split
     if what == "catalogue":
-        items = replace(items, ids=(*items.ids[:-2], items.ids[-1], items.ids[-2]))
+        ids = (*items.ids[:-2], items.ids[-1], items.ids[-2])
+        items = ItemTable(ids, items.titles, items.text, items.image_path, items.attributes)
     elif what == "users":
         log = replace(log, user_ids=(*log.user_ids[:-1], "somebody"))
     elif what == "events":

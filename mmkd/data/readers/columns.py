@@ -7,8 +7,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mmkd.data.ids import ids_as_text
 from mmkd.data.readers.tables import Table
-from mmkd.data.timestamps import parse_moments, parse_numbers
+from mmkd.data.timestamps import parse_numbers, parse_timestamps
 from mmkd.errors import DataError, shown
 
 
@@ -27,7 +28,7 @@ def read_ids(table: Table, name: str, *, setting: str) -> pl.Series:
         DataError: If the column is absent, holds no ids, or an id is missing or blank.
     """
     column = table.column(name, setting=setting)
-    ids = _as_text(column)
+    ids = ids_as_text(column)
     if ids is None:
         raise DataError(
             f"{table.source}: column {name!r} ({setting}) holds {column.dtype}, which cannot be "
@@ -42,27 +43,34 @@ def read_ids(table: Table, name: str, *, setting: str) -> pl.Series:
     return ids
 
 
-def read_text(table: Table, name: str, *, setting: str) -> list[str | None]:
+def read_text(table: Table, name: str, *, setting: str) -> pl.Series:
     """Reads cells as text; the parts of a list are joined by commas.
 
     Returns:
-        [n] stripped text; None where it is missing or blank.
+        [n] stripped text; null where it is missing or blank.
 
     Raises:
         DataError: If the column is absent or holds neither text, numbers nor lists of them.
     """
     column = table.column(name, setting=setting)
-    if isinstance(column.dtype, pl.List):
-        column = column.cast(pl.List(pl.String), strict=False).list.drop_nulls().list.join(", ")
-    text = _as_text(column, floats=True)
-    if text is None:
+    dtype = column.dtype
+    if isinstance(dtype, pl.List):
+        text = column.cast(pl.List(pl.String), strict=False).list.drop_nulls().list.join(", ")
+    elif (whole := ids_as_text(column)) is not None:
+        text = whole
+    elif dtype.is_float():
+        text = column.fill_nan(None).cast(pl.String)
+    elif dtype.is_decimal() or dtype in (pl.Boolean, pl.Date, pl.Datetime):
+        text = column.cast(pl.String)
+    else:
         raise DataError(
-            f"{table.source}: column {name!r} ({setting}) holds {column.dtype}, which is not text"
+            f"{table.source}: column {name!r} ({setting}) holds {dtype}, which is not text"
         )
-    return [None if not cell else cell for cell in text.str.strip_chars()]
+    text = text.str.strip_chars()
+    return text.set(text == "", None)
 
 
-def read_lists(table: Table, name: str, *, setting: str, separator: str) -> list[tuple[str, ...]]:
+def read_lists(table: Table, name: str, *, setting: str, separator: str) -> pl.Series:
     """Reads cells as lists of labels, each label once, blank ones dropped.
 
     Args:
@@ -72,41 +80,38 @@ def read_lists(table: Table, name: str, *, setting: str, separator: str) -> list
         separator: What parts the labels of a text cell, unless the file's format says it.
 
     Returns:
-        [n] labels, possibly none.
+        [n] lists of text, possibly empty.
 
     Raises:
         DataError: If the column is absent or holds neither text nor lists.
     """
     column = table.column(name, setting=setting)
     if isinstance(column.dtype, pl.List):
-        cells = column.cast(pl.List(pl.String), strict=False).to_list()
+        cells = column.cast(pl.List(pl.String), strict=False)
     else:
         used = " " if name in table.space_separated else separator
         if not used:
             raise DataError(f"{table.source}: {setting}: the separator is empty; use '|' or ' '")
-        cells = [cell and cell.split(used) for cell in read_text(table, name, setting=setting)]
-    return [
-        tuple(dict.fromkeys(label.strip() for label in cell if label and label.strip()))
-        if cell
-        else ()
-        for cell in cells
-    ]
+        cells = read_text(table, name, setting=setting).str.split(used)
+    label = pl.element().str.strip_chars()
+    labels = cells.list.eval(label.filter(label != "")).list.unique(maintain_order=True)
+    return labels.fill_null(pl.Series([[]], dtype=pl.List(pl.String)))
 
 
 def read_timestamps(table: Table, name: str, *, setting: str) -> NDArray[np.float64]:
-    """Reads moments: numbers, ISO dates (to seconds, UTC where no zone is named), or date columns.
+    """Reads numbers, dates, or ISO dates (to seconds; UTC where no zone is named).
 
     Returns:
         [n] float64, finite.
 
     Raises:
-        DataError: If the column is absent or a moment is missing, not finite, or not parsable.
+        DataError: If the column is absent or one is missing, not finite, or not parsable.
     """
     column = table.column(name, setting=setting)
-    values, bad = parse_moments(column)
+    values, bad = parse_timestamps(column)
     if bad.any():
         raise DataError(
-            f"{table.source}: column {name!r} ({setting}) has no usable moment in {_rows(bad)}: "
+            f"{table.source}: column {name!r} ({setting}) has no usable timestamp in {_rows(bad)}: "
             f"{_values(column, bad)}; use numbers or ISO dates such as 2024-03-01T12:00:00, one "
             "kind throughout, or set timestamp to null to take the order of the file"
         )
@@ -130,22 +135,6 @@ def read_numbers(table: Table, name: str, *, setting: str) -> NDArray[np.float64
             f"{_values(column, bad)}; give each row a number, or remove it"
         )
     return values
-
-
-def _as_text(column: pl.Series, *, floats: bool = False) -> pl.Series | None:
-    """Text, categories, and whole numbers as text; None for a type that is none of these."""
-    dtype = column.dtype
-    if dtype.is_float():
-        # A whole-number column with gaps often arrives as floats: 1.0 is the id 1.
-        values = column.fill_nan(None)
-        whole = values.cast(pl.Int64, strict=False)
-        if ((whole.cast(dtype) == values) | values.is_null()).all():
-            return whole.cast(pl.String)
-        return values.cast(pl.String) if floats else None
-    if dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null) or dtype.is_integer():
-        return column.cast(pl.String)
-    printable = floats and (dtype.is_decimal() or dtype in (pl.Boolean, pl.Date, pl.Datetime))
-    return column.cast(pl.String) if printable else None
 
 
 def _rows(bad: pl.Series | NDArray[np.bool_]) -> str:

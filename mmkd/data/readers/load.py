@@ -1,19 +1,27 @@
-"""A catalogue file to an ItemTable."""
+"""A user's two files to the catalogue and the log: which columns they are, and what is left out."""
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmkd.data.interactions import Duplicates, InteractionLog, drop_duplicates, k_core
-from mmkd.data.items import ItemTable, repeated
+from mmkd.data.ids import IdIndex, repeated
+from mmkd.data.interactions import (
+    Duplicates,
+    InteractionLog,
+    check_drop_duplicates,
+    check_k_core,
+    drop_duplicates,
+    k_core,
+)
+from mmkd.data.items import ItemTable
 from mmkd.data.readers.columns import read_ids, read_lists, read_numbers, read_text, read_timestamps
-from mmkd.data.readers.tables import Format, Table, read_table
+from mmkd.data.readers.tables import Format, Table, check_read_table, read_table
 from mmkd.data.text_template import TextTemplate
-from mmkd.errors import DataError, did_you_mean, shown
+from mmkd.errors import DataError, refuse, shown
 
 
 def load_items(
@@ -30,7 +38,16 @@ def load_items(
     format: Format = "auto",
     separator: str | None = None,
 ) -> ItemTable:
-    """Reads a catalogue: one row of the file is one item, in the file's order.
+    r"""Reads a catalogue: one row of the file is one item, in the file's order.
+
+        >>> from pathlib import Path
+        >>> from tempfile import mkdtemp
+        >>> from mmkd import load_items
+        >>> root = Path(mkdtemp())
+        >>> _ = (root / "items.csv").write_text("sku,name,about\nA1,Teapot,red\nB7,Cup,\n")
+        >>> items = load_items(path="items.csv", root=root, id="sku", text="{name}. {about}")
+        >>> list(items.text)
+        [None, 'Teapot. red', 'Cup']
 
     Args:
         path: The file, relative to `root`.
@@ -54,77 +71,47 @@ def load_items(
         DataError: If the file or a column is missing or malformed, an id is missing or repeated,
             or a picture's path is a web address or leaves `image_root`.
     """
+    refuse(check_load_items(text=text), DataError)
     table = read_table(path, root=root, format=format, separator=separator)
-    ids = read_ids(table, id, setting="id").to_list()
-    twice = repeated(ids)
-    if twice:
+    ids = read_ids(table, id, setting="id")
+    if twice := repeated(ids):
         raise DataError(
             f"{table.source}: {len(twice)} ids of column {id!r} occur more than once: "
             f"{shown(twice)}; keep one row for each item"
         )
-    none: list[str | None] = [None] * len(ids)
-    titles = none if title is None else read_text(table, title, setting="title")
-    texts = none if text is None else _render(table, text)
-    paths = none if image is None else read_text(table, image, setting="image")
+    empty = pl.Series([None], dtype=pl.String).new_from_index(0, len(ids))
+    titles = empty if title is None else read_text(table, title, setting="title")
     labels = (
-        [()] * len(ids)
+        pl.Series([[]], dtype=pl.List(pl.String)).new_from_index(0, len(ids))
         if attributes is None
         else read_lists(table, attributes, setting="attributes", separator=attribute_separator)
     )
-    return ItemTable(
-        ids=("", *ids),
-        titles=("", *(name or item_id for name, item_id in zip(titles, ids, strict=True))),
-        text=(None, *texts),
-        image_path=(None, *_image_paths(paths, root / image_root, table.source)),
-        attributes=((), *labels),
+    paths = empty
+    if image is not None:
+        cells = read_text(table, image, setting="image")
+        paths = _image_paths(cells, root / image_root, table.source)
+    frame = pl.DataFrame(
+        {
+            "id": ids,
+            "title": titles.fill_null(ids),
+            "text": empty if text is None else _render(table, text),
+            "image_path": paths,
+            "attributes": labels,
+        }
     )
+    padding = pl.DataFrame([("", "", None, None, [])], schema=frame.schema, orient="row")
+    return ItemTable.of(pl.concat([padding, frame]))
 
 
-def _render(table: Table, text: str) -> list[str | None]:
-    template = TextTemplate.parse(text)
-    columns = [read_text(table, name, setting="text") for name in template.columns]
-    return [
-        template.render(dict(zip(template.columns, row, strict=True)))
-        for row in zip(*columns, strict=True)
-    ]
-
-
-def _image_paths(cells: list[str | None], folder: Path, source: str) -> list[Path | None]:
-    """Picture paths under a folder, each checked to stay there, links followed."""
-    addresses = [cell for cell in cells if cell and cell.startswith(("http://", "https://"))]
-    if addresses:
-        raise DataError(
-            f"{source}: {len(addresses)} image paths are web addresses: {shown(addresses)}; fetch "
-            "the pictures and give their files"
-        )
-    folder = folder.absolute()  # a saved table must not depend on the working folder
-    top = os.path.realpath(folder)
-    real_folders: dict[str, str] = {}  # one realpath for each folder, not for each picture
-    outside: list[str] = []
-    paths: list[Path | None] = []
-    for cell in cells:
-        if cell is None:
-            paths.append(None)
-            continue
-        joined = os.path.join(folder, cell)
-        parent, name = os.path.split(joined)
-        if "\0" in cell or os.path.isabs(cell) or ".." in Path(cell).parts:
-            outside.append(cell)
-            continue
-        if parent not in real_folders:
-            real_folders[parent] = os.path.realpath(parent)
-        real = os.path.join(real_folders[parent], name)
-        if os.path.islink(real):
-            real = os.path.realpath(real)
-        if os.path.commonpath([top, real]) != top:
-            outside.append(cell)
-        paths.append(Path(joined))
-    if outside:
-        raise DataError(
-            f"{source}: {len(outside)} image paths leave the folder {folder}: {shown(outside)}; "
-            "use paths relative to it, without '..' or links that point outside, or set image_root"
-        )
-    return paths
+def check_load_items(**options: Any) -> list[str]:
+    """What is wrong with options of `load_items`, a line each; no file is read."""
+    problems = check_read_table(**options)
+    if options.get("text") is not None:
+        try:
+            TextTemplate.parse(options["text"])
+        except DataError as error:
+            problems.append(f"text: {error}")
+    return problems
 
 
 def load_interactions(
@@ -144,10 +131,23 @@ def load_interactions(
     format: Format = "auto",
     separator: str | None = None,
 ) -> InteractionLog:
-    """Reads a log: one row of the file is one event.
+    r"""Reads a log: one row of the file is one event.
 
     Filters apply in the order unknown items, ratings, duplicates, k-core. Items without events
     stay in the catalogue, as cold candidates.
+
+        >>> from pathlib import Path
+        >>> from tempfile import mkdtemp
+        >>> from mmkd import load_interactions, load_items
+        >>> root = Path(mkdtemp())
+        >>> _ = (root / "items.csv").write_text("item_id\nA1\nB7\n")
+        >>> _ = (root / "log.csv").write_text(
+        ...     "user_id,item_id,timestamp\nada,B7,2024-03-01\nada,A1,2024-03-02\n"
+        ... )
+        >>> items = load_items(path="items.csv", root=root)
+        >>> log = load_interactions(items, path="log.csv", root=root)
+        >>> log.user_ids, log.item
+        (('ada',), array([2, 1]))
 
     Args:
         items: The catalogue.
@@ -169,17 +169,25 @@ def load_interactions(
         The log, in the order of the file.
 
     Raises:
-        DataError: If the file or a column is missing or malformed, an id, moment or rating is
+        DataError: If the file or a column is missing or malformed, an id, timestamp or rating is
             missing, an item is unknown, or no event is left.
     """
-    if min_rating is not None and rating is None:
-        raise DataError(f"min_rating={min_rating} needs ratings; name their column with rating")
-    if unknown_items not in ("error", "drop"):
-        raise DataError(f"unknown_items={unknown_items!r}; use 'error' or 'drop'")
+    options = dict(min_user_events=min_user_events, min_item_events=min_item_events)
+    refuse(
+        check_load_interactions(
+            rating=rating,
+            min_rating=min_rating,
+            duplicates=duplicates,
+            unknown_items=unknown_items,
+            **options,
+        ),
+        DataError,
+    )
     table = read_table(path, root=root, format=format, separator=separator)
-    user_ids, users = _number_users(read_ids(table, user, setting="user"))
+    names = read_ids(table, user, setting="user")
+    user_ids = names.unique(maintain_order=True)
     rows = _item_rows(table, item, items, drop=unknown_items == "drop")
-    moments = (
+    timestamps = (
         np.arange(len(table), dtype=np.float64)
         if timestamp is None
         else read_timestamps(table, timestamp, setting="timestamp")
@@ -195,39 +203,92 @@ def load_interactions(
             f"{table.source}: none of {len(table)} events is of an item of the catalogue{bound}; "
             "check that both files write ids alike"
         )
-    rows = np.where(kept, rows, 1)  # a valid row for the dropped ones
-    log = InteractionLog(user=users, item=rows, timestamp=moments, user_ids=user_ids).keep(kept)
-    log = drop_duplicates(log, duplicates=duplicates)
+    log = InteractionLog(
+        user=IdIndex(user_ids).find(names),
+        item=np.where(kept, rows, 1),  # a valid row for the dropped ones
+        timestamp=timestamps,
+        user_ids=tuple(user_ids),
+    )
     try:
-        return k_core(log, min_user_events=min_user_events, min_item_events=min_item_events)
+        return k_core(drop_duplicates(log.keep(kept), duplicates=duplicates), **options)
     except DataError as error:
         raise DataError(f"{table.source}: {error}") from None
 
 
-def _number_users(ids: pl.Series) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    unique = ids.unique(maintain_order=True)
-    return tuple(unique), _positions(ids, unique)
+def check_load_interactions(**options: Any) -> list[str]:
+    """What is wrong with options of `load_interactions`, a line each; no file is read."""
+    problems = check_read_table(**options)
+    if options.get("min_rating") is not None and options.get("rating", "") is None:
+        problems.append("min_rating: needs ratings; name their column with rating")
+    unknown = options.get("unknown_items", "error")
+    if unknown not in ("error", "drop"):
+        problems.append(f"unknown_items: got {unknown!r}, wanted 'error' or 'drop'")
+    return problems + check_drop_duplicates(**options) + check_k_core(**options)
+
+
+# ---- columns of the catalogue
+
+
+def _render(table: Table, text: str) -> pl.Series:
+    template = TextTemplate.parse(text)
+    return template.render(
+        {name: read_text(table, name, setting="text") for name in template.columns}
+    )
+
+
+def _image_paths(cells: pl.Series, folder: Path, source: str) -> pl.Series:
+    """Picture paths under a folder, each checked to stay there, links followed."""
+    web = cells.filter(cells.str.contains("^https?://"))
+    if len(web):
+        raise DataError(
+            f"{source}: {len(web)} image paths are web addresses: {shown(web.to_list())}; fetch "
+            "the pictures and give their files"
+        )
+    folder = folder.absolute()  # a saved table must not depend on the working folder
+    try:
+        paths = os.path.join(folder, "") + cells
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{source}: the pictures' folder {str(folder)!r} is not UTF-8 text; rename it"
+        ) from None
+    outside = cells.str.contains(r"\x00|^/|(^|/)\.\.(/|$)").fill_null(False)
+    outside |= _leave(paths.set(outside, None), folder)
+    if outside.any():
+        raise DataError(
+            f"{source}: {outside.sum()} image paths leave the folder {folder}: "
+            f"{shown(cells.filter(outside).to_list())}; use paths relative to it, without '..' or "
+            "links that point outside, or set image_root"
+        )
+    return paths
+
+
+def _leave(paths: pl.Series, folder: Path) -> pl.Series:
+    """Which paths lie outside a folder once links are followed, [n] bool."""
+    top = os.path.realpath(folder)
+
+    def leaves(path: str) -> bool:
+        return os.path.commonpath([top, os.path.realpath(path)]) != top
+
+    # one realpath for each folder and for each link, not for each picture
+    parents = paths.str.replace(r"/[^/]*$", "")
+    left = [parent for parent in parents.drop_nulls().unique() if leaves(parent)]
+    linked = (path is not None and os.path.islink(path) and leaves(path) for path in paths)
+    return parents.is_in(left).fill_null(False) | pl.Series(linked, dtype=pl.Boolean)
+
+
+# ---- columns of the log
 
 
 def _item_rows(table: Table, name: str, items: ItemTable, *, drop: bool) -> NDArray[np.int64]:
     """Rows of the catalogue, [E]; 0 where the item is unknown and may be dropped."""
     ids = read_ids(table, name, setting="item")
-    rows = _positions(ids, pl.Series(items.ids[1:], dtype=pl.String)) + 1
+    rows = items.find(ids)
     unknown = rows == 0
     if unknown.any() and not drop:
         names = ids.filter(pl.Series(unknown)).unique(maintain_order=True).to_list()
         raise DataError(
             f"{table.source}: {unknown.sum()} of {len(ids)} events are of {len(names)} items that "
-            f"the catalogue lacks: {shown(names)}{did_you_mean(names[0], items.ids[1:])}; add the "
-            "items, or set unknown_items to drop"
+            f"the catalogue lacks: {shown(names)}{items.suggestion(names[0])}; add the items, or "
+            "set unknown_items to drop"
         )
     return rows
-
-
-def _positions(values: pl.Series, known: pl.Series) -> NDArray[np.int64]:
-    """Position of each value among known ones, [n] int64; -1 where it is unknown."""
-    right = pl.DataFrame({"key": known}).with_row_index("position")
-    joined = pl.DataFrame({"key": values}).join(
-        right, on="key", how="left", maintain_order="left", validate="m:1"
-    )
-    return joined["position"].cast(pl.Int64).fill_null(-1).to_numpy().astype(np.int64)

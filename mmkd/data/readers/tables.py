@@ -1,4 +1,8 @@
-"""Delimited text (CSV, TSV): bytes to a frame of text columns, missing cells null."""
+"""Table files (CSV, TSV, Parquet, JSON lines, RecBole's atomic files; plain or gzip) to columns.
+
+From a file's name to a Table. Text formats give text, with missing cells null: no type is guessed,
+as the id 007 is not 7. A file that cannot be read is refused with the line at fault.
+"""
 
 import csv
 import gzip
@@ -6,157 +10,15 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO, Literal
 
 import polars as pl
 
-from mmkd.data.items import repeated
-from mmkd.errors import DataError, did_you_mean, shown
-
-
-def parse_delimited(
-    data: bytes, source: str, *, separator: str, quote: str | None = '"'
-) -> pl.DataFrame:
-    """Reads delimited text with a header line; every column stays text.
-
-    Args:
-        data: The file's content, UTF-8 with or without a byte order mark.
-        source: The file, for messages.
-        separator: One character.
-        quote: Quote character; None where the format has none.
-
-    Returns:
-        The columns; an empty cell is null, and so are the cells a short row lacks.
-
-    Raises:
-        DataError: If a column name is repeated or blank, a row is too long, or the text is not
-            UTF-8.
-    """
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    try:
-        header = next(_rows(data, separator, quote), [])
-    except csv.Error as error:
-        raise DataError(f"{source}: the header line is not text cells ({error})") from error
-    twice = repeated(header)
-    if twice:
-        raise DataError(
-            f"{source}: column {shown(twice)} occurs more than once in the header; rename or "
-            "remove one"
-        )
-    try:
-        return pl.read_csv(
-            io.BytesIO(data),
-            separator=separator,
-            quote_char=quote,
-            infer_schema=False,
-        )
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{source}: {_fault(data, separator, quote, error)}") from error
-
-
-def _rows(data: bytes, separator: str, quote: str | None) -> Iterator[list[str]]:
-    text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="replace", newline="")
-    if quote is None:
-        return csv.reader(text, delimiter=separator, quoting=csv.QUOTE_NONE)
-    return csv.reader(text, delimiter=separator, quotechar=quote)
-
-
-def _fault(data: bytes, separator: str, quote: str | None, error: Exception) -> str:
-    """Reads a refused file once more, slowly, to name the first line at fault."""
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as wrong:
-        line = data.count(b"\n", 0, wrong.start) + 1
-        return f"line {line} is not UTF-8 text; save the file as UTF-8"
-    rows = enumerate(_rows(data, separator, quote), start=1)
-    try:
-        width = len(next(rows)[1])
-        for number, row in rows:
-            if len(row) > width:
-                return (
-                    f"record {number} (the header is 1) has {len(row)} cells, the header {width}: "
-                    f"{shown(row)}; quote cells that contain {separator!r}"
-                )
-    except csv.Error as wrong:
-        return f"{wrong}; check its quotes"
-    first_line = str(error).splitlines()[0]
-    return f"not readable as text separated by {separator!r} ({first_line}); check its quotes"
-
-
-def parse_jsonl(data: bytes, source: str) -> pl.DataFrame:
-    """Reads one JSON object a line; a key that an object lacks is a missing cell.
-
-    Args:
-        data: The file's content, UTF-8.
-        source: The file, for messages.
-
-    Returns:
-        The columns, with types found from all lines; a column of numbers and text becomes text.
-
-    Raises:
-        DataError: If a line is not a JSON object, or lines disagree about a column's type.
-    """
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    try:
-        return pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{source}: {_jsonl_fault(data, error)}") from error
-
-
-def _jsonl_fault(data: bytes, error: Exception) -> str:
-    """Reads a refused file once more, slowly, to name the first line at fault."""
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as wrong:
-            return f"line {number} is not JSON ({wrong}); write one object a line"
-        if not isinstance(value, dict):
-            return f"line {number} is a JSON {type(value).__name__}; write one object a line"
-    return f"the lines do not form a table ({error}); give each key values of one type"
-
-
-_TYPES = ("token", "token_seq", "float", "float_seq")
-
-
-def parse_recbole(
-    data: bytes, source: str, *, separator: str = "\t"
-) -> tuple[pl.DataFrame, frozenset[str]]:
-    """Reads an atomic file.
-
-    Args:
-        data: The file's content, UTF-8.
-        source: The file, for messages.
-        separator: One character between columns; the format has no quotes.
-
-    Returns:
-        The columns, all text, and the names of the ``_seq`` columns, whose cells are lists
-        separated by spaces.
-
-    Raises:
-        DataError: If a header cell is not ``name:type`` with one of the four types, or two columns
-            have one name.
-    """
-    frame = parse_delimited(data, source, separator=separator, quote=None)
-    split = {header: header.rpartition(":") for header in frame.columns}
-    wrong = [header for header, (name, _, kind) in split.items() if not name or kind not in _TYPES]
-    if wrong:
-        raise DataError(
-            f"{source}: header {shown(wrong)} is not name:type with a type of {', '.join(_TYPES)}; "
-            "correct the header, or set format to csv or tsv"
-        )
-    names = [name for name, _, _ in split.values()]
-    if repeated(names):
-        raise DataError(
-            f"{source}: column {shown(repeated(names))} occurs more than once in the header; "
-            "rename or remove one"
-        )
-    lists = frozenset(name for name, _, kind in split.values() if kind.endswith("_seq"))
-    return frame.rename({header: name for header, (name, _, _) in split.items()}), lists
-
+from mmkd.data.ids import repeated
+from mmkd.errors import DataError, did_you_mean, outside, refuse, shown
 
 Format = Literal["auto", "csv", "tsv", "parquet", "jsonl", "recbole"]
 _BY_SUFFIX = {
@@ -169,6 +31,9 @@ _BY_SUFFIX = {
     ".inter": "recbole",
     ".item": "recbole",
 }
+_KINDS = ", ".join(dict.fromkeys(_BY_SUFFIX.values()))
+_SEPARATORS = {"csv": ",", "tsv": "\t", "recbole": "\t"}
+_RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -233,47 +98,80 @@ def read_table(
             columns of one name.
     """
     file = root / path
-    kind = _kind(file, format)
-    data = _read_bytes(file)
-    if not data.strip():
-        raise DataError(f"{file}: the file is empty; give a {kind} file with a row for each record")
-    table = _parse(data, kind, str(file), separator)
+    problems = check_read_table(path=path, format=format, separator=separator)
+    refuse([f"{file}: {problem}" for problem in problems], DataError)
+    kind = _kind(path, format) or ""
+    content = _content(file)
+    with outside(
+        DataError, file, f"not a readable {kind} file", remedy="correct it, or fetch it again"
+    ):
+        if _is_blank(content):
+            raise DataError(
+                f"{file}: the file is empty; give a {kind} file with a row for each record"
+            )
+        if kind == "parquet":
+            source = content if isinstance(content, Path) else io.BytesIO(content)
+            table = Table(pl.read_parquet(source, glob=False), str(file))
+        elif kind == "jsonl":
+            table = Table(_parse_jsonl(content, str(file)), str(file))
+        elif kind == "recbole":
+            table = _parse_recbole(content, str(file), separator or _SEPARATORS[kind])
+        else:
+            frame = _parse_delimited(content, str(file), separator or _SEPARATORS[kind], '"')
+            table = Table(frame, str(file), hint=_separator_hint(frame))
     if not len(table):
         raise DataError(f"{file}: the file has columns but no rows; give at least one row")
     return table
 
 
-def _kind(file: Path, format: Format) -> str:
+def check_read_table(**options: Any) -> list[str]:
+    """What is wrong with options of `read_table`, a line each; no file is read."""
+    format, separator = options.get("format", "auto"), options.get("separator")
+    if format != "auto" and format not in _BY_SUFFIX.values():
+        return [f"format: got {format!r}, wanted auto, {_KINDS}"]
+    if "path" not in options and format == "auto":
+        return []
+    kind = _kind(options.get("path", ""), format)
+    if kind is None:
+        return [f"path: cannot tell the format from the name; set format to one of {_KINDS}"]
+    if separator is not None and kind not in _SEPARATORS:
+        return [f"separator: a {kind} file has no separator; leave it unset"]
+    if separator is not None and len(separator.encode()) != 1:
+        return [
+            f"separator: got {separator!r}, wanted one ASCII character such as ',' or ';'; convert "
+            "the file"
+        ]
+    return []
+
+
+def _kind(path: str, format: str) -> str | None:
     if format != "auto":
-        if format not in _BY_SUFFIX.values():
-            kinds = ", ".join(dict.fromkeys(_BY_SUFFIX.values()))
-            raise DataError(f"{file}: unknown format {format!r}; use auto, {kinds}")
         return format
-    suffixes = [suffix.lower() for suffix in file.suffixes]
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
     if suffixes and suffixes[-1] in (".gz", ".gzip"):
         suffixes.pop()
-    kind = _BY_SUFFIX.get(suffixes[-1]) if suffixes else None
-    if kind is None:
-        raise DataError(
-            f"{file}: cannot tell the format from the name; set format to one of "
-            f"{', '.join(dict.fromkeys(_BY_SUFFIX.values()))}"
-        )
-    return kind
+    return _BY_SUFFIX.get(suffixes[-1]) if suffixes else None
 
 
-def _read_bytes(file: Path) -> bytes:
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file{_neighbours(file)}; check root and path") from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}); give a file") from error
+def _content(file: Path) -> Path | bytes:
+    """The file, for polars to map into memory; of a packed one, and of a pipe, its bytes."""
+    with outside(DataError, file, "cannot be read", remedy="give a file"):
+        try:
+            with file.open("rb") as opened:
+                data = opened.read(len(_GZIP_MAGIC))
+                if data != _GZIP_MAGIC and file.is_file():
+                    return file
+                data += opened.read()
+        except FileNotFoundError:
+            raise DataError(
+                f"{file}: no such file{_neighbours(file)}; check root and path"
+            ) from None
     if not data.startswith(_GZIP_MAGIC):
         return data
-    try:
+    with outside(
+        DataError, file, "damaged gzip data", remedy="fetch the file again", also=(zlib.error,)
+    ):
         return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{file}: damaged gzip data ({error}); fetch the file again") from error
 
 
 def _neighbours(file: Path) -> str:
@@ -282,33 +180,80 @@ def _neighbours(file: Path) -> str:
     return did_you_mean(file.name, sorted(entry.name for entry in file.parent.iterdir()))
 
 
-def _parse(data: bytes, kind: str, source: str, separator: str | None) -> Table:
-    if kind in ("parquet", "jsonl"):
-        if separator is not None:
-            raise DataError(f"{source}: a {kind} file has no separator; leave it unset")
-        return Table(
-            _parse_parquet(data, source) if kind == "parquet" else parse_jsonl(data, source), source
-        )
-    if separator is not None and len(separator.encode()) != 1:
-        raise DataError(
-            f"{source}: separator {separator!r} is not one ASCII character; convert the file, or "
-            "use one such as ',' or ';'"
-        )
-    if kind == "recbole":
-        frame, lists = parse_recbole(data, source, separator=separator or "\t")
-        return Table(frame, source, space_separated=lists)
-    used = separator or {"csv": ",", "tsv": "\t"}[kind]
-    frame = parse_delimited(data, source, separator=used)
-    return Table(frame, source, hint=_separator_hint(frame))
+@contextmanager
+def _opened(content: Path | bytes) -> Iterator[BinaryIO]:
+    with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as opened:
+        yield opened
 
 
-def _parse_parquet(data: bytes, source: str) -> pl.DataFrame:
+def _is_blank(content: Path | bytes) -> bool:
+    with _opened(content) as opened:
+        return not any(part.strip() for part in iter(lambda: opened.read(1 << 20), b""))
+
+
+# ---- delimited text
+
+
+def _parse_delimited(
+    content: Path | bytes, source: str, separator: str, quote: str | None
+) -> pl.DataFrame:
+    """Delimited text with a header line: columns of text, null where a cell is empty or lacking."""
     try:
-        return pl.read_parquet(io.BytesIO(data))
-    except pl.exceptions.DuplicateError as error:
-        raise DataError(f"{source}: {error}; rename one of the two columns") from None
+        with _rows(content, separator, quote) as rows:
+            header = next(rows, [])
+    except csv.Error as error:
+        raise DataError(f"{source}: the header line is not text cells ({error})") from error
+    _refuse_repeated(header, source)
+    try:
+        return pl.read_csv(
+            content, separator=separator, quote_char=quote, infer_schema=False, glob=False
+        )
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"{source}: not a readable Parquet file ({error})") from error
+        raise DataError(f"{source}: {_fault(content, separator, quote, error)}") from error
+
+
+@contextmanager
+def _rows(
+    content: Path | bytes, separator: str, quote: str | None
+) -> Iterator[Iterator[list[str]]]:
+    with _opened(content) as opened:
+        text = io.TextIOWrapper(opened, encoding="utf-8-sig", errors="replace", newline="")
+        if quote is None:
+            yield csv.reader(text, delimiter=separator, quoting=csv.QUOTE_NONE)
+        else:
+            yield csv.reader(text, delimiter=separator, quotechar=quote)
+
+
+def _refuse_repeated(header: list[str], source: str) -> None:
+    if twice := repeated(pl.Series(header, dtype=pl.String)):
+        raise DataError(
+            f"{source}: column {shown(twice)} occurs more than once in the header; rename or "
+            "remove one"
+        )
+
+
+def _fault(content: Path | bytes, separator: str, quote: str | None, error: Exception) -> str:
+    """Reads a refused file once more, slowly, to name the first line at fault."""
+    with _opened(content) as opened:
+        data = opened.read()
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as wrong:
+        line = data.count(b"\n", 0, wrong.start) + 1
+        return f"line {line} is not UTF-8 text; save the file as UTF-8"
+    try:
+        with _rows(data, separator, quote) as rows:
+            width = len(next(rows))
+            for number, row in enumerate(rows, start=2):
+                if len(row) > width:
+                    return (
+                        f"record {number} (the header is 1) has {len(row)} cells, the header "
+                        f"{width}: {shown(row)}; quote cells that contain {separator!r}"
+                    )
+    except csv.Error as wrong:
+        return f"{wrong}; check its quotes"
+    first_line = str(error).splitlines()[0]
+    return f"not readable as text separated by {separator!r} ({first_line}); check its quotes"
 
 
 def _separator_hint(frame: pl.DataFrame) -> str:
@@ -318,3 +263,53 @@ def _separator_hint(frame: pl.DataFrame) -> str:
             if other in frame.columns[0]:
                 return f"; the header looks separated by {other!r}: set separator to that"
     return ""
+
+
+# ---- RecBole's atomic files, https://recbole.io/docs/user_guide/data/atomic_files.html
+
+
+def _parse_recbole(content: Path | bytes, source: str, separator: str) -> Table:
+    """Delimited text without quotes; a header cell is ``name:type``, and ``_seq`` makes lists."""
+    frame = _parse_delimited(content, source, separator, None)
+    split = {header: header.rpartition(":") for header in frame.columns}
+    wrong = [
+        header
+        for header, (name, _, kind) in split.items()
+        if not name or kind not in _RECBOLE_TYPES
+    ]
+    if wrong:
+        raise DataError(
+            f"{source}: header {shown(wrong)} is not name:type with a type of "
+            f"{', '.join(_RECBOLE_TYPES)}; correct the header, or set format to csv or tsv"
+        )
+    _refuse_repeated([name for name, _, _ in split.values()], source)
+    lists = frozenset(name for name, _, kind in split.values() if kind.endswith("_seq"))
+    names = {header: name for header, (name, _, _) in split.items()}
+    return Table(frame.rename(names), source, space_separated=lists)
+
+
+# ---- JSON lines
+
+
+def _parse_jsonl(content: Path | bytes, source: str) -> pl.DataFrame:
+    """One JSON object a line: types found from all lines, null where an object lacks the key."""
+    with _opened(content) as opened:
+        data = opened.read().removeprefix(b"\xef\xbb\xbf")
+    try:
+        return pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{source}: {_jsonl_fault(data, error)}") from error
+
+
+def _jsonl_fault(data: bytes, error: Exception) -> str:
+    """Reads a refused file once more, slowly, to name the first line at fault."""
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as wrong:
+            return f"line {number} is not JSON ({wrong}); write one object a line"
+        if not isinstance(value, dict):
+            return f"line {number} is a JSON {type(value).__name__}; write one object a line"
+    return f"the lines do not form a table ({error}); give each key values of one type"
