@@ -16,13 +16,13 @@ from benchmarks.child import Trial
 from benchmarks.reference.emkd import ReferenceNetwork, reference_loss, reference_ranks
 from benchmarks.workload import sequences
 from mmkd.data.batches import seeded_generator
-from mmkd.data.tasks import Batch, cloze_batch
+from mmkd.data.tasks import Batch, MaskedItem
 from mmkd.evaluation.ranking import rank_and_ties
 from mmkd.losses.attributes import AttributeLoss
 from mmkd.losses.contrastive import ContrastiveLoss
 from mmkd.losses.mutual import MutualLoss
 from mmkd.losses.objective import Objective
-from mmkd.losses.recommendation import RecommendationLoss, SoftmaxLoss
+from mmkd.losses.recommendation import Softmax
 from mmkd.student import (
     Ensemble,
     FusedItemEmbedding,
@@ -86,13 +86,12 @@ def our_step(
     size = SIZES[data]
     temperature = TEMPERATURE[data]
     objective = Objective(
-        RecommendationLoss(SoftmaxLoss()),
+        Softmax(),
         attributes=AttributeLoss(
             width=width, count=size["attributes"], labels=_labels(data), members=members
         ),
         contrastive=ContrastiveLoss(temperature=temperature),
         mutual=MutualLoss(temperature=temperature),
-        views=views,
     )
     step = TrainStep(_ensemble(data, width, members), objective)
     if recomputed:
@@ -200,13 +199,10 @@ def _batches(
         rows = torch.zeros(batch_size, width, dtype=torch.int64)
         for row, events in enumerate(chosen):
             rows[row, width - len(events) :] = torch.tensor(events)
-        yield cloze_batch(
-            rows,
-            item_count=SIZES[data]["items"],
-            generator=seeded_generator(0, n),
-            views=views,
-            clean=True,
-        )
+        generator = seeded_generator(0, n)
+        task = MaskedItem(views=views)
+        batch = task.batch(rows, item_count=SIZES[data]["items"], generator=generator)
+        yield batch.with_clean_view()
 
 
 def _histories(data: str, batch_size: int) -> Tensor:

@@ -23,11 +23,11 @@ from benchmarks.workload import ITEM_COUNT, MAX_LENGTH, USER_COUNT, sequences, t
 from mmkd import __version__
 from mmkd.data import Cases, SequenceSplit
 from mmkd.data.batches import BatchStream, TrainingWindows
-from mmkd.data.tasks import Batch
+from mmkd.data.tasks import Batch, NextItem
 from mmkd.distiller import CorrelationDistiller
 from mmkd.losses.correlation import CorrelationLoss
 from mmkd.losses.objective import Objective
-from mmkd.losses.recommendation import RecommendationLoss, SoftmaxLoss
+from mmkd.losses.recommendation import Softmax
 from mmkd.student import Ensemble, FusedItemEmbedding, Recommender
 from mmkd.student.backbones.transformer import SASRec
 from mmkd.training.step import TrainStep
@@ -66,9 +66,9 @@ def kdsr(
     student = Recommender(
         embedding=embedding, backbone=SASRec(width=width, max_length=MAX_LENGTH), score_with="fused"
     )
-    losses = {name: CorrelationLoss(width=width, codes=distiller.codes) for name in tables}
     step = TrainStep(
-        Ensemble([student]), Objective(RecommendationLoss(SoftmaxLoss()), correlation=losses)
+        Ensemble([student]),
+        Objective(Softmax(), correlation=CorrelationLoss.of(distiller, width=width)),
     )
     optimizer = torch.optim.AdamW(step.parameters(), lr=1e-3, weight_decay=0.0)
     prepared = _cycle(
@@ -119,10 +119,10 @@ def main() -> None:
         width=options.width, max_length=options.length, layers=options.layers, heads=options.heads
     )
     student = Recommender(embedding=embedding, backbone=backbone, score_with="id")
-    step = TrainStep(Ensemble([student]), Objective(RecommendationLoss(SoftmaxLoss())))
+    step = TrainStep(Ensemble([student]), Objective(Softmax()))
     optimizer = torch.optim.AdamW(step.parameters(), lr=1e-3, weight_decay=0.0)
     windows = TrainingWindows(split, max_length=options.length, overlap=1)
-    stream = BatchStream(windows, supervision="next_item", batch_size=options.batch, seed=0)
+    stream = BatchStream(windows, NextItem(), batch_size=options.batch, seed=0)
     whole = len(stream)
     run = min(options.steps or whole, whole)
 
@@ -177,7 +177,7 @@ def _stream(chosen: list[list[int]], batch_size: int) -> BatchStream:
         item_count=ITEM_COUNT,
     )
     windows = TrainingWindows(split, max_length=MAX_LENGTH, overlap=1)
-    return BatchStream(windows, supervision="next_item", batch_size=batch_size, seed=0)
+    return BatchStream(windows, NextItem(), batch_size=batch_size, seed=0)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A message says what was got, what was wanted, and the remedy. ``outside`` is the one place that
 turns errors of the operating system and of the libraries that read files into such a message;
-``at_least``, ``within`` and the others are how a part words that an option is out of range.
+``at_least``, ``one_of`` and the others are how a part words that an option is out of range.
 """
 
 import difflib

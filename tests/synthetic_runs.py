@@ -23,12 +23,12 @@ TINY = [
 BERT4REC = [
     "name=bert",
     "student.backbone={kind: bert4rec, layers: 1, heads: 2, dropout: 0.1}",
-    "objective.recommendation={kind: masked_item, mask_ratio: 0.3, last_only: 0.2}",
+    "task={kind: masked_item, mask_ratio: 0.3, last_only: 0.2}",
 ]
 GRU4REC = ["name=gru", "student.backbone={kind: gru4rec}", "student.score_with=id"]
 MASKED = [
     *BERT4REC,
-    "objective.recommendation={kind: masked_item, mask_ratio: 0.3, views: 2, window_step: 3}",
+    "task={kind: masked_item, mask_ratio: 0.3, views: 2, window_step: 3}",
 ]
 EMKD = [
     "name=emkd",

@@ -3,6 +3,7 @@
 From options and a constructor to checked arguments or a built part, None where there is a mistake.
 """
 
+import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -49,12 +50,28 @@ class Checks:
         options: Mapping[str, object],
         key: str,
         given: tuple[str, ...] = (),
+        check: Callable[..., list[str]] | None = None,
     ) -> dict[str, Any]:
-        """The valid ones of a section's options; ``given`` are the program's own."""
+        """The valid ones of a section's options; ``given`` are the program's own.
+
+        Ranges are what ``check``, or the target's own, says of these options and of the defaults
+        of those that are not set.
+        """
         checked, problems = check_options(
             target, options, where=self.recipe.where(key), given=given
         )
         self.problems += problems
+        check = check or getattr(target, "check", None)
+        if check is not None:
+            defaults = {
+                name: parameter.default
+                for name, parameter in inspect.signature(target).parameters.items()
+                if parameter.default is not inspect.Parameter.empty
+                and name not in options
+                and name not in given
+            }
+            for line in check(**defaults, **checked):
+                self.problem(key, line)
         return checked
 
     def build(self, target: Callable[..., T], options: Mapping[str, object], key: str) -> T | None:

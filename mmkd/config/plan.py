@@ -159,29 +159,27 @@ class _Planner:
         random_weights = cache.pop("allow_random_weights", False)
         if not isinstance(random_weights, bool):
             self.checks.problem("cache.allow_random_weights", "wanted true or false")
-        distiller, teacher = self._distiller(seed)
+        distiller = self._distiller(seed)
         ensemble = self._ensemble()
         objective = plan_objective(
             self.checks,
-            teacher=teacher,
-            width=width,
             members=ensemble.get("members", 1),
             needs_teacher=needs_teacher,
         )
-        supervision = objective.supervision if objective else None
-        if supervision and causal is not None and supervision.causal != causal:
+        task = objective.task if objective else None
+        if task and causal is not None and task.causal != causal:
             wanted = "masked_item" if not causal else "next_item"
             self.checks.problem(
-                "objective.recommendation.kind",
-                f"got {recipe.objective.recommendation.kind}, wanted {wanted}: backbone "
+                "task.kind",
+                f"got {recipe.task.kind}, wanted {wanted}: backbone "
                 f"{recipe.student.backbone.kind} is {'causal' if causal else 'bidirectional'}",
                 depends=("student.backbone",),
             )
-        if supervision and training and not supervision.causal and training.max_length < 2:
+        if task and training and not task.causal and training.max_length < 2:
             self.checks.problem(
                 "training.max_length",
                 "got 1, wanted at least 2: one place is the mask token's",
-                depends=("objective.recommendation",),
+                depends=("task",),
             )
         asynchronous = self.checks.chosen(recipe.asynchronous, ASYNCHRONOUS, "asynchronous")
         evaluator = self.checks.build(Evaluator, recipe.evaluation, "evaluation")
@@ -280,8 +278,8 @@ class _Planner:
             )
         return {"kind": spec.kind, **options}, causal
 
-    def _distiller(self, seed: int) -> tuple[dict[str, Any] | None, CorrelationDistiller | None]:
-        """The distiller's options and the distiller; no options without an encoder."""
+    def _distiller(self, seed: int) -> dict[str, Any] | None:
+        """The distiller's options; None without an encoder."""
         recipe = self.recipe
         if not recipe.encoders:
             for key, value in (
@@ -294,15 +292,15 @@ class _Planner:
                         "set, but there is no encoder to distil; add one to encoders",
                         depends=("encoders",),
                     )
-            return None, None
+            return None
         before = len(self.checks.problems)
         options = self.checks.options(
             CorrelationDistiller, recipe.distiller or {}, "distiller", given=("seed",)
         )
         options["seed"] = seed
-        if len(self.checks.problems) > before:
-            return options, None
-        return options, self.checks.tried("distiller", lambda: CorrelationDistiller(**options))
+        if len(self.checks.problems) == before:
+            self.checks.tried("distiller", lambda: CorrelationDistiller(**options))
+        return options
 
     def _metrics(self, evaluator: Evaluator | None, training: TrainingArguments | None) -> None:
         if evaluator is None:

@@ -4,7 +4,7 @@ import copy
 import difflib
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,14 +18,13 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
-    StrictBool,
     StrictInt,
     ValidationError,
     field_validator,
     model_validator,
 )
 
-from mmkd.config.options import model_problems
+from mmkd.config.options import model_problems, show
 from mmkd.errors import RecipeError
 from mmkd.files import write_text
 
@@ -66,14 +65,15 @@ def recipe_names() -> list[str]:
     return sorted({path.stem for folder in _folders() for path in folder.glob("*.yaml")})
 
 
-def read_with_base(path: Path) -> dict[str, object]:
-    """Reads a recipe file and puts it over the base it names, if any.
+def read_layers(path: Path) -> list[tuple[str, dict[str, object]]]:
+    """Reads a recipe file and the base it names, if any.
 
     Args:
         path: The recipe's file.
 
     Returns:
-        The merged mapping, interpolations and `???` still in it, without the key `base`.
+        File and mapping, the base first, interpolations and `???` still in them, without the key
+        `base`.
 
     Raises:
         RecipeError: When a file is no YAML mapping, or the base is missing or has a base itself.
@@ -81,13 +81,14 @@ def read_with_base(path: Path) -> dict[str, object]:
     base_path = base_of(path)
     content = _read(path)
     base = content.pop("base", None)
+    layers = [(display_path(path), content)]
     if base_path is None:
-        return content
+        return layers
     lower = _read(base_path)
     if "base" in lower:
         where = f"{display_path(path)}: base"
         raise RecipeError([f"{where}: {base!r} has a base itself; one level is the limit"])
-    return merge(lower, content)
+    return [(display_path(base_path), lower), *layers]
 
 
 def base_of(path: Path) -> Path | None:
@@ -165,6 +166,117 @@ def merge(lower: Mapping[str, object], upper: Mapping[str, object]) -> dict[str,
     return merged
 
 
+# ---- the spelling of release 0.1, read for one release more
+
+_TASKS = ("next_item", "masked_item")
+_TASK_OPTIONS = ("views", "crop", "mask", "reorder", "mask_ratio", "last_only", "window_step")
+_NULL_WAS_DEFAULT = ("negatives", "sampling", "calibration")
+
+
+def merge_layers(
+    layers: Iterable[tuple[str, Mapping[str, object]]],
+) -> tuple[dict[str, object], list[str]]:
+    """Merges mappings, lowest first, that are spelled as today or as in release 0.1.
+
+    Release 0.1 had the task and the loss in one mapping, `objective.recommendation: {kind:
+    next_item, loss: gbce, views: 2}`. A layer that is spelled so is merged as it was then, with
+    what lies below it put into that spelling, so that it means what it meant.
+
+    Args:
+        layers: Where each was read, and what it holds.
+
+    Returns:
+        One mapping in today's spelling, and a line for each old key, which names the new one.
+    """
+    merged: dict[str, object] = {}
+    notices: list[str] = []
+    for source, layer in layers:
+        objective = layer.get("objective")
+        if not isinstance(objective, Mapping):
+            merged = merge(merged, layer)
+            continue
+        correlation, renamed = _normalized(objective.get("correlation"))
+        recommendation = _task_and_loss(objective.get("recommendation"))
+        objective = {**objective, "correlation": correlation} if renamed else dict(objective)
+        if recommendation is not None:
+            del objective["recommendation"]
+        merged = merge(merged, {**layer, "objective": objective})
+        if recommendation is not None:
+            below = _as_mapping(merged["objective"])
+            task, loss = _split(_merged_as_one(merged.get("task"), below, recommendation))
+            merged |= {"task": task, "objective": {**below, "recommendation": loss}}
+            renamed |= {f"recommendation.{key}": _NEW_KEYS.get(key) for key in recommendation}
+        notices += [
+            f"{source}: objective.{old}: is called {new} now; rename it, the next release reads "
+            "that alone"
+            for old, new in renamed.items()
+            if new
+        ]
+    return merged, notices
+
+
+_NEW_KEYS = {
+    "kind": "task.kind",
+    "loss": "objective.recommendation.kind",
+    **{name: f"task.{name}" for name in _TASK_OPTIONS},
+}
+
+
+def _normalized(correlation: object) -> tuple[object, dict[str, str | None]]:
+    """`normalise` as `normalize`, and what was renamed."""
+    if not isinstance(correlation, Mapping) or "normalise" not in correlation:
+        return correlation, {}
+    rest = {key: value for key, value in correlation.items() if key != "normalise"}
+    new = {"normalize": correlation["normalise"], **rest}
+    return new, {"correlation.normalise": "objective.correlation.normalize"}
+
+
+def _task_and_loss(recommendation: object) -> dict[str, object] | None:
+    """What release 0.1 called a recommendation; None where it is spelled as today."""
+    options = _as_mapping(recommendation)
+    kind = options.get("kind")
+    partial = kind is None and any(name in options for name in _TASK_OPTIONS)
+    return options if kind in _TASKS or "loss" in options or partial else None
+
+
+def _merged_as_one(
+    task: object, objective: Mapping[str, object], upper: Mapping[str, object]
+) -> dict[str, object]:
+    loss = _as_mapping(objective.get("recommendation"))
+    lower = _as_mapping(task) | {"loss" if k == "kind" else k: v for k, v in loss.items()}
+    return _as_mapping(merge({"both": lower}, {"both": upper})["both"])
+
+
+def _split(both: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+    task = {key: value for key, value in both.items() if key in ("kind", *_TASK_OPTIONS)}
+    loss = {"kind": both.get("loss", "softmax")} | {
+        key: value
+        for key, value in both.items()
+        if key not in task and key != "loss" and not (value is None and key in _NULL_WAS_DEFAULT)
+    }
+    return task, loss
+
+
+def _as_mapping(value: object) -> dict[str, object]:
+    if isinstance(value, str):
+        return {"kind": value}
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _without_exact_reference(content: dict[str, object]) -> tuple[dict[str, object], list[str]]:
+    """Drops a key of release 0.1 that has no heir; a problem where it was set."""
+    objective = content.get("objective")
+    if not isinstance(objective, Mapping) or "exact_reference" not in objective:
+        return content, []
+    rest = {key: value for key, value in objective.items() if key != "exact_reference"}
+    problem = (
+        f"objective.exact_reference: got {show(objective['exact_reference'])}, but only the "
+        "papers' formulas are computed now, not the public code's; remove it"
+    )
+    problems = [] if objective["exact_reference"] is False else [problem]
+    return {**content, "objective": rest}, problems
+
+
 def display_path(path: Path) -> str:
     """A path as a message shows it: relative where it lies in the working folder."""
     absolute = path.absolute()
@@ -211,7 +323,8 @@ _STAND_INS: dict[str, object] = {
     "data.split": "leave_one_out",
     "student.backbone": "sasrec",
     "student.score_with": "id",
-    "objective.recommendation": "next_item",
+    "task": "next_item",
+    "objective.recommendation": "softmax",
 }
 
 
@@ -274,12 +387,12 @@ class ObjectiveSection(Section):
     contrastive: Options | None = None
     mutual: Options | None = None
     compression: Options | None = None
-    exact_reference: StrictBool = False
 
 
 class Recipe(Section):
     """Everything a run depends on.
 
+    `task` is what the networks learn to predict, `objective` the losses by which they do.
     `encoders` maps a modality to the name of its encoder card and may be empty; a null card drops a
     modality that a base recipe has. `distiller: null` is the distiller's own defaults; whether
     anything is distilled is said by `objective.correlation`.
@@ -294,12 +407,14 @@ class Recipe(Section):
     distiller: Options | None = None
     student: StudentSection
     ensemble: Options = Field(default_factory=dict)
+    task: Spec
     objective: ObjectiveSection
     asynchronous: Spec = Spec(kind="none")
     training: Options = Field(default_factory=dict)
     evaluation: Options = Field(default_factory=dict)
 
     _source: str = PrivateAttr(default="")
+    _notices: tuple[str, ...] = PrivateAttr(default=())
 
     @field_validator("encoders", mode="before")
     @classmethod
@@ -315,6 +430,11 @@ class Recipe(Section):
     def __hash__(self) -> int:
         """Consistent with `==`."""
         return hash(recipe_digest(self))
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """A line for each key that was read in an old spelling; no part of what a recipe says."""
+        return self._notices
 
     def where(self, section: str) -> str:
         """The start of a message about a section, such as `recipes/x.yaml: distiller`."""
@@ -378,7 +498,10 @@ def read_draft(name_or_path: str, overrides: Sequence[str] = ()) -> Draft:
     path = find_recipe(name_or_path)
     source = display_path(path)
     changes, problems = parse_overrides(overrides)
-    content = merge(read_with_base(path), changes)
+    content, notices = merge_layers([*read_layers(path), ("override", changes)])
+    content, gone = _without_exact_reference(content)
+    problems += [f"{source}: {problem}" for problem in gone]
+    changes, _ = merge_layers([("override", changes)])
     missing = list(_missing(content))
     broken = set(missing)
     problems += [
@@ -411,6 +534,7 @@ def read_draft(name_or_path: str, overrides: Sequence[str] = ()) -> Draft:
             recipe = _mended(known, wrong)
         broken |= wrong
     recipe._source = source
+    recipe._notices = tuple(notices)
     return Draft(recipe, tuple(problems), frozenset(broken))
 
 

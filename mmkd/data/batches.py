@@ -1,7 +1,8 @@
-"""Training windows: a SequenceSplit to left-padded [B, L] pieces of its training events.
+"""Training batches: a SequenceSplit to windows of its training events, and these to batches.
 
-All sequences stay on the device as one flat tensor; a batch is cut out of it with a few vectorised
-calls.
+From one flat tensor of events, which stays on the device, to left-padded sequences [B, L] cut out
+of it with a few vectorised calls, and what a task makes of them. Everything drawn is a function of
+(seed, epoch, step), so that a run can go on anywhere.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmkd.data.splits import SequenceSplit
-from mmkd.data.tasks import Augmentation, Batch, cloze_batch, next_item_batch
+from mmkd.data.tasks import Batch, Task
 from mmkd.errors import DataError
 
 BUCKET_BATCHES = 16  # batches that are sorted by length together; more trims more, mixes less
@@ -120,58 +121,40 @@ class TrainingWindows:
         return self._items[index] * (back <= length[:, None])
 
 
-def seeded_generator(*parts: int) -> torch.Generator:
-    """A CPU generator whose state is a function of ``parts`` alone, such as (seed, epoch, step)."""
-    state = np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state))
-
-
 class BatchStream:
     """Yields each epoch's batches, the same on every process but for the rows it keeps.
 
     Args:
         windows: What to draw from.
-        supervision: ``next_item`` or ``masked_item``.
+        task: Makes a batch of the sequences.
         batch_size: Sequences a global batch, over all processes.
         seed: Everything drawn is a function of (seed, epoch, step).
         rank: This process.
         world_size: How many processes share each batch.
-        views: Masked views a sequence (masked_item only).
-        mask_ratio: See ``cloze_batch``.
-        last_only: See ``cloze_batch``.
-        clean: See ``cloze_batch``; a next-item batch always has the sequence itself as a view.
-        augmentation: See ``next_item_batch``.
         accumulate: See ``TrainingWindows.epoch``.
+        clean: Put the sequences themselves among the views, for losses that read their states.
     """
 
     def __init__(
         self,
         windows: TrainingWindows,
+        task: Task,
         *,
-        supervision: Literal["next_item", "masked_item"],
         batch_size: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        views: int = 1,
-        mask_ratio: float = 0.15,
-        last_only: float = 0.0,
-        clean: bool = False,
-        augmentation: Augmentation | None = None,
         accumulate: int = 1,
+        clean: bool = False,
     ) -> None:
         self.windows = windows
-        self.accumulate = accumulate
-        self.supervision = supervision
+        self.task = task
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.views = views
-        self.mask_ratio = mask_ratio
-        self.last_only = last_only
+        self.accumulate = accumulate
         self.clean = clean
-        self.augmentation = augmentation
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -184,26 +167,13 @@ class BatchStream:
             ids = order[step]
             if len(ids) < self.world_size:  # every process needs a row: repeat the last ones
                 ids = ids.repeat(self.world_size)[: self.world_size]
-            sequences = self.windows.sequences(ids)
-            # a last part other than 0 parts this stream from the shuffle's
-            generator = seeded_generator(self.seed, epoch, step, 2)
-            if self.supervision == "next_item":
-                batch = next_item_batch(
-                    sequences,
-                    augmentation=self.augmentation,
-                    item_count=self.windows.item_count,
-                    generator=generator,
-                )
-            else:
-                batch = cloze_batch(
-                    sequences,
-                    item_count=self.windows.item_count,
-                    generator=generator,
-                    views=self.views,
-                    mask_ratio=self.mask_ratio,
-                    last_only=self.last_only,
-                    clean=self.clean,
-                )
+            batch = self.task.batch(
+                self.windows.sequences(ids),
+                item_count=self.windows.item_count,
+                # a last part other than 0 parts this stream from the shuffle's
+                generator=seeded_generator(self.seed, epoch, step, 2),
+            )
+            batch = batch.with_clean_view() if self.clean else batch
             yield batch.rows(self.rank, self.world_size)
 
     def _order(self, epoch: int) -> list[Tensor]:
@@ -212,3 +182,60 @@ class BatchStream:
             generator=seeded_generator(self.seed, epoch),
             accumulate=self.accumulate,
         )
+
+
+def batch_stream(
+    split: SequenceSplit,
+    task: Task,
+    *,
+    max_length: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+    accumulate: int = 1,
+    clean: bool = False,
+) -> BatchStream:
+    """The batches of a split's training events, cut as the task wants its windows.
+
+    Args:
+        split: Sequences and where training ends.
+        task: See ``BatchStream``, and so are the others that are not named here.
+        max_length: Longest sequence that the student reads, in items.
+        batch_size: See ``task``.
+        seed: See ``task``.
+        device: Where the batches are made.
+        rank: See ``task``.
+        world_size: See ``task``.
+        accumulate: See ``task``.
+        clean: See ``task``.
+
+    Raises:
+        DataError: No user has enough training events for a single window.
+    """
+    windows = TrainingWindows(
+        split,
+        # at inference a bidirectional network needs one place for the mask token, so training
+        # never uses that place either
+        max_length=max_length if task.causal else max_length - 1,
+        overlap=task.overlap,
+        step=task.window_step,
+        device=device,
+    )
+    return BatchStream(
+        windows,
+        task,
+        batch_size=batch_size,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        accumulate=accumulate,
+        clean=clean,
+    )
+
+
+def seeded_generator(*parts: int) -> torch.Generator:
+    """A CPU generator whose state is a function of ``parts`` alone, such as (seed, epoch, step)."""
+    state = np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state))

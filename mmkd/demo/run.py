@@ -18,7 +18,7 @@ _IDS = ["encoders=null", "distiller=null", "student.score_with=id", "asynchronou
 _NO_CORRELATION = ["objective.correlation=null", "asynchronous=none"]
 _EMKD = [
     "ensemble.members=3",
-    "objective.recommendation.views=1",
+    "task.views=1",
     "objective.attributes={weight: 1.0}",
     "objective.contrastive={temperature: 0.3}",
     "objective.mutual={weight: 0.1}",

@@ -1,1 +1,1 @@
-"""Objectives: student outputs, a batch and teacher targets to one loss."""
+"""Losses: student outputs, a batch and teacher targets to one weighted sum and its parts."""

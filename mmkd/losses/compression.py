@@ -5,37 +5,38 @@ agree, the cosines between states instead of the states (as KDSR, arXiv:2401.072
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd.losses.distributed import check_temperature, check_weights, global_mean
+from mmkd.errors import positive, refuse
+from mmkd.losses.distributed import global_mean, weight_problems
+from mmkd.losses.recommendation import autocast_together, chunk_rows
 from mmkd.student.ensemble import Inference
 
-_CPU_LOGITS = 10_000_000
-_OTHER_LOGITS = 100_000_000
 _STATES = 512  # positions whose states are compared, all pairs of them
-
-
-@dataclass(frozen=True)
-class Compression:
-    """Both losses, scalars."""
-
-    prediction: Tensor
-    states: Tensor
 
 
 class CompressionLoss(nn.Module):
     """How far a network is from an ensemble.
 
+    >>> from mmkd import CompressionLoss
+    >>> import torch
+    >>> states, matrix = torch.randn(5, 4), torch.randn(10, 4)
+    >>> found = CompressionLoss()(states, matrix, [states] * 3, [matrix] * 3, "logits")
+    >>> {name: round(abs(float(loss)), 4) for name, loss in found.items()}  # it is the ensemble
+    {'compression': 0.0, 'compression.states': 0.0}
+
     Args:
-        weight: What the predictions count in the objective.
-        states_weight: What the states' cosines count.
+        weight: What the predictions count in the objective; at 0 they are not compared.
+        states_weight: What the states' cosines count, the same.
         temperature: Of both softmaxes; the KL is multiplied by its square, so that its gradient
             stays of one size.
+
+    Attributes:
+        weights: Of the losses that are computed, by name.
 
     Raises:
         ValueError: A weight is below 0 or the temperature isn't above.
@@ -45,11 +46,17 @@ class CompressionLoss(nn.Module):
         self, *, weight: float = 1.0, states_weight: float = 1.0, temperature: float = 1.0
     ) -> None:
         super().__init__()
-        check_weights(weight=weight, states_weight=states_weight)
-        check_temperature(temperature)
-        self.weight = weight
-        self.states_weight = states_weight
+        refuse(self.check(weight=weight, states_weight=states_weight, temperature=temperature))
+        weights = {"compression": weight, "compression.states": states_weight}
+        self.weights = {name: weight for name, weight in weights.items() if weight}
         self.temperature = temperature
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """A line for each of these options that is out of range."""
+        weights = {name: options.get(name) for name in ("weight", "states_weight")}
+        temperature = options.get("temperature")
+        return [*weight_problems(**weights), *positive("such as 1.0", temperature=temperature)]
 
     def forward(
         self,
@@ -58,8 +65,10 @@ class CompressionLoss(nn.Module):
         teacher_states: Sequence[Tensor],
         teacher_matrices: Sequence[Tensor],
         inference: Inference,
-    ) -> Compression:
-        """Means over the global batch's supervised positions, and over the pairs of them.
+    ) -> dict[str, Tensor]:
+        """The losses, scalars, by name; those of weight 0 are left out.
+
+        Means over the global batch's supervised positions, and over the pairs of them.
 
         Args:
             states: [M, D], the student's.
@@ -68,18 +77,22 @@ class CompressionLoss(nn.Module):
             teacher_matrices: N times [I, D_t].
             inference: How the teacher's members are put together.
         """
-        total = soft_target_kl(
-            states,
-            item_matrix,
-            teacher_states,
-            teacher_matrices,
-            temperature=self.temperature,
-            inference=inference,
-        )
-        prediction = global_mean(self.temperature**2 * total, len(states))
-        stride = -(-len(states) // _STATES)
-        apart = state_distance(states[::stride], [h[::stride] for h in teacher_states])
-        return Compression(prediction=prediction, states=global_mean(apart.sum(), apart.numel()))
+        found = {}
+        if "compression" in self.weights:
+            total = soft_target_kl(
+                states,
+                item_matrix,
+                teacher_states,
+                teacher_matrices,
+                temperature=self.temperature,
+                inference=inference,
+            )
+            found["compression"] = global_mean(self.temperature**2 * total, len(states))
+        if "compression.states" in self.weights:
+            stride = -(-len(states) // _STATES)
+            distance = state_distance(states[::stride], [h[::stride] for h in teacher_states])
+            found["compression.states"] = global_mean(distance.sum(), distance.numel())
+        return found
 
 
 def state_distance(states: Tensor, teacher_states: Sequence[Tensor]) -> Tensor:
@@ -118,10 +131,7 @@ def soft_target_kl(
     ``logits``: p_teacher is the softmax of the members' mean logits; ``probabilities``: the mean of
     their softmaxes. Shapes as in ``CompressionLoss``. To first order only.
     """
-    device = states.device.type
-    tensors = [states, item_matrix, *teacher_states, *teacher_matrices]
-    if torch.is_autocast_enabled(device):
-        tensors = [tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]
+    tensors = autocast_together(states, item_matrix, *teacher_states, *teacher_matrices)
     found: Tensor = _SoftTargets.apply(temperature, inference == "logits", *tensors)
     return found
 
@@ -135,8 +145,7 @@ class _SoftTargets(torch.autograd.Function):
         h_gradient = torch.zeros_like(h, dtype=exact)
         matrix_gradient = torch.zeros_like(matrix, dtype=exact)
         total = torch.zeros((), dtype=exact, device=h.device)
-        logits = _CPU_LOGITS if h.device.type == "cpu" else _OTHER_LOGITS
-        rows = max(16, logits // (len(matrix) * (members + 1)))
+        rows = chunk_rows(len(matrix) * (members + 1), h.device.type)
         for lo in range(0, len(h), rows):
             at = slice(lo, lo + rows)
             each = [

@@ -5,132 +5,112 @@ views, CCL to those of another network's.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd.losses.distributed import check_temperature, check_weights, gather_rows, global_mean
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Both losses, scalars: sums over networks and over ordered pairs of networks.
-
-    Each is a mean over sequences.
-    """
-
-    intra: Tensor
-    cross: Tensor
-
-
-def contrast(
-    anchors: Tensor,
-    views: Sequence[Tensor],
-    *,
-    temperature: float,
-    exact_reference: bool = False,
-    candidates: Tensor | None = None,
-    first: int = 0,
-) -> Tensor:
-    """Every network's sequences against every network's views.
-
-    ``-logsumexp_v cos(a_x, p_yv) / tau + logsumexp_{b' != b} cos(a_x, a_yb') / tau``. The diagonal
-    x = y is ICL, the rest CCL.
-
-    Args:
-        anchors: [N, B, F] states of the sequences.
-        views: N tensors [V, B, F], states of their views.
-        temperature: tau.
-        exact_reference: As the public code does it: a sequence's own similarity is set to 0, not
-            left out, so that exp(0) stays among the negatives.
-        candidates: [N, G, F] unit vectors to take negatives from; None for the anchors' own.
-        first: Which row of the candidates is the first anchor.
-
-    Returns:
-        [N, N, B], entry (x, y, b); 0 where a sequence has no negative.
-    """
-    networks, batch = anchors.shape[:2]
-    unit = F.normalize(anchors, dim=-1)
-    candidates = unit if candidates is None else candidates
-    near = []
-    for other in views:
-        # a matmul a sequence: [B, N, F] x [B, F, V]
-        cosine = torch.bmm(unit.transpose(0, 1), other.permute(1, 2, 0))  # [B, N, V]
-        norm = torch.linalg.vector_norm(other, dim=-1).clamp(min=1e-12)  # [V, B]
-        near.append((cosine / norm.mT[:, None] / temperature).logsumexp(-1).mT)  # [N, B]
-    far = unit.flatten(0, 1) @ candidates.flatten(0, 1).mT / temperature  # [N * B, N * G]
-    far = far.view(networks, batch, networks, -1).transpose(1, 2)  # [N, N, B, G]
-    itself = torch.eye(batch, far.shape[-1], dtype=torch.bool, device=far.device)
-    itself = itself.roll(first, dims=1)
-    if exact_reference:
-        far = far.masked_fill(itself, 0.0)
-    elif far.shape[-1] == 1:  # alone in its batch: nothing to tell it from
-        return torch.stack(near, dim=1) * 0.0
-    else:
-        far = far.masked_fill(itself, -torch.inf)
-    return far.logsumexp(-1) - torch.stack(near, dim=1)  # [N, N, B]
+from mmkd.errors import positive, refuse
+from mmkd.losses.distributed import gather_rows, global_mean, weight_problems
 
 
 class ContrastiveLoss(nn.Module):
     """ICL and CCL of a batch; with several processes the negatives are those of all of them.
 
+    For an anchor a of network x on sequence b, with the states p of b's views and those of the
+    other sequences by network y:
+
+        -logsumexp over views of cos(a_xb, p_yv) / tau
+        + logsumexp over b' != b of cos(a_xb, a_yb') / tau
+
+    x = y is ICL, summed over networks; x != y is CCL, summed over ordered pairs of networks. Each
+    is a mean over sequences.
+
+    >>> from mmkd import ContrastiveLoss
+    >>> import torch
+    >>> views = torch.tensor([[[1, 2], [3, 4]]] * 3)  # 2 sequences and 2 views of each
+    >>> states = [torch.ones(3, 2, 2, 8)]  # of one network, all alike
+    >>> found = ContrastiveLoss(cross_weight=0)(states, views)
+    >>> round(float(found["intra"]), 4)  # one other sequence against two views: log 1 - log 2
+    -0.6931
+
     Args:
-        intra_weight: What ICL counts in the objective.
-        cross_weight: What CCL counts.
+        intra_weight: What ICL counts in the objective; at 0 it is not computed.
+        cross_weight: What CCL counts, the same.
         temperature: tau.
-        exact_reference: See ``contrast``; states at padding count too.
+
+    Attributes:
+        weights: Of the losses that are computed, by name.
 
     Raises:
         ValueError: A weight is below 0 or the temperature isn't above.
     """
 
     def __init__(
-        self,
-        *,
-        intra_weight: float = 0.01,
-        cross_weight: float = 0.01,
-        temperature: float = 1.0,
-        exact_reference: bool = False,
+        self, *, intra_weight: float = 0.01, cross_weight: float = 0.01, temperature: float = 1.0
     ) -> None:
         super().__init__()
-        check_weights(intra_weight=intra_weight, cross_weight=cross_weight)
-        check_temperature(temperature)
-        self.intra_weight = intra_weight
-        self.cross_weight = cross_weight
+        refuse(
+            self.check(
+                intra_weight=intra_weight, cross_weight=cross_weight, temperature=temperature
+            )
+        )
+        weights = {"intra": intra_weight, "cross": cross_weight}
+        self.weights = {name: weight for name, weight in weights.items() if weight}
         self.temperature = temperature
-        self.exact_reference = exact_reference
 
-    def forward(self, hidden: Sequence[Tensor], views: Tensor) -> Contrast:
-        """Both losses.
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """A line for each of these options that is out of range."""
+        weights = {name: options.get(name) for name in ("intra_weight", "cross_weight")}
+        temperature = options.get("temperature")
+        return [*weight_problems(**weights), *positive("such as 1.0", temperature=temperature)]
+
+    def forward(self, hidden: Sequence[Tensor], views: Tensor) -> dict[str, Tensor]:
+        """The losses, scalars, means over the global batch; those of weight 0 are left out.
 
         Args:
             hidden: N states [1 + V, B, L, D], the unmasked sequences' first.
             views: [1 + V, B, L] int64, what they are states of.
-
-        Returns:
-            The losses, means over the global batch.
         """
         with torch.autocast(hidden[0].device.type, enabled=False):
+            real = (views > 0)[..., None]  # a state at padding means nothing
             flat = [
-                states.float() if states.dtype != torch.float64 else states for states in hidden
-            ]
-            if not self.exact_reference:  # a state at padding means nothing
-                flat = [states * (views > 0)[..., None] for states in flat]
-            flat = [states.flatten(2) for states in flat]  # N x [1 + V, B, L * D]
-            anchors = torch.stack([states[0] for states in flat])  # [N, B, F]
-            candidates, first = gather_rows(F.normalize(anchors, dim=-1), dim=1)
-            found = contrast(
-                anchors,
-                [states[1:] for states in flat],
-                temperature=self.temperature,
-                exact_reference=self.exact_reference,
-                candidates=candidates,
-                first=first,
-            ).sum(-1)  # [N, N]
+                ((h if h.dtype == torch.float64 else h.float()) * real).flatten(2) for h in hidden
+            ]  # N x [1 + V, B, L * D]
+            unit = F.normalize(torch.stack([states[0] for states in flat]), dim=-1)  # [N, B, F]
+            candidates, first = gather_rows(unit, dim=1)  # [N, G, F]
+            anchors = range(len(flat))
+            totals = {name: unit.new_zeros(()) for name in self.weights}
+            for y, states in enumerate(flat):
+                wanted = [x for x in anchors if ("intra" if x == y else "cross") in self.weights]
+                if not wanted:
+                    continue
+                # all networks' by a view of the same memory, not by a copy
+                chosen = unit if len(wanted) == len(flat) else unit[wanted]
+                near = self._positives(chosen, states[1:])
+                found = (self._negatives(chosen, candidates[y], first) - near).sum(-1)  # [X]
+                if candidates.shape[1] == 1:  # alone in its batch: nothing to tell it from
+                    found = near.sum(-1) * 0.0
+                for x, value in zip(wanted, found.unbind(), strict=True):
+                    name = "intra" if x == y else "cross"
+                    totals[name] = totals[name] + value
             batch = views.shape[1]
-            intra = found.diagonal().sum()
-            return Contrast(
-                intra=global_mean(intra, batch), cross=global_mean(found.sum() - intra, batch)
-            )
+            return {name: global_mean(total, batch) for name, total in totals.items()}
+
+    def _positives(self, anchors: Tensor, views: Tensor) -> Tensor:
+        """Unit anchors [X, B, F] of some networks and one's views [V, B, F] to [X, B]."""
+        # a matmul a sequence: [B, X, F] x [B, F, V]
+        cosine = torch.bmm(anchors.transpose(0, 1), views.permute(1, 2, 0))  # [B, X, V]
+        norm = torch.linalg.vector_norm(views, dim=-1).clamp(min=1e-12)  # [V, B]
+        scaled: Tensor = cosine / norm.mT[:, None] / self.temperature
+        return scaled.logsumexp(-1).mT
+
+    def _negatives(self, anchors: Tensor, candidates: Tensor, first: int) -> Tensor:
+        """Unit anchors [X, B, F] and unit sequences [G, F], from ``first`` on theirs, to [X, B]."""
+        batch = anchors.shape[1]
+        cosine = anchors.flatten(0, 1) @ candidates.mT  # [X * B, G]
+        itself = torch.eye(batch, len(candidates), dtype=torch.bool, device=cosine.device)
+        far = (cosine / self.temperature).view(-1, batch, len(candidates))
+        return far.masked_fill(itself.roll(first, dims=1), -torch.inf).logsumexp(-1)

@@ -1,4 +1,8 @@
-"""Means over all processes, and rows of all processes, with the gradients of a single one."""
+"""Means over all processes, and rows of all processes, with the gradients of a single one.
+
+From this process's sums, counts and rows to what one process that held everything would have: DDP
+averages gradients, so each term is scaled here to make that average the true one.
+"""
 
 import math
 from typing import Any
@@ -25,7 +29,7 @@ def global_mean(total: Tensor, count: Tensor | int) -> Tensor:
     """
     terms = torch.as_tensor(count, dtype=torch.float32, device=total.device).detach()
     world_size = 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if _several():
         terms = terms.clone()
         torch.distributed.all_reduce(terms)
         world_size = torch.distributed.get_world_size()
@@ -44,7 +48,7 @@ def gather_rows(rows: Tensor, dim: int) -> tuple[Tensor, int]:
         All rows, in the processes' order, and the index of this process's first. Without
         ``torch.distributed``, ``rows`` itself and 0.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _several():
         return rows, 0
     mine = torch.tensor([rows.shape[dim]], device=rows.device)
     counts = [torch.zeros_like(mine) for _ in range(torch.distributed.get_world_size())]
@@ -53,6 +57,19 @@ def gather_rows(rows: Tensor, dim: int) -> tuple[Tensor, int]:
     first = sum(sizes[: torch.distributed.get_rank()])
     gathered: Tensor = _Gather.apply(rows, dim, sizes, first)
     return gathered, first
+
+
+def weight_problems(**weights: float | None) -> list[str]:
+    """A line for each weight of a loss that is not 0 or more; None is not judged."""
+    return [
+        f"{name}: got {weight}, wanted 0 or more; 0 leaves the term out"
+        for name, weight in weights.items()
+        if weight is not None and not 0 <= weight < math.inf
+    ]
+
+
+def _several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 class _Gather(torch.autograd.Function):
@@ -74,16 +91,3 @@ class _Gather(torch.autograd.Function):
         total = gradients[0].contiguous()
         torch.distributed.all_reduce(total)
         return total.narrow(ctx.dim, ctx.first, ctx.size), None, None, None
-
-
-def check_weights(**weights: float) -> None:
-    """Raise a ValueError unless every weight is 0 or more."""
-    for name, weight in weights.items():
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"{name}: got {weight}, wanted 0 or more; 0 leaves the term out")
-
-
-def check_temperature(temperature: float) -> None:
-    """Raise a ValueError unless a temperature is more than 0."""
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: got {temperature}, wanted more than 0; such as 1.0")

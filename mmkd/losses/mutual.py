@@ -1,8 +1,9 @@
-"""Cross-entropy and mutual KL of N networks over the catalogue, logits made once and in chunks.
+"""Mutual distillation: states [M, D] and item matrices [I, D] of N networks to one loss.
 
-States [M, D] and item matrices [I, D] of each network to two sums. At the size of a catalogue the
-logits [N, M, I] would be gigabytes; a chunk stays in the processor's cache, and its gradient is
-formed right after its value, in closed form:
+EMKD (arXiv:2304.14668), section 4.4: at each supervised position, every two networks are held to
+each other's softened predictions over the catalogue. At its size the logits [N, M, I] would be
+gigabytes, so they are made once, for the cross-entropy too, and in chunks: a chunk stays in the
+processor's cache, and its gradient is formed right after its value, in closed form:
 
     d/dz_x = (softmax(z_x) - onehot) / N + weight / (2 N tau) * (N p_x - sum over y of p_y)
 """
@@ -13,12 +14,66 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmkd.losses.distributed import check_temperature, check_weights, global_mean
+from mmkd.errors import positive, refuse
+from mmkd.losses.distributed import global_mean, weight_problems
+from mmkd.losses.recommendation import autocast_together, chunk_rows
 
-# a chunk's logits: each chunk adds to the matrices' gradients, so fewer chunks are less traffic,
-# while the chunk's own passes want the cache; 256 rows of 3 x 12k items (measured)
-_CPU_LOGITS = 10_000_000
-_OTHER_LOGITS = 100_000_000
+
+class MutualLoss(nn.Module):
+    """Cross-entropy and mutual distillation of all networks, from logits that are made once.
+
+    >>> from mmkd import MutualLoss
+    >>> import torch
+    >>> states, matrix, target = torch.randn(5, 4), torch.randn(10, 4), torch.arange(1, 6)
+    >>> total, cross_entropy, mutual = MutualLoss()([states] * 3, [matrix] * 3, target)
+    >>> round(abs(float(mutual)), 4)  # equal networks have nothing to tell each other
+    0.0
+
+    Args:
+        weight: What the distillation counts in the objective.
+        temperature: tau.
+
+    Raises:
+        ValueError: ``weight`` is below 0 or the temperature isn't above.
+    """
+
+    def __init__(self, *, weight: float = 0.001, temperature: float = 1.0) -> None:
+        super().__init__()
+        refuse(self.check(weight=weight, temperature=temperature))
+        self.weight = weight
+        self.temperature = temperature
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """A line for each of these options that is out of range."""
+        return [
+            *weight_problems(weight=options.get("weight")),
+            *positive("such as 1.0", temperature=options.get("temperature")),
+        ]
+
+    def forward(
+        self, states: Sequence[Tensor], item_matrices: Sequence[Tensor], target: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Means over the global batch's positions.
+
+        Args:
+            states: N times [M, D], at supervised positions.
+            item_matrices: N times [I, D].
+            target: [M] int64 in 1..I.
+
+        Returns:
+            ``cross_entropy + weight * mutual / N`` with a graph; and the two without: the mean
+            cross-entropy of a network, and the sum over pairs of networks.
+        """
+        total, cross_entropy, mutual = joint_softmax(
+            states, item_matrices, target - 1, temperature=self.temperature, weight=self.weight
+        )
+        count = len(target)
+        return (
+            global_mean(total, count),
+            global_mean(cross_entropy, count),
+            global_mean(mutual, count),
+        )
 
 
 def joint_softmax(
@@ -31,26 +86,24 @@ def joint_softmax(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over positions.
 
+    The mutual KL is the ``sum over pairs {x, y} of (KL(p_y || p_x) + KL(p_x || p_y)) / 2``, p the
+    softmax outputs at the temperature. In each KL the first one teaches and gets no gradient.
+
     Args:
         states: N times [M, D].
         item_matrices: N times [I, D].
         column: [M] int64, the target's row of the matrices.
-        temperature: tau of the mutual KL, see ``mmkd.losses.mutual.mutual_kl``.
+        temperature: tau of the mutual KL.
         weight: What the mutual KL counts in the first sum.
 
     Returns:
         ``cross_entropy + weight * mutual / N``, which has a gradient (to first order); the
         cross-entropy, a mean over networks, and the mutual KL, a sum over pairs, without one.
     """
-    networks = len(states)
-    device = states[0].device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        states = [h.to(dtype) for h in states]
-        item_matrices = [matrix.to(dtype) for matrix in item_matrices]
+    tensors = autocast_together(*states, *item_matrices)
     total: Tensor
     total, cross_entropy, mutual = _JointSoftmax.apply(
-        column, temperature, weight, networks, *states, *item_matrices
+        column, temperature, weight, len(states), *tensors
     )
     return total, cross_entropy, mutual
 
@@ -67,7 +120,7 @@ class _JointSoftmax(torch.autograd.Function):
         positions, items = len(column), len(matrices[0])
         cross_entropy = torch.zeros((), dtype=exact, device=column.device)
         mutual = torch.zeros_like(cross_entropy)
-        rows = _chunk_rows(networks, items, column.device.type)
+        rows = chunk_rows(networks * items, column.device.type)
         room = networks * min(rows, positions) * items
         # reused by every chunk: fresh memory of this size costs more than the arithmetic
         buffers = [torch.empty(room, dtype=exact, device=column.device) for _ in range(3)]
@@ -114,11 +167,6 @@ def _mutual(z: Tensor, norm: Tensor, temperature: float, *, log_p: Tensor, p: Te
     return 0.5 * (own - torch.dot(p.sum(0).flatten(), log_p.sum(0).flatten()))
 
 
-def _chunk_rows(networks: int, items: int, device: str) -> int:
-    logits = _CPU_LOGITS if device == "cpu" else _OTHER_LOGITS
-    return max(16, logits // (networks * items))
-
-
 def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
     if left.dtype == out.dtype:
         torch.mm(left, right, out=out)
@@ -131,66 +179,3 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right)
     else:
         total += left @ right
-
-
-def mutual_kl(logits: Tensor, temperature: float) -> Tensor:
-    """``sum over pairs {x, y} of (KL(p_y || p_x) + KL(p_x || p_y)) / 2`` at each position.
-
-    p are the softmax outputs at the temperature. In each KL the first one teaches and is detached.
-
-    Args:
-        logits: [N, M, I].
-        temperature: tau.
-
-    Returns:
-        [M].
-    """
-    log_p = (logits / temperature).log_softmax(-1)
-    teacher = log_p.detach()
-    p = teacher.exp()
-    others = p.sum(0) - p  # [N, M, I] what a network's teachers say, added up
-    entropy = (p * teacher).sum((0, -1)) * (len(logits) - 1)  # [M]
-    return 0.5 * (entropy - (others * log_p).sum((0, -1)))
-
-
-class MutualLoss(nn.Module):
-    """Cross-entropy and mutual distillation of all networks, from logits that are made once.
-
-    Args:
-        weight: What the distillation counts in the objective.
-        temperature: tau.
-
-    Raises:
-        ValueError: ``weight`` is below 0 or the temperature isn't above.
-    """
-
-    def __init__(self, *, weight: float = 0.001, temperature: float = 1.0) -> None:
-        super().__init__()
-        check_weights(weight=weight)
-        check_temperature(temperature)
-        self.weight = weight
-        self.temperature = temperature
-
-    def forward(
-        self, states: Sequence[Tensor], item_matrices: Sequence[Tensor], target: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Means over the global batch's positions.
-
-        Args:
-            states: N times [M, D], at supervised positions.
-            item_matrices: N times [I, D].
-            target: [M] int64 in 1..I.
-
-        Returns:
-            ``cross_entropy + weight * mutual / N`` with a graph; and the two without: the mean
-            cross-entropy of a network, and the sum over pairs of networks.
-        """
-        total, cross_entropy, mutual = joint_softmax(
-            states, item_matrices, target - 1, temperature=self.temperature, weight=self.weight
-        )
-        count = torch.tensor(float(len(target)), device=target.device)
-        return (
-            global_mean(total, count),
-            global_mean(cross_entropy, count),
-            global_mean(mutual, count),
-        )

@@ -1,6 +1,6 @@
 """The whole objective: student outputs, a batch and teacher targets to one loss and its parts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +12,9 @@ from mmkd.losses.attributes import AttributeLoss
 from mmkd.losses.compression import CompressionLoss
 from mmkd.losses.contrastive import ContrastiveLoss
 from mmkd.losses.correlation import CorrelationLoss
-from mmkd.losses.distributed import check_weights
+from mmkd.losses.distributed import global_mean
 from mmkd.losses.mutual import MutualLoss
-from mmkd.losses.recommendation import RecommendationLoss
+from mmkd.losses.recommendation import RecommendationLoss, Softmax
 from mmkd.student import StudentOutput
 from mmkd.student.ensemble import Inference
 
@@ -33,7 +33,7 @@ class LossBreakdown:
 
 
 @dataclass(frozen=True)
-class Taught:
+class TeacherOutputs:
     """What a trained ensemble makes of a batch.
 
     Attributes:
@@ -60,24 +60,30 @@ class Objective(nn.Module):
     (arXiv:2401.07257, section 3.4), each a mean over the modality's different tables. Compression
     is a mean over networks.
 
-    Holds the trainable heads, dropped after training.
+    >>> from mmkd import NextItem, Objective, SASRec, Softmax
+    >>> from mmkd import FusedItemEmbedding, Recommender
+    >>> import torch
+    >>> embedding = FusedItemEmbedding(item_count=9, width=8)
+    >>> student = Recommender(embedding=embedding, backbone=SASRec(width=8, max_length=5))
+    >>> batch = NextItem().batch(torch.tensor([[1, 2, 3], [4, 5, 6]]), item_count=9)
+    >>> found = Objective(Softmax())([student(batch.items)], batch, {})
+    >>> list(found.parts)
+    ['recommendation']
+
+    Holds the trainable heads, dropped after training. A term whose weights are all 0 is left out.
 
     Args:
-        recommendation: The loss at supervised positions.
-        correlation: A ``CorrelationLoss`` by modality; empty for no distillation.
-        holistic_weight: w_h, the same for every modality.
-        dissected_weight: w_d.
+        recommendation: The loss at supervised positions, such as ``Softmax()`` or one of your own,
+            see ``RecommendationLoss``.
+        correlation: A ``CorrelationLoss`` by modality, see ``CorrelationLoss.of``; None for no
+            distillation.
         attributes: BCE; None for none.
         contrastive: ICL and CCL; None for none.
-        mutual: KD; None for none. It replaces ``recommendation``'s own loss by the softmax over
-            the same candidates.
+        mutual: KD; None for none. It makes the cross-entropy of a ``Softmax`` itself.
         compression: Distances to a trained ensemble; None for none.
-        views: V.
-        exact_reference: Means over each view's positions, then over views, as the public code
-            does; else over all positions at once.
 
     Raises:
-        ValueError: A weight is below 0.
+        ValueError: ``mutual`` or ``compression`` beside another recommendation than ``Softmax``.
     """
 
     def __init__(
@@ -85,33 +91,38 @@ class Objective(nn.Module):
         recommendation: RecommendationLoss,
         *,
         correlation: Mapping[str, CorrelationLoss] | None = None,
-        holistic_weight: float = 4.0,
-        dissected_weight: float = 0.5,
         attributes: AttributeLoss | None = None,
         contrastive: ContrastiveLoss | None = None,
         mutual: MutualLoss | None = None,
         compression: CompressionLoss | None = None,
-        views: int = 1,
-        exact_reference: bool = False,
     ) -> None:
         super().__init__()
-        check_weights(holistic_weight=holistic_weight, dissected_weight=dissected_weight)
         self.recommendation = recommendation
-        self.weights = {"holistic": holistic_weight, "dissected": dissected_weight}
-        self.correlation = nn.ModuleDict(dict(correlation or {}))
-        self.attributes = attributes
-        self.contrastive = contrastive
-        self.mutual = mutual
-        self.compression = compression
-        self.views = views
-        self.exact_reference = exact_reference
+        self.correlation = nn.ModuleDict(
+            {name: loss for name, loss in (correlation or {}).items() if loss.weights}
+        )
+        self.attributes = attributes if attributes and attributes.weight else None
+        self.contrastive = contrastive if contrastive and contrastive.weights else None
+        self.mutual = mutual if mutual and mutual.weight else None
+        self.compression = compression if compression and compression.weights else None
+        for name in ("mutual", "compression"):
+            if getattr(self, name) is not None and not isinstance(recommendation, Softmax):
+                raise ValueError(
+                    f"{name}: got a recommendation loss of {type(recommendation).__name__}, wanted "
+                    "Softmax: whole predictions are compared"
+                )
+
+    @property
+    def clean(self) -> bool:
+        """Whether a term reads the states of the unmasked sequences, see ``BatchStream``."""
+        return self.attributes is not None or self.contrastive is not None
 
     def forward(
         self,
         outputs: Sequence[StudentOutput],
         batch: Batch,
         targets: Mapping[str, CorrelationTargets],
-        teacher: Taught | None = None,
+        teacher: TeacherOutputs | None = None,
     ) -> LossBreakdown:
         """Compute the loss.
 
@@ -124,94 +135,97 @@ class Objective(nn.Module):
         Returns:
             Total and parts.
         """
-        total, parts = self._predictions(outputs, batch)
-        share = 1 / (len(outputs) * self.views)
+        asked = batch.targets.flatten()
+        at = asked.nonzero().squeeze(1)  # [M] the supervised positions
+        states = _states(outputs, at)
+        total, parts = self._recommendation(states, outputs, asked[at])
+        terms = [
+            *self._terms_of_sequences(outputs, batch),
+            *self._terms_of_tables(outputs, batch, targets),
+            *self._terms_of_teacher(states, outputs, asked[at], at, teacher),
+        ]
+        for name, weight, value in terms:
+            total = total + weight * value
+            parts[name] = value.detach()
+        return LossBreakdown(total=total, parts=parts)
+
+    def _recommendation(
+        self, states: Sequence[Tensor], outputs: Sequence[StudentOutput], target: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """At supervised positions: the loss itself, and what networks tell each other there."""
+        if self.mutual is None:
+            losses = [
+                global_mean(self.recommendation(h, out.item_matrix, target), len(target))
+                for h, out in zip(states, outputs, strict=True)
+            ]
+            total = torch.stack(losses).mean()
+            return total, {"recommendation": total.detach()}
+        matrices, target = self._candidates(outputs, target)
+        total, cross_entropy, mutual = self.mutual(states, matrices, target)
+        return total, {"recommendation": cross_entropy, "mutual": mutual}
+
+    def _candidates(
+        self, outputs: Sequence[StudentOutput], target: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """The candidates' vectors, N times [C, D], and which of them is wanted [M]."""
+        assert isinstance(self.recommendation, Softmax)
+        found = [self.recommendation.among(out.item_matrix, target) for out in outputs]
+        return [matrix for matrix, _ in found], found[0][1]
+
+    # a term is its name, its weight in the total, and its value
+
+    def _terms_of_sequences(
+        self, outputs: Sequence[StudentOutput], batch: Batch
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        share = 1 / (len(outputs) * batch.supervised_views)
         shape = (*batch.views.shape, -1)
         hidden = [out.hidden.view(shape) for out in outputs]  # N x [V, B, L, D]
         if self.attributes is not None:
-            found = self.attributes([h[0] for h in hidden], batch.items, batch.targets[-1])
-            total = total + share * self.attributes.weight * found
-            parts["attributes"] = found.detach()
+            value = self.attributes([h[0] for h in hidden], batch.items)
+            yield "attributes", share * self.attributes.weight, value
         if self.contrastive is not None:
-            contrast = self.contrastive(hidden, batch.views)
-            for name in ("intra", "cross"):
-                value = getattr(contrast, name)
-                total = total + share * getattr(self.contrastive, f"{name}_weight") * value
-                parts[name] = value.detach()
-        for name, loss in self.correlation.items():
-            # a table that the networks share is one table
-            tables = {id(out.modality[name]): out.modality[name] for out in outputs}
-            distances = [loss(table, batch.items, targets[name]) for table in tables.values()]
-            for part, weight in self.weights.items():
-                value = torch.stack([getattr(each, part) for each in distances]).mean()
-                total = total + weight * value
-                parts[f"{part}.{name}"] = value.detach()
-        if self.compression is not None and teacher is not None:
-            value, found_parts = self._compressed(self.compression, outputs, batch, teacher)
-            total = total + value
-            parts |= found_parts
-        return LossBreakdown(total=total, parts=parts)
+            for name, value in self.contrastive(hidden, batch.views).items():
+                yield name, share * self.contrastive.weights[name], value
 
-    def _compressed(
+    def _terms_of_tables(
         self,
-        loss: CompressionLoss,
         outputs: Sequence[StudentOutput],
         batch: Batch,
-        teacher: Taught,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        targets = batch.targets.flatten(0, 1)
-        taught = [
-            self.recommendation.supervised(out.hidden, out.item_matrix, targets)
-            for out in teacher.outputs
+        targets: Mapping[str, CorrelationTargets],
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        losses: dict[str, CorrelationLoss] = dict(self.correlation.items())  # type: ignore[arg-type]
+        for modality, loss in losses.items():
+            # a table that the networks share is one table
+            tables = {id(out.modality[modality]): out.modality[modality] for out in outputs}
+            found = [loss(table, batch.items, targets[modality]) for table in tables.values()]
+            for name, weight in loss.weights.items():
+                yield f"{name}.{modality}", weight, _mean(each[name] for each in found)
+
+    def _terms_of_teacher(
+        self,
+        states: Sequence[Tensor],
+        outputs: Sequence[StudentOutput],
+        target: Tensor,
+        at: Tensor,
+        teacher: TeacherOutputs | None,
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        if self.compression is None or teacher is None:
+            return
+        wanted = _states(teacher.outputs, at)
+        wanted_matrices, _ = self._candidates(teacher.outputs, target)
+        matrices, _ = self._candidates(outputs, target)
+        found = [
+            self.compression(h, matrix, wanted, wanted_matrices, teacher.inference)
+            for h, matrix in zip(states, matrices, strict=True)
         ]
-        found = []
-        for out in outputs:
-            states, matrix, _ = self.recommendation.supervised(out.hidden, out.item_matrix, targets)
-            found.append(
-                loss(
-                    states,
-                    matrix,
-                    [t[0] for t in taught],
-                    [t[1] for t in taught],
-                    teacher.inference,
-                )
-            )
-        prediction = torch.stack([each.prediction for each in found]).mean()
-        states_apart = torch.stack([each.states for each in found]).mean()
-        return loss.weight * prediction + loss.states_weight * states_apart, {
-            "compression": prediction.detach(),
-            "compression.states": states_apart.detach(),
-        }
+        for name, weight in self.compression.weights.items():
+            yield name, weight, _mean(each[name] for each in found)
 
-    def _predictions(
-        self, outputs: Sequence[StudentOutput], batch: Batch
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The terms at supervised positions: cross-entropy, and what networks tell each other."""
-        if not self.exact_reference:
-            return self._positions(outputs, batch.targets.flatten(0, 1))
-        views = len(batch.views)
-        found = []
-        for view in batch.targets.flatten(1).any(1).nonzero().flatten().tolist():
-            seen = [
-                StudentOutput(
-                    hidden=out.hidden.chunk(views)[view],
-                    modality=out.modality,
-                    item_matrix=out.item_matrix,
-                )
-                for out in outputs
-            ]
-            found.append(self._positions(seen, batch.targets[view]))
-        parts = {k: torch.stack([part[k] for _, part in found]).mean() for k in found[0][1]}
-        return torch.stack([total for total, _ in found]).mean(), parts
 
-    def _positions(
-        self, outputs: Sequence[StudentOutput], targets: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.mutual is None:
-            losses = [self.recommendation(o.hidden, o.item_matrix, targets) for o in outputs]
-            total = torch.stack(losses).mean()
-            return total, {"recommendation": total.detach()}
-        found = [self.recommendation.supervised(o.hidden, o.item_matrix, targets) for o in outputs]
-        states, matrices, wanted = zip(*found, strict=True)
-        total, cross_entropy, mutual = self.mutual(states, matrices, wanted[0])
-        return total, {"recommendation": cross_entropy, "mutual": mutual}
+def _states(outputs: Sequence[StudentOutput], at: Tensor) -> list[Tensor]:
+    """N states [V * B, L, D] at M positions, [M, D] each."""
+    return [out.hidden.flatten(0, 1).index_select(0, at) for out in outputs]
+
+
+def _mean(values: Iterator[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean()

@@ -1,40 +1,102 @@
-"""Recommendation losses: hidden states and an item matrix to one scalar, at supervised positions.
+"""Recommendation losses: states [M, D] at supervised positions and an item matrix to one sum.
 
-Nothing of shape [B, L, I] is ever formed: states are gathered at the supervised positions first
-and the softmax over the catalogue runs in chunks that stay in the processor's cache.
+Nothing of shape [B, L, I] is ever formed: the objective gathers the supervised positions first, and
+the softmax over the catalogue runs in chunks that stay in the processor's cache.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mmkd.losses.distributed import global_mean
+from mmkd.errors import at_least, one_of, refuse, within
 
-# logits at a time on a CPU, so that they stay in its cache: 128 rows of 12k items were fastest
-CPU_CHUNK_LOGITS = 1_500_000
+Candidates = Literal["all", "trained"]
+Sampling = Literal["uniform", "popularity"]
+Counts = Tensor | NDArray[np.int64]
+
+# logits at a time of a softmax on a CPU, so that they stay in its cache: 128 rows of 12k items
+# were fastest
+_SOFTMAX_LOGITS = 1_500_000
+# the same where a chunk's gradient is formed by hand: each chunk adds to the matrices' gradients,
+# so fewer chunks are less traffic, while its own passes want the cache; 256 rows of 3 x 12k items
+_CPU_LOGITS = 10_000_000
+_OTHER_LOGITS = 100_000_000
 
 
-class SoftmaxLoss(nn.Module):
-    """Cross-entropy over the whole catalogue."""
+class RecommendationLoss(Protocol):
+    """What ``Objective`` takes as its recommendation: any module that is called like this.
 
-    def forward(self, hidden: Tensor, item_matrix: Tensor, target: Tensor) -> Tensor:
-        """Sum the cross-entropy over positions.
+    The objective picks the supervised positions and divides the sum by how many there are. A loss
+    of your own:
+
+    >>> import torch
+    >>> from mmkd import Objective
+    >>> class Hinge(torch.nn.Module):
+    ...     def forward(self, hidden, item_matrix, target):
+    ...         scores = hidden @ item_matrix.mT  # [M, I]
+    ...         return torch.nn.functional.multi_margin_loss(scores, target - 1, reduction="sum")
+    >>> objective = Objective(Hinge())
+    """
+
+    def __call__(self, hidden: Tensor, item_matrix: Tensor, target: Tensor) -> Tensor:
+        """Sum the loss over positions.
 
         Args:
             hidden: States at supervised positions, [M, D].
             item_matrix: Vectors of items 1..I, [I, D].
-            target: Rows to predict, [M] in 1..I.
+            target: Items to predict, [M] int64 in 1..I.
 
         Returns:
             The summed loss, a scalar.
         """
-        if torch.is_autocast_enabled(hidden.device.type):
-            dtype = torch.get_autocast_dtype(hidden.device.type)
-            hidden, item_matrix = hidden.to(dtype), item_matrix.to(dtype)
+
+
+class Softmax(nn.Module):
+    """Cross-entropy over the candidates.
+
+    >>> from mmkd import Softmax
+    >>> import torch
+    >>> loss = Softmax()(torch.zeros(3, 4), torch.randn(10, 4), torch.tensor([1, 5, 10]))
+    >>> round(float(loss / 3), 4)  # log 10: a state of zeros tells nothing
+    2.3026
+
+    Args:
+        candidates: Which items compete with a target: ``all``, or only the ``trained``, which
+            occur in training. An item that never occurs is otherwise always the wrong answer, and
+            learns to score low whatever its text and picture say.
+        train_counts: How often each item trains, [I + 1]; row 0 is ignored. For ``trained``.
+
+    Raises:
+        ValueError: ``trained`` without counts.
+    """
+
+    def __init__(
+        self, *, candidates: Candidates = "all", train_counts: Counts | None = None
+    ) -> None:
+        super().__init__()
+        refuse(self.check(candidates=candidates))
+        self.candidates = _Candidates(candidates, train_counts)
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """A line for each of these options that is out of range."""
+        return _problems(options)
+
+    def among(self, item_matrix: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The candidates' vectors [C, D], and which of them is wanted [M], counted from 1."""
+        return self.candidates(item_matrix, target)  # type: ignore[no-any-return]
+
+    def forward(self, hidden: Tensor, item_matrix: Tensor, target: Tensor) -> Tensor:
+        """Sum the cross-entropy over positions; shapes as in ``RecommendationLoss``."""
+        item_matrix, target = self.among(item_matrix, target)
+        hidden, item_matrix = autocast_together(hidden, item_matrix)
         on_cpu = hidden.device.type == "cpu"
-        chunk = max(64, CPU_CHUNK_LOGITS // len(item_matrix)) if on_cpu else None
+        chunk = max(64, _SOFTMAX_LOGITS // len(item_matrix)) if on_cpu else None
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
         # mean times M, not sum: the chunked path accumulates in the input's dtype, and a bf16 sum
         # over thousands of positions would lose the small terms
@@ -43,7 +105,7 @@ class SoftmaxLoss(nn.Module):
         )
 
 
-class SampledSoftmaxLoss(nn.Module):
+class SampledSoftmax(nn.Module):
     """Softmax over the target and sampled negatives, with the log-Q correction.
 
     Each position's target competes with ``negatives`` items drawn once a batch; a logit is lowered
@@ -52,28 +114,49 @@ class SampledSoftmaxLoss(nn.Module):
     number of negatives its optimum is the full softmax's. That holds because a draw which happens
     to be a position's own target stays in; masking it, the most popular items would lack it most.
 
+    >>> from mmkd import SampledSoftmax
+    >>> import torch
+    >>> loss = SampledSoftmax(train_counts=torch.ones(11), negatives=4)
+    >>> total = loss(torch.zeros(3, 4), torch.randn(10, 4), torch.tensor([1, 5, 10]))
+    >>> round(float(total / 3), 4)  # log 5: the target and four others, all alike
+    1.6094
+
     Args:
         train_counts: How often each item trains, [I + 1]; row 0 is ignored.
         negatives: Items drawn a batch.
         sampling: ``uniform``, or ``popularity`` (proportional to the training count + 1).
+        candidates: See ``Softmax``; the draws are candidates too.
+
+    Raises:
+        ValueError: An option is out of range.
     """
 
     def __init__(
         self,
         *,
-        train_counts: Tensor,
+        train_counts: Counts,
         negatives: int = 1024,
-        sampling: Literal["uniform", "popularity"] = "popularity",
+        sampling: Sampling = "popularity",
+        candidates: Candidates = "all",
     ) -> None:
         super().__init__()
+        refuse(self.check(negatives=negatives, sampling=sampling, candidates=candidates))
         self.negatives = negatives
-        self.register_buffer("weights", _sampling_weights(train_counts, sampling), persistent=False)
+        self.candidates = _Candidates(candidates, train_counts)
+        weights = self.candidates.sampling_weights(train_counts, sampling)
+        self.register_buffer("weights", weights, persistent=False)  # [C]
         self.weights: Tensor
 
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """A line for each of these options that is out of range."""
+        return _problems(options)
+
     def forward(self, hidden: Tensor, item_matrix: Tensor, target: Tensor) -> Tensor:
-        """Sum the loss over positions; shapes as in ``SoftmaxLoss``."""
+        """Sum the loss over positions; shapes as in ``RecommendationLoss``."""
+        item_matrix, target = self.candidates(item_matrix, target)
         drawn = torch.multinomial(self.weights, self.negatives, replacement=True)  # [n]
-        log_q = torch.log(self.weights * self.negatives)  # [I]
+        log_q = torch.log(self.weights * self.negatives)  # [C]
         own = target - 1
         positive = (hidden * item_matrix[own]).sum(-1) - log_q[own]  # [M]
         negative = hidden @ item_matrix[drawn].mT - log_q[drawn]  # [M, n]
@@ -81,37 +164,63 @@ class SampledSoftmaxLoss(nn.Module):
         return (torch.logsumexp(logits, dim=1) - logits[:, 0]).sum()
 
 
-class GBCELoss(nn.Module):
+class GBCE(nn.Module):
     """Generalised binary cross-entropy (gSASRec, RecSys 2023, arXiv:2308.07192, section 5).
 
     ``-log(sigmoid(s+)^beta) - sum log(1 - sigmoid(s-))`` with
-    ``beta = a (t (1 - 1/a) + 1/a)`` and sampling rate ``a = negatives / (I - 1)``.
+    ``beta = a (t (1 - 1/a) + 1/a)`` and sampling rate ``a = negatives / (C - 1)``.
+
+    >>> from mmkd import GBCE
+    >>> import torch
+    >>> loss = GBCE(train_counts=torch.ones(11), negatives=3, calibration=1.0)
+    >>> round(loss.beta, 4)  # full calibration weighs the target by the sampling rate
+    0.3333
 
     Args:
         train_counts: How often each item trains, [I + 1]; row 0 is ignored.
         negatives: Negatives drawn for each position.
-        calibration: t in [0, 1]; 0 is plain BCE, 1 undoes the overconfidence of sampling.
         sampling: ``uniform`` (the paper's) or ``popularity``.
+        calibration: t in [0, 1]; 0 is plain BCE, 1 undoes the overconfidence of sampling.
+        candidates: See ``Softmax``; the draws are candidates too.
+
+    Raises:
+        ValueError: An option is out of range.
     """
 
     def __init__(
         self,
         *,
-        train_counts: Tensor,
+        train_counts: Counts,
         negatives: int = 256,
+        sampling: Sampling = "uniform",
         calibration: float = 0.75,
-        sampling: Literal["uniform", "popularity"] = "uniform",
+        candidates: Candidates = "all",
     ) -> None:
         super().__init__()
-        items = len(train_counts) - 1
-        rate = min(1.0, negatives / max(1, items - 1))
+        refuse(
+            self.check(
+                negatives=negatives,
+                sampling=sampling,
+                calibration=calibration,
+                candidates=candidates,
+            )
+        )
         self.negatives = negatives
-        self.beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
-        self.register_buffer("weights", _sampling_weights(train_counts, sampling), persistent=False)
+        self.candidates = _Candidates(candidates, train_counts)
+        weights = self.candidates.sampling_weights(train_counts, sampling)
+        self.register_buffer("weights", weights, persistent=False)  # [C]
         self.weights: Tensor
+        rate = min(1.0, negatives / max(1, len(weights) - 1))
+        self.beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """A line for each of these options that is out of range."""
+        return _problems(options)
 
     def forward(self, hidden: Tensor, item_matrix: Tensor, target: Tensor) -> Tensor:
-        """Sum the loss over positions; shapes as in ``SoftmaxLoss``."""
+        """Sum the loss over positions; shapes as in ``RecommendationLoss``."""
+        item_matrix, target = self.candidates(item_matrix, target)
         own = target - 1
         drawn = torch.multinomial(self.weights, len(own) * self.negatives, replacement=True)
         drawn = drawn.view(len(own), self.negatives)
@@ -122,58 +231,70 @@ class GBCELoss(nn.Module):
         return pushed - self.beta * F.logsigmoid(positive).sum()
 
 
-def _sampling_weights(train_counts: Tensor, sampling: str) -> Tensor:
-    counts = train_counts[1:].to(torch.float32)
-    weights = torch.ones_like(counts) if sampling == "uniform" else counts + 1
-    return weights / weights.sum()
+LOSSES: dict[str, Callable[..., nn.Module]] = {
+    "softmax": Softmax,
+    "sampled_softmax": SampledSoftmax,
+    "gbce": GBCE,
+}
 
 
-class RecommendationLoss(nn.Module):
-    """The recommendation loss of one network on one batch.
+def chunk_rows(logits_a_row: int, device: str) -> int:
+    """Positions a chunk, where all logits of a chunk are held and their gradient formed by hand."""
+    return max(16, (_CPU_LOGITS if device == "cpu" else _OTHER_LOGITS) // logits_a_row)
 
-    Args:
-        loss: A module mapping (hidden [M, D], item_matrix [I, D], target [M]) to a summed loss.
-        candidates: [I + 1] bool, the items that compete with a target, all targets among them;
-            None for the whole catalogue. ``loss`` sees these alone, numbered anew.
-    """
 
-    def __init__(self, loss: nn.Module, candidates: Tensor | None = None) -> None:
+def autocast_together(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors as autocast would cast them for a matmul, for what it doesn't look into."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+
+
+class _Candidates(nn.Module):
+    """The items that compete with a target, numbered anew where they are not all."""
+
+    rows: Tensor | None  # [C] int64 rows of the item matrix; None: all
+    number: Tensor | None  # [I+1] int64, an item's new number
+
+    def __init__(self, candidates: Candidates, train_counts: Counts | None) -> None:
         super().__init__()
-        self.loss = loss
-        rows = None if candidates is None else candidates[1:].nonzero().squeeze(1)
-        number = None if candidates is None else candidates.long().cumsum(0)
-        self.register_buffer("rows", rows, persistent=False)  # [C] rows of the item matrix
-        self.register_buffer("number", number, persistent=False)  # [I+1] an item's new number
-        self.rows: Tensor | None
-        self.number: Tensor | None
+        rows = number = None
+        if candidates == "trained":
+            if train_counts is None:
+                raise ValueError(
+                    "candidates: got trained without train_counts, wanted how often each item "
+                    "trains; give split.train_counts()"
+                )
+            trained = torch.as_tensor(train_counts) > 0
+            trained[0] = False
+            rows, number = trained[1:].nonzero().squeeze(1), trained.long().cumsum(0)
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("number", number, persistent=False)
 
-    def forward(self, hidden: Tensor, item_matrix: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss over all supervised positions of the global batch.
+    def forward(self, item_matrix: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """[I, D] and [M] in 1..I to [C, D] and [M] in 1..C."""
+        if self.rows is None or self.number is None:
+            return item_matrix, target
+        return item_matrix.index_select(0, self.rows), self.number[target]
 
-        Args:
-            hidden: States, [N, L, D].
-            item_matrix: Vectors of items 1..I, [I, D].
-            targets: [N, L] int64; 0 = unsupervised.
+    def sampling_weights(self, train_counts: Counts, sampling: Sampling) -> Tensor:
+        """How likely each candidate is drawn, [C]."""
+        counts = torch.as_tensor(train_counts)[1:].to(torch.float32)
+        counts = counts if self.rows is None else counts[self.rows]
+        weights = torch.ones_like(counts) if sampling == "uniform" else counts + 1
+        return weights / weights.sum()
 
-        Returns:
-            A scalar.
-        """
-        states, item_matrix, wanted = self.supervised(hidden, item_matrix, targets)
-        total = self.loss(states, item_matrix, wanted)
-        return global_mean(total, torch.tensor(float(len(wanted)), device=hidden.device))
 
-    def supervised(
-        self, hidden: Tensor, item_matrix: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What there is to compare: arguments as for ``forward``.
-
-        Returns:
-            States at supervised positions [M, D], the candidates' vectors [C, D], and which of
-            them is wanted [M], counted from 1.
-        """
-        at = targets.flatten().nonzero().squeeze(1)  # [M]
-        states = hidden.flatten(0, 1).index_select(0, at)
-        wanted = targets.flatten()[at]
-        if self.rows is not None and self.number is not None:
-            item_matrix, wanted = item_matrix.index_select(0, self.rows), self.number[wanted]
-        return states, item_matrix, wanted
+def _problems(options: dict[str, Any]) -> list[str]:
+    choices = {"candidates": get_args(Candidates), "sampling": get_args(Sampling)}
+    return [
+        *at_least(1, negatives=options.get("negatives")),
+        *within(0, 1, "0 is plain binary cross-entropy", calibration=options.get("calibration")),
+        *(
+            line
+            for name, known in choices.items()
+            if name in options
+            for line in one_of(known, **{name: options[name]})
+        ),
+    ]

@@ -128,7 +128,7 @@ def load_teacher(planned: Plan, run: RunFolder, digests: Mapping[str, str]) -> T
             "or events that this run is tested on; use the teacher's data and split, or train the "
             "teacher on these"
         )
-    if student.causal != planned.objective.supervision.causal:
+    if student.causal != planned.objective.task.causal:
         raise RunError(
             f"{given.path}: its networks are {'causal' if student.causal else 'bidirectional'} and "
             "the student's are not, so they see other sequences; use the teacher's backbone kind"

@@ -73,7 +73,7 @@ def build_step(
     student = spec.build(teachers, present, seed=planned.recipe.seed)
     objective = planned.objective.build(
         train_counts=torch.from_numpy(data.split.train_counts()),
-        modalities=tuple(teachers),
+        distiller=distiller,
         members=len(student.members),
         width=planned.width,
         vocabulary=vocabulary,

@@ -154,7 +154,7 @@ def _train(
         step.student,
         step.objective,
         data,
-        task=planned.objective.supervision,
+        task=planned.objective.task,
         distiller=distiller,
         folder=folder,
         asynchronous=planned.asynchronous,

@@ -107,7 +107,7 @@ def recipe(tmp_path: Path) -> Path:
     path.write_text(
         "name: mine\ndata: {root: ., items: {}, interactions: {}, split: leave_one_out}\n"
         "encoders: {text: hashed-text}\nstudent: {backbone: sasrec, score_with: id}\n"
-        "objective: {recommendation: next_item}\n"
+        "task: next_item\nobjective: {recommendation: softmax}\n"
     )
     return path
 

@@ -43,8 +43,8 @@ def test_values_of_the_recipe_reach_the_parts() -> None:
     assert found.distiller is not None
     assert found.distiller["seed"] == 9 and found.distiller["codes"] == 7
     assert found.objective.correlation is not None
-    assert found.objective.correlation["codes"] == 7 and found.objective.correlation["width"] == 48
-    assert found.objective.weights == {"holistic_weight": 0.4, "dissected_weight": 0.05}
+    weights = {"holistic_weight": 0.4, "dissected_weight": 0.05}
+    assert found.objective.correlation == {**weights, "temperature": 1.5}
     assert found.evaluator.batch_size == 512
     assert found.allow_random_weights is False
 
@@ -91,21 +91,21 @@ def test_all_mistakes_are_told_together_with_what_was_meant() -> None:
             "got next_item, wanted masked_item: backbone bert4rec is bidirectional",
         ),
         (
-            ["objective.recommendation=masked_item"],
+            ["task=masked_item"],
             "got masked_item, wanted next_item: backbone sasrec is causal",
         ),
     ],
 )
-def test_an_objective_of_the_other_direction_is_refused(overrides: list[str], wanted: str) -> None:
-    assert problems(overrides) == [f"objective.recommendation.kind: {wanted}"]
+def test_a_task_of_the_other_direction_is_refused(overrides: list[str], wanted: str) -> None:
+    assert problems(overrides) == [f"task.kind: {wanted}"]
 
 
 def test_a_bidirectional_backbone_with_masked_items_is_planned() -> None:
     found = planned(
         "student.backbone={kind: bert4rec, layers: 1, heads: 2}",
-        "objective.recommendation={kind: masked_item, mask_ratio: 0.3}",
+        "task={kind: masked_item, mask_ratio: 0.3}",
     )
-    assert not found.objective.supervision.causal
+    assert not found.objective.task.causal
 
 
 def test_correlation_without_encoders_is_refused() -> None:
@@ -133,13 +133,19 @@ def test_facets_that_do_not_divide_the_teacher_are_refused() -> None:
     [
         ("training.epochs=0", "training: epochs: got 0, wanted at least 1"),
         ("asynchronous.gamma=1", "asynchronous: gamma: got 1.0, wanted more than 1"),
-        ("objective.recommendation.negatives=5", "objective.recommendation: loss softmax has no"),
+        (
+            "objective.recommendation.negatives=5",
+            "objective.recommendation.negatives: unknown; known",
+        ),
         ("cache.allow_random_weights=1", "cache.allow_random_weights: wanted true or false"),
         ("student.backbone=sasrek", "student.backbone.kind: backbone 'sasrek': unknown; did you"),
         ("asynchronous=rampp", "asynchronous.kind: unknown; did you mean ramp?"),
         ("distiller.seed=3", "distiller.seed: set by the program itself; remove it"),
         ("training.select_metric=NDCG@7", "training.select_metric: got NDCG@7, wanted one of HR@5"),
-        ("objective.correlation.temperature=0", "objective.correlation: temperature must be"),
+        (
+            "objective.correlation.temperature=0",
+            "objective.correlation: temperature: got 0.0, wanted",
+        ),
         ("student.embedding.fusion=gates", "student.embedding.fusion: got 'gates', wanted one of"),
         ("evaluation.ks=[0]", "evaluation: ks: got 0, wanted at least 1"),
         ("evaluation.resamples=0", "evaluation: resamples: got 0, wanted at least 1"),
@@ -169,15 +175,15 @@ def test_facets_that_do_not_divide_the_teacher_are_refused() -> None:
         ("student.backbone={kind: gru4rec, hidden: 0}", "student.backbone: hidden: got 0, wanted"),
         ("student.backbone={kind: gru4rec, dropout: 1}", "student.backbone: dropout: got 1.0"),
         (
-            "objective.recommendation={kind: next_item, loss: gbce, negatives: 0}",
+            "objective.recommendation={kind: gbce, negatives: 0}",
             "objective.recommendation: negatives: got 0, wanted at least 1",
         ),
         (
-            "objective.recommendation={kind: next_item, loss: gbce, calibration: 1.1}",
+            "objective.recommendation={kind: gbce, calibration: 1.1}",
             "objective.recommendation: calibration: got 1.1, wanted 0 to 1",
         ),
-        ("objective.correlation.hidden=-1", "objective.correlation: hidden must be at least 1"),
-        ("objective.correlation.hidden=0", "objective.correlation: hidden must be at least 1"),
+        ("objective.correlation.hidden=-1", "objective.correlation: hidden: got"),
+        ("objective.correlation.hidden=0", "objective.correlation: hidden: got"),
         (
             "objective.correlation.holistic_weight=-1",
             "objective.correlation: holistic_weight: got -1.0, wanted 0 or more",

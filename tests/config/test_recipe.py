@@ -19,8 +19,9 @@ student:
   embedding: {width: 64}
   backbone: {kind: sasrec, layers: 2, heads: 4}
   score_with: fused
+task: next_item
 objective:
-  recommendation: {kind: next_item, loss: softmax}
+  recommendation: softmax
 training: {lr: 1e-3, epochs: 10}
 evaluation: {ks: [5, 10]}
 """

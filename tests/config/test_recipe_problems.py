@@ -17,8 +17,9 @@ data:
 student:
   backbone: {kind: sasrec, layers: 2}
   score_with: fused
+task: next_item
 objective:
-  recommendation: next_item
+  recommendation: softmax
 """
 
 
@@ -101,7 +102,7 @@ def test_missing_sections_are_reported_each() -> None:
     path = write("empty", "name: empty\n")
     assert problems("empty") == [
         f"{path}: {section}: required, but not given"
-        for section in ("data", "student", "objective")
+        for section in ("data", "student", "task", "objective")
     ]
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mmkd.data import SequenceSplit
-from mmkd.data.batches import BatchStream, TrainingWindows, seeded_generator
+from mmkd.data.batches import BatchStream, TrainingWindows, batch_stream, seeded_generator
 from mmkd.data.splits import Cases
-from mmkd.data.tasks import Batch, cloze_batch, next_item_batch
+from mmkd.data.tasks import TASKS, Batch, MaskedItem, NextItem
 from mmkd.errors import DataError
 
 LENGTHS = (2, 3, 4, 7, 8, 9, 12, 20, 1, 0)  # of the users' training events
@@ -101,7 +101,7 @@ def test_every_event_but_a_users_first_is_a_next_item_target_once() -> None:
     windows = TrainingWindows(split, max_length=L, overlap=1)
     targets: list[int] = []
     for ids in windows.epoch(batch_size=3, generator=seeded_generator(1)):
-        batch = next_item_batch(windows.sequences(ids))
+        batch = NextItem().batch(windows.sequences(ids), item_count=split.item_count)
         targets += batch.targets[batch.targets > 0].tolist()
     assert sorted(targets) == sorted(e for own in training_events(split) for e in own[1:])
 
@@ -111,11 +111,8 @@ def test_every_event_is_in_one_cloze_window() -> None:
     windows = TrainingWindows(split, max_length=L, overlap=0)
     events: list[int] = []
     for ids in windows.epoch(batch_size=3, generator=seeded_generator(1)):
-        batch = cloze_batch(
-            windows.sequences(ids),
-            item_count=split.item_count,
-            generator=seeded_generator(2),
-            mask_ratio=1.0,
+        batch = MaskedItem(mask_ratio=1.0).batch(
+            windows.sequences(ids), item_count=split.item_count, generator=seeded_generator(2)
         )
         events += batch.targets[batch.targets > 0].tolist()
     assert sorted(events) == sorted(e for own in training_events(split) for e in own)
@@ -166,7 +163,7 @@ def test_batches_hold_little_padding() -> None:
 def test_next_item_batch_is_that_of_a_naive_loop() -> None:
     windows = TrainingWindows(split_of(), max_length=L, overlap=1)
     sequences = windows.sequences(torch.arange(len(windows)))
-    batch = next_item_batch(sequences)
+    batch = NextItem().batch(sequences, item_count=1000)
     supervised = [list(pairwise(row)) for row in rows_of(sequences)]
     found = [
         [(i, t) for i, t in zip(items, targets, strict=True) if t]
@@ -181,13 +178,8 @@ def test_next_item_batch_is_that_of_a_naive_loop() -> None:
 
 
 def clozes(sequences: Tensor, **options: Any) -> Batch:
-    return cloze_batch(
-        sequences,
-        item_count=1000,
-        generator=seeded_generator(5),
-        views=int(options.pop("views", 1)),
-        **options,
-    )
+    task = MaskedItem(**options)
+    return task.batch(sequences, item_count=1000, generator=seeded_generator(5))
 
 
 def many_sequences(rows: int = 4000, length: int = 12) -> Tensor:
@@ -245,10 +237,9 @@ def test_shares_of_chosen_masked_random_and_kept() -> None:
 
 def test_a_clean_view_comes_first_and_asks_nothing() -> None:
     sequences = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])
-    masked, both = (
-        cloze_batch(sequences, item_count=9, generator=seeded_generator(1), views=3, clean=clean)
-        for clean in (False, True)
-    )
+    masked = MaskedItem(views=3).batch(sequences, item_count=9, generator=seeded_generator(1))
+    both = masked.with_clean_view()
+    assert both.with_clean_view() is both and both.supervised_views == 3
     assert not masked.clean and both.clean
     assert torch.equal(both.views[0], sequences) and not both.targets[0].any()
     assert torch.equal(both.views[1:], masked.views)
@@ -274,47 +265,47 @@ def test_last_only_masks_the_last_event_as_inference_does() -> None:
 
 
 def stream_of(
-    supervision: str = "masked_item", *, seed: int = 7, rank: int = 0, world_size: int = 1
+    task: str = "masked_item", *, seed: int = 7, rank: int = 0, world_size: int = 1
 ) -> BatchStream:
-    cloze = supervision == "masked_item"
-    return BatchStream(
-        TrainingWindows(split_of(tuple(range(2, 40))), max_length=L, overlap=0 if cloze else 1),
-        supervision="masked_item" if cloze else "next_item",
+    return batch_stream(
+        split_of(tuple(range(2, 40))),
+        TASKS[task](views=2),
+        max_length=L if task == "next_item" else L + 1,
         batch_size=8,
         seed=seed,
         rank=rank,
         world_size=world_size,
-        views=2,
+        clean=True,
     )
 
 
-@pytest.mark.parametrize("supervision", ["next_item", "masked_item"])
-def test_a_batch_is_a_function_of_seed_epoch_and_step(supervision: str) -> None:
-    used = stream_of(supervision)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_batch_is_a_function_of_seed_epoch_and_step(task: str) -> None:
+    used = stream_of(task)
     first = list(used.epoch(0))
     torch.manual_seed(99)  # the global state plays no part
-    again = list(stream_of(supervision).epoch(0))
+    again = list(stream_of(task).epoch(0))
     assert len(first) == len(used) == len(again)
     assert all(same_batch(a, b) for a, b in zip(first, again, strict=True))
-    for other in (used.epoch(1), stream_of(supervision, seed=8).epoch(0)):
+    for other in (used.epoch(1), stream_of(task, seed=8).epoch(0)):
         assert not all(
             a.items.shape == b.items.shape and same_batch(a, b)
             for a, b in zip(first, other, strict=True)
         )
 
 
-@pytest.mark.parametrize("supervision", ["next_item", "masked_item"])
-def test_first_step_continues_exactly(supervision: str) -> None:
-    whole = list(stream_of(supervision).epoch(3))
-    rest = list(stream_of(supervision).epoch(3, first_step=5))
+@pytest.mark.parametrize("task", TASKS)
+def test_first_step_continues_exactly(task: str) -> None:
+    whole = list(stream_of(task).epoch(3))
+    rest = list(stream_of(task).epoch(3, first_step=5))
     assert len(rest) == len(whole) - 5
     assert all(same_batch(a, b) for a, b in zip(whole[5:], rest, strict=True))
 
 
-@pytest.mark.parametrize("supervision", ["next_item", "masked_item"])
-def test_the_ranks_rows_make_up_the_single_process_batch(supervision: str) -> None:
-    alone = list(stream_of(supervision).epoch(2))
-    ranks = [list(stream_of(supervision, rank=r, world_size=3).epoch(2)) for r in range(3)]
+@pytest.mark.parametrize("task", TASKS)
+def test_the_ranks_rows_make_up_the_single_process_batch(task: str) -> None:
+    alone = list(stream_of(task).epoch(2))
+    ranks = [list(stream_of(task, rank=r, world_size=3).epoch(2)) for r in range(3)]
     for whole, *parts in zip(alone, *ranks, strict=True):
         if len(whole.items) < 3:
             assert all(len(part.items) == 1 for part in parts)
@@ -327,18 +318,16 @@ def test_the_ranks_rows_make_up_the_single_process_batch(supervision: str) -> No
 def test_every_process_has_a_row_of_a_batch_that_is_too_small() -> None:
     windows = TrainingWindows(split_of((5, 5)), max_length=8, overlap=1)
     for rank in range(3):
-        stream = BatchStream(
-            windows, supervision="next_item", batch_size=8, seed=0, rank=rank, world_size=3
-        )
+        stream = BatchStream(windows, NextItem(), batch_size=8, seed=0, rank=rank, world_size=3)
         assert [len(batch.items) for batch in stream.epoch(0)] == [1]
 
 
-@pytest.mark.parametrize("supervision", ["next_item", "masked_item"])
-def test_nobodys_held_out_event_appears(supervision: str) -> None:
+@pytest.mark.parametrize("task", TASKS)
+def test_nobodys_held_out_event_appears(task: str) -> None:
     split = split_of(tuple(range(2, 40)))
     held_out = set(split.target_items(split.valid)) | set(split.target_items(split.test))
     shown: set[int] = set()
-    for batch in stream_of(supervision).epoch(0):
+    for batch in stream_of(task).epoch(0):
         # a random item of the cloze may be any; the targets and the sequences may not
         shown |= set(batch.items.flatten().tolist()) | set(batch.targets.flatten().tolist())
     assert shown - {0} == {e for own in training_events(split) for e in own}

@@ -1,11 +1,13 @@
-"""Augmented views: what each kind may do to a sequence, and nothing else."""
+"""Tasks: what each kind of view may do to a sequence, what is asked, and what is refused."""
+
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from mmkd.data.batches import seeded_generator
-from mmkd.data.tasks import Augmentation, augmented_views, next_item_batch
+from mmkd.data.tasks import TASKS, MaskedItem, NextItem
 
 ITEMS, L, VIEWS = 30, 10, 200
 MASK = ITEMS + 1
@@ -23,10 +25,10 @@ def sequences() -> Tensor:
 def views_of(**shares: float) -> tuple[Tensor, list[list[list[int]]]]:
     """The sequences, and their views row by row without the padding, which must be on the left."""
     made = sequences()
-    kinds = {"crop": 0.0, "mask": 0.0, "reorder": 0.0} | shares
-    found = augmented_views(
-        made, Augmentation(views=VIEWS, **kinds), item_count=ITEMS, generator=seeded_generator(3)
-    )
+    kinds: dict[str, Any] = {"crop": 0.0, "mask": 0.0, "reorder": 0.0} | shares
+    events = torch.nn.functional.pad(made, (0, 1), value=1)  # the last is only a target
+    task = NextItem(views=VIEWS, **kinds)
+    found = task.batch(events, item_count=ITEMS, generator=seeded_generator(3)).views[1:]
     assert found.shape == (VIEWS, len(LENGTHS), L)
     rows = []
     for view in found.tolist():
@@ -83,20 +85,51 @@ def test_kinds_mix_within_a_batch_and_every_view_is_drawn_alone() -> None:
 
 def test_a_next_item_batch_learns_from_the_sequence_and_not_from_its_views() -> None:
     events = torch.tensor([[0, 0, 1, 2, 3], [4, 5, 6, 7, 8]])
-    plain = next_item_batch(events)
-    batch = next_item_batch(
-        events, augmentation=Augmentation(views=4), item_count=9, generator=seeded_generator(0)
-    )
+    plain = NextItem().batch(events, item_count=9)
+    batch = NextItem(views=4).batch(events, item_count=9, generator=seeded_generator(0))
     assert batch.clean and plain.clean
     assert torch.equal(batch.views[:1], plain.views) and torch.equal(batch.views[0], batch.items)
     assert torch.equal(batch.targets[:1], plain.targets) and not batch.targets[1:].any()
-    assert batch.views.shape == (5, 2, 4)
+    assert batch.views.shape == (5, 2, 4) and batch.supervised_views == 1
 
 
 def test_bad_numbers_are_told_together() -> None:
-    with pytest.raises(ValueError, match=r"crop: got 1\.5.*\n.*mask: got -1"):
-        Augmentation(views=1, crop=1.5, mask=-1)
-    with pytest.raises(ValueError, match=r"views: got -1, wanted 0 or more"):
-        Augmentation(views=-1)
+    with pytest.raises(ValueError, match=r"^crop: got 1\.5, wanted 0 to 1.*\n.*mask: got -1"):
+        NextItem(views=1, crop=1.5, mask=-1)
+    with pytest.raises(ValueError, match=r"views: got -1, wanted at least 0; 0 makes none"):
+        NextItem(views=-1)
     with pytest.raises(ValueError, match=r"all 0, so the views would not differ"):
-        Augmentation(views=2, crop=0, mask=0, reorder=0)
+        NextItem(views=2, crop=0, mask=0, reorder=0)
+    with pytest.raises(ValueError, match=r"views: got 0, wanted at least 1"):
+        MaskedItem(views=0)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_windows_slide_by_one_event_at_least(kind: str) -> None:
+    assert TASKS[kind](window_step=3).window_step == 3
+    with pytest.raises(ValueError, match=r"window_step: got 0, wanted at least 1; null cuts"):
+        TASKS[kind](window_step=0)
+
+
+def test_a_check_judges_only_what_it_is_told() -> None:
+    assert NextItem.check() == MaskedItem.check() == []
+    assert NextItem.check(views=2, crop=0, mask=0) == []
+    assert len(NextItem.check(views=2, crop=0, mask=0, reorder=0)) == 1
+
+
+@pytest.mark.parametrize("option", ["mask_ratio", "last_only"])
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_outside_0_to_1_is_refused(option: str, share: float) -> None:
+    with pytest.raises(ValueError, match=f"{option}: got {share}, wanted 0 to 1; it is a share"):
+        TASKS["masked_item"](**{option: share})
+
+
+def test_only_masked_item_is_for_bidirectional_networks() -> None:
+    causal = {kind: TASKS[kind]().causal for kind in TASKS}
+    assert causal == {"next_item": True, "masked_item": False}
+
+
+def test_without_contrast_only_unsupervised_views_go() -> None:
+    assert NextItem(views=3, crop=0.5).without_contrast() == NextItem(crop=0.5)
+    masked = MaskedItem(views=3)
+    assert masked.without_contrast() == masked and masked.supervised_views == 3

@@ -99,7 +99,7 @@ def test_a_terminated_process_commits_and_says_how_to_go_on(tmp_path: Path) -> N
         f"data: {{root: {tmp_path}, items: {{path: items.csv, text: '{{text}}'}}, "
         "interactions: {path: events.csv}, split: leave_one_out}\n"
         "student: {backbone: sasrec, score_with: fused}\n"
-        "objective: {recommendation: next_item}\n"
+        "task: next_item\nobjective: {recommendation: softmax}\n"
         f"encoders: {{text: {tmp_path / 'slow.yaml'}}}\n"
         f"cache: {{folder: {tmp_path / 'cache'}}}\nembed: {{batch_size: 1}}\n"
     )

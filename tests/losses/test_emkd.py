@@ -10,15 +10,14 @@ from torch import Tensor
 
 from mmkd.data.batches import seeded_generator
 from mmkd.data.items import AttributeVocabulary, ItemTable
-from mmkd.data.tasks import Batch, cloze_batch
+from mmkd.data.tasks import Batch, MaskedItem
 from mmkd.errors import DataError
-from mmkd.losses import mutual as module
 from mmkd.losses.attributes import AttributeLoss, attribute_loss
 from mmkd.losses.compression import CompressionLoss, soft_target_kl
 from mmkd.losses.contrastive import ContrastiveLoss
-from mmkd.losses.mutual import MutualLoss, joint_softmax, mutual_kl
+from mmkd.losses.mutual import MutualLoss, joint_softmax
 from mmkd.losses.objective import Objective
-from mmkd.losses.recommendation import RecommendationLoss, SoftmaxLoss
+from mmkd.losses.recommendation import Softmax
 from mmkd.student import StudentOutput
 
 N, B, L, D, ITEMS = 3, 4, 5, 6, 12
@@ -34,14 +33,9 @@ def leaves(*shape: int, count: int = N, seed: int = 0) -> list[Tensor]:
 
 
 def batch(views: int = 3) -> Batch:
-    return cloze_batch(
-        torch.tensor(SEQUENCES),
-        item_count=ITEMS,
-        generator=seeded_generator(2),
-        views=views,
-        mask_ratio=0.4,
-        clean=True,
-    )
+    task = MaskedItem(views=views, mask_ratio=0.4)
+    made = task.batch(torch.tensor(SEQUENCES), item_count=ITEMS, generator=seeded_generator(2))
+    return made.with_clean_view()
 
 
 def labels() -> Tensor:
@@ -62,15 +56,19 @@ def same_gradients(ours: Tensor, naive: Tensor, inputs: Sequence[Tensor]) -> Non
 # contrast
 
 
-@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("weights", [{}, {"intra_weight": 0}, {"cross_weight": 0}])
 @pytest.mark.parametrize("tau", [1.0, 0.3])
-def test_contrast_is_the_formula(exact: bool, tau: float) -> None:
+def test_contrast_is_the_formula(weights: dict[str, float], tau: float) -> None:
     hidden, views = leaves(4, B, L, D), batch().views
-    found = ContrastiveLoss(temperature=tau, exact_reference=exact)(hidden, views)
-    each = [[emkd.contrast(hidden, views, x, y, tau, exact) for y in range(N)] for x in range(N)]
-    same_gradients(found.intra, sum((each[n][n] for n in range(N)), torch.zeros(())), hidden)
-    cross = [each[x][y] for x in range(N) for y in range(N) if x != y]
-    same_gradients(found.cross, torch.stack(cross).sum(), hidden)
+    found = ContrastiveLoss(temperature=tau, **weights)(hidden, views)
+    each = [[emkd.contrast(hidden, views, x, y, tau) for y in range(N)] for x in range(N)]
+    naive = {
+        "intra": torch.stack([each[n][n] for n in range(N)]).sum(),
+        "cross": torch.stack([each[x][y] for x in range(N) for y in range(N) if x != y]).sum(),
+    }
+    assert found.keys() == {name for name in naive if weights.get(f"{name}_weight") != 0}
+    for name, value in found.items():
+        same_gradients(value, naive[name], hidden)
 
 
 def test_padding_and_the_order_of_the_batch_change_no_contrast() -> None:
@@ -82,41 +80,34 @@ def test_padding_and_the_order_of_the_batch_change_no_contrast() -> None:
     order = torch.tensor([2, 0, 3, 1])
     shuffled = loss([h[:, order] for h in hidden], views[:, order])
     for other in (padded, shuffled):
-        torch.testing.assert_close(other.intra, wanted.intra)
-        torch.testing.assert_close(other.cross, wanted.cross)
+        torch.testing.assert_close(other, wanted)
 
 
 def test_a_sequence_alone_in_its_batch_has_no_contrast_and_no_nan() -> None:
     hidden = leaves(4, 1, L, D)
     found = ContrastiveLoss()(hidden, batch().views[:, :1])
-    assert found.intra == found.cross == 0
-    assert all(not g.any() for g in torch.autograd.grad(found.intra + found.cross, hidden))
+    assert found["intra"] == found["cross"] == 0
+    assert all(not g.any() for g in torch.autograd.grad(found["intra"] + found["cross"], hidden))
 
 
 # mutual
 
 
+@pytest.mark.parametrize("networks", [1, 3])
+def test_one_network_and_equal_networks_have_nothing_to_tell(networks: int) -> None:
+    (states,), (matrix,) = leaves(7, D, count=1), leaves(ITEMS, D, count=1)
+    loss = MutualLoss(temperature=0.5)
+    _, _, found = loss([states] * networks, [matrix] * networks, torch.arange(1, 8))
+    torch.testing.assert_close(found, torch.zeros((), dtype=torch.float64))
+
+
 @pytest.mark.parametrize("tau", [1.0, 0.3])
 @pytest.mark.parametrize("networks", [2, 3])
-def test_mutual_kl_is_the_symmetric_kl_of_every_pair(tau: float, networks: int) -> None:
-    logits = leaves(7, ITEMS, count=networks)
-    naive = emkd.mutual(logits, tau)
-    torch.testing.assert_close(mutual_kl(torch.stack(logits), tau), naive)
-    same_gradients(mutual_kl(torch.stack(logits), tau).sum(), naive.sum(), logits)
-
-
-def test_one_network_and_equal_networks_have_nothing_to_tell() -> None:
-    one = torch.stack(leaves(7, ITEMS, count=1))
-    torch.testing.assert_close(mutual_kl(one, 1.0), torch.zeros(7, dtype=torch.float64))
-    torch.testing.assert_close(mutual_kl(one.expand(3, -1, -1), 0.5), torch.zeros(7).double())
-
-
-@pytest.mark.parametrize("tau", [1.0, 0.3])
 def test_joint_softmax_in_chunks_is_both_losses_and_their_gradients(
-    tau: float, monkeypatch: pytest.MonkeyPatch
+    tau: float, networks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_CPU_LOGITS", 16 * N * ITEMS)  # 16 positions a chunk
-    states, matrices = leaves(37, D), leaves(ITEMS, D, seed=1)
+    monkeypatch.setattr("mmkd.losses.recommendation._CPU_LOGITS", 1)  # 16 positions a chunk
+    states, matrices = leaves(37, D, count=networks), leaves(ITEMS, D, count=networks, seed=1)
     column = torch.arange(37) % ITEMS
     total, ce, kd = joint_softmax(states, matrices, column, temperature=tau, weight=0.7)
     logits = [h @ m.mT for h, m in zip(states, matrices, strict=True)]
@@ -124,13 +115,13 @@ def test_joint_softmax_in_chunks_is_both_losses_and_their_gradients(
         torch.stack(
             [emkd.cross_entropy(z[m], int(column[m])) for z in logits for m in range(37)]
         ).sum()
-        / N
+        / networks
     )
     naive_kd = emkd.mutual(logits, tau).sum()
     assert not ce.requires_grad and not kd.requires_grad
     torch.testing.assert_close(ce, naive_ce.detach())
     torch.testing.assert_close(kd, naive_kd.detach())
-    same_gradients(total, naive_ce + 0.7 * naive_kd / N, [*states, *matrices])
+    same_gradients(total, naive_ce + 0.7 * naive_kd / networks, [*states, *matrices])
 
 
 # attributes
@@ -147,7 +138,7 @@ def test_attribute_loss_is_the_cross_entropy_of_a_multi_hot() -> None:
 def test_attributes_count_where_an_item_has_some() -> None:
     loss = AttributeLoss(width=D, count=4, labels=labels(), members=N).double()
     hidden, items = leaves(B, L, D), torch.tensor(SEQUENCES)
-    found = loss(hidden, items, torch.zeros_like(items))
+    found = loss(hidden, items)
     places = [(b, i) for b, i in items.nonzero().tolist() if LABELS[items[b, i]]]
     naive = []
     for states, head in zip(hidden, loss.heads, strict=True):
@@ -157,7 +148,7 @@ def test_attributes_count_where_an_item_has_some() -> None:
     same_gradients(found, torch.stack(naive).sum(), hidden)
     more = [torch.cat([torch.full((B, 3, D), 5.0), h], 1) for h in hidden]
     padded = torch.nn.functional.pad(items, (3, 0))
-    torch.testing.assert_close(loss(more, padded, torch.zeros_like(padded)), found)
+    torch.testing.assert_close(loss(more, padded), found)
 
 
 def test_a_vocabulary_numbers_the_labels_of_a_catalogue() -> None:
@@ -182,7 +173,7 @@ def test_a_vocabulary_numbers_the_labels_of_a_catalogue() -> None:
 def test_compression_is_the_kl_from_the_ensemble(
     inference: str, tau: float, positions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmkd.losses.compression._CPU_LOGITS", 1)  # chunks of 16 positions
+    monkeypatch.setattr("mmkd.losses.recommendation._CPU_LOGITS", 1)  # chunks of 16 positions
     monkeypatch.setattr("mmkd.losses.compression._STATES", 16)
     states, matrix = leaves(positions, D, count=1)[0], leaves(ITEMS, D, count=1, seed=3)[0]
     teachers, matrices = leaves(positions, 4, seed=4), leaves(ITEMS, 4, seed=5)
@@ -199,54 +190,56 @@ def test_compression_is_the_kl_from_the_ensemble(
     same_gradients(found, naive, [states, matrix])
     loss = CompressionLoss(temperature=tau)
     whole = loss(states, matrix, teachers, matrices, inference)
-    torch.testing.assert_close(whole.prediction, tau**2 * naive / positions)
+    torch.testing.assert_close(whole["compression"], tau**2 * naive / positions)
     every = 1 if positions == 9 else 3  # 14 of 41 positions, both sides'
     apart = emkd.states_apart(states[::every], [h[::every] for h in teachers])
-    torch.testing.assert_close(whole.states, apart)
+    torch.testing.assert_close(whole["compression.states"], apart)
 
 
 def test_a_network_that_is_the_ensemble_loses_nothing() -> None:
     (states,), (matrix,) = leaves(9, D, count=1), leaves(ITEMS, D, count=1, seed=3)
     found = CompressionLoss()(states, matrix, [states] * 2, [matrix] * 2, "logits")
-    torch.testing.assert_close(found.prediction, torch.zeros((), dtype=torch.float64))
-    torch.testing.assert_close(found.states, torch.zeros((), dtype=torch.float64))
+    for value in found.values():
+        torch.testing.assert_close(value, torch.zeros((), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["weight", "states_weight"])
+def test_a_half_of_weight_0_is_not_computed(name: str) -> None:
+    (states,), (matrix,) = leaves(9, D, count=1), leaves(ITEMS, D, count=1, seed=3)
+    found = CompressionLoss(**{name: 0})(states, matrix, [states], [matrix], "logits")
+    assert len(found) == 1 and found.keys() == CompressionLoss(**{name: 0}).weights.keys()
 
 
 # the whole
 
 
-def test_the_exact_mode_is_the_public_codes_loss() -> None:
+def test_the_whole_is_emkds_total_by_networks_and_views() -> None:
     seen, shape = batch(), (4, B, L)
     hidden, matrices = leaves(4 * B, L, D), leaves(ITEMS, D, seed=1)
     loss = Objective(
-        RecommendationLoss(SoftmaxLoss()),
-        attributes=AttributeLoss(
-            width=D, count=4, labels=labels(), members=N, exact_reference=True
-        ),
-        contrastive=ContrastiveLoss(
-            intra_weight=0.2, cross_weight=0.1, temperature=0.3, exact_reference=True
-        ),
-        mutual=MutualLoss(weight=0.4, temperature=0.3),
-        views=3,
-        exact_reference=True,
+        Softmax(),
+        attributes=AttributeLoss(width=D, count=4, labels=labels(), members=N, weight=0.3),
+        contrastive=ContrastiveLoss(intra_weight=0.2, cross_weight=0.1, temperature=0.3),
+        mutual=MutualLoss(weight=0.4, temperature=0.5),
     ).double()
-    assert loss.attributes is not None
+    assert loss.attributes is not None and loss.clean
     outputs = [
         StudentOutput(hidden=h, modality={}, item_matrix=m)
         for h, m in zip(hidden, matrices, strict=True)
     ]
-    naive = emkd.total(
-        [h.view(*shape, D) for h in hidden],
-        matrices,
-        [(head.weight, head.bias) for head in loss.attributes.heads],  # type: ignore[misc]
-        items=seen.items,
-        views=seen.views,
-        targets=seen.targets,
-        labels=LABELS,
-        weights=(0.2, 0.1, 0.4),
-        tau=0.3,
-    )
-    same_gradients(loss(outputs, seen, {}).total * N * 3, naive, [*hidden, *matrices])
+    found = loss(outputs, seen, {})
+    asked = seen.targets.flatten(0, 1)
+    logits = [h[asked > 0] @ m.mT for h, m in zip(hidden, matrices, strict=True)]
+    target = asked[asked > 0].tolist()
+    ce = [emkd.cross_entropy(z[m], t - 1) for z in logits for m, t in enumerate(target)]
+    views = [h.view(*shape, D) for h in hidden]
+    each = [[emkd.contrast(views, seen.views, x, y, 0.3) for y in range(N)] for x in range(N)]
+    intra = torch.stack([each[n][n] for n in range(N)]).sum()
+    total = torch.stack(ce).mean() + 0.4 * emkd.mutual(logits, 0.5).mean() / N
+    total = total + 0.3 * loss.attributes([v[0] for v in views], seen.items) / (N * 3)
+    total = total + 0.2 * intra / (N * 3)
+    total = total + 0.1 * (torch.stack([e for row in each for e in row]).sum() - intra) / (N * 3)
+    same_gradients(found.total, total, [*hidden, *matrices])
 
 
 def test_what_is_out_of_range_is_refused() -> None:
@@ -258,5 +251,5 @@ def test_what_is_out_of_range_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"weight: got -1, wanted 0 or more"):
             build()
-    with pytest.raises(ValueError, match=r"temperature: got 0, wanted more than 0"):
+    with pytest.raises(ValueError, match=r"temperature: got 0, wanted a number above 0; such as"):
         MutualLoss(temperature=0)

@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmkd.data.tasks import Batch, next_item_batch
+from mmkd.data.tasks import Batch, NextItem
 from mmkd.distiller import CorrelationTargets
+from mmkd.losses.compression import CompressionLoss
+from mmkd.losses.contrastive import ContrastiveLoss
 from mmkd.losses.correlation import CorrelationLoss
+from mmkd.losses.mutual import MutualLoss
 from mmkd.losses.objective import Objective
-from mmkd.losses.recommendation import RecommendationLoss, SoftmaxLoss
+from mmkd.losses.recommendation import GBCE, Softmax
 from mmkd.student import StudentOutput
 
 ITEMS, WIDTH, CODES = 8, 6, 3
@@ -16,7 +19,8 @@ NAMES = ("text", "image")
 
 
 def batch() -> Batch:
-    return next_item_batch(torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]]))
+    events = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])
+    return NextItem().batch(events, item_count=ITEMS)
 
 
 def output(seed: int = 0) -> StudentOutput:
@@ -49,21 +53,26 @@ def targets() -> dict[str, CorrelationTargets]:
 def objective(holistic: float = 0.7, dissected: float = 0.3) -> Objective:
     torch.manual_seed(4)
     return Objective(
-        RecommendationLoss(SoftmaxLoss()),
-        correlation={name: CorrelationLoss(width=WIDTH, codes=CODES) for name in NAMES},
-        holistic_weight=holistic,
-        dissected_weight=dissected,
+        Softmax(),
+        correlation={
+            name: CorrelationLoss(
+                width=WIDTH, codes=CODES, holistic_weight=holistic, dissected_weight=dissected
+            )
+            for name in NAMES
+        },
     )
 
 
 def test_total_is_the_weighted_sum_of_the_parts() -> None:
     found, out = objective()([output()], batch(), targets()), output()
-    alone = RecommendationLoss(SoftmaxLoss())(out.hidden, out.item_matrix, batch().targets[0])
+    asked = batch().targets[0]
+    states, target = out.hidden[asked > 0], asked[asked > 0]
+    alone = Softmax()(states, out.item_matrix, target) / len(target)
     wanted = {"recommendation": alone}
     losses = objective().correlation
     for name in NAMES:
         parts = losses[name](out.modality[name], batch().items, targets()[name])
-        wanted |= {f"holistic.{name}": parts.holistic, f"dissected.{name}": parts.dissected}
+        wanted |= {f"{part}.{name}": value for part, value in parts.items()}
     assert found.parts.keys() == wanted.keys()
     for name, value in wanted.items():
         torch.testing.assert_close(found.parts[name], value.detach())
@@ -88,7 +97,7 @@ def test_several_networks_give_the_mean_of_their_losses() -> None:
 
 
 def test_without_correlation_only_recommendation_counts() -> None:
-    found = Objective(RecommendationLoss(SoftmaxLoss()))([output()], batch(), {})
+    found = Objective(Softmax())([output()], batch(), {})
     assert list(found.parts) == ["recommendation"]
     torch.testing.assert_close(found.total.detach(), found.parts["recommendation"])
 
@@ -109,11 +118,35 @@ def test_the_gradient_reaches_states_matrix_tables_and_heads() -> None:
     assert table.any(-1).nonzero().flatten().tolist() == [1, 2, 4, 5, 6]
 
 
-def test_a_weight_of_zero_takes_its_term_out_of_the_gradient() -> None:
+def test_a_weight_of_zero_takes_its_term_out() -> None:
     out = output()
-    objective(holistic=0.0, dissected=0.0)([out], batch(), targets()).total.backward()
-    for table in out.modality.values():
-        assert table.grad is None or not table.grad.any()
+    nothing = objective(holistic=0.0, dissected=0.0)
+    found = nothing([out], batch(), targets())
+    found.total.backward()
+    assert list(found.parts) == ["recommendation"] and not list(nothing.parameters())
+    assert all(table.grad is None for table in out.modality.values())
+    half = objective(holistic=0.0)
+    assert {name.split(".")[2] for name, _ in half.named_parameters()} == {"dissected"}
+    wanted = {name: value for name, value in objective()([out], batch(), targets()).parts.items()}
+    assert set(half([output()], batch(), targets()).parts) == {
+        name for name in wanted if "holistic" not in name
+    }
+    gone = Objective(
+        Softmax(),
+        contrastive=ContrastiveLoss(intra_weight=0, cross_weight=0),
+        mutual=MutualLoss(weight=0),
+        compression=CompressionLoss(weight=0, states_weight=0),
+    )
+    assert gone.contrastive is None and gone.mutual is None and gone.compression is None
+    assert not gone.clean
+
+
+def test_what_compares_whole_predictions_wants_a_softmax() -> None:
+    gbce = GBCE(train_counts=torch.ones(ITEMS + 1))
+    with pytest.raises(ValueError, match=r"mutual: got a recommendation loss of GBCE, wanted Soft"):
+        Objective(gbce, mutual=MutualLoss())
+    with pytest.raises(ValueError, match=r"compression: got a recommendation loss of GBCE"):
+        Objective(gbce, compression=CompressionLoss())
 
 
 def test_heads_are_the_objectives_own_parameters() -> None:

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmkd.losses.recommendation import GBCELoss, RecommendationLoss, SampledSoftmaxLoss, SoftmaxLoss
+from mmkd.data.tasks import Batch
+from mmkd.losses.objective import Objective
+from mmkd.losses.recommendation import GBCE, LOSSES, SampledSoftmax, Softmax
+from mmkd.student import StudentOutput
 
 
 def draw(
@@ -39,14 +42,14 @@ def sigmoid(x: float) -> float:
 @pytest.mark.parametrize("positions", [1, 6, 300])
 def test_softmax_is_the_summed_cross_entropy(positions: int) -> None:
     hidden, matrix, target = draw(positions)
-    loss = SoftmaxLoss()(hidden, matrix, target)
+    loss = Softmax()(hidden, matrix, target)
     assert float(loss) == pytest.approx(naive_softmax(hidden, matrix, target), rel=1e-5)
 
 
 def test_softmax_gradient_is_that_of_plain_cross_entropy() -> None:
     hidden, matrix, target = (t.double() if t.is_floating_point() else t for t in draw(40))
     inputs = [hidden.requires_grad_(), matrix.requires_grad_()]
-    got = torch.autograd.grad(SoftmaxLoss()(hidden, matrix, target), inputs)
+    got = torch.autograd.grad(Softmax()(hidden, matrix, target), inputs)
     plain = nn.functional.cross_entropy(hidden @ matrix.mT, target - 1, reduction="sum")
     torch.testing.assert_close(got, torch.autograd.grad(plain, inputs), rtol=1e-6, atol=1e-8)
 
@@ -56,11 +59,11 @@ def test_softmax_in_bf16_stays_near_the_exact_one() -> None:
     exact = naive_softmax(hidden, matrix, target)
     hidden.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = SoftmaxLoss()(hidden, matrix, target)
+        loss = Softmax()(hidden, matrix, target)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(exact, rel=0.01)
     half, hidden.grad = hidden.grad, None
-    SoftmaxLoss()(hidden, matrix, target).backward()
+    Softmax()(hidden, matrix, target).backward()
     assert half is not None and hidden.grad is not None
     cosine = torch.cosine_similarity(half.flatten(), hidden.grad.flatten(), dim=0)
     assert float(cosine) > 0.999
@@ -87,7 +90,7 @@ def test_sampled_softmax_with_given_draws(monkeypatch: pytest.MonkeyPatch) -> No
     q = [n / 20 for n in (5, 1, 2, 3, 9)]
     draws = [2, 4, 4]  # zero-based: items 3, 5 and 5
     monkeypatch.setattr(torch, "multinomial", Fixed(draws))
-    got = SampledSoftmaxLoss(train_counts=counts, negatives=3)(hidden, matrix, target)
+    got = SampledSoftmax(train_counts=counts, negatives=3)(hidden, matrix, target)
     wanted = 0.0
     for state, row in zip(hidden.double().numpy(), target.tolist(), strict=True):
         logits = [
@@ -104,7 +107,7 @@ def test_sampled_softmax_with_given_draws(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_optimum_is_the_true_distribution(negatives: int) -> None:
     """One context: a softmax trained on the sampled loss finds how often each item comes."""
     truth = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.06, 0.04])
-    loss = SampledSoftmaxLoss(
+    loss = SampledSoftmax(
         train_counts=torch.cat([torch.zeros(1), 1000 * truth]), negatives=negatives
     )
     matrix = torch.zeros(6, 1, requires_grad=True)
@@ -125,13 +128,13 @@ def test_with_many_negatives_the_gradient_is_the_full_softmaxs(sampling: str) ->
     torch.manual_seed(0)
     hidden, matrix, target = draw(20, items=30)
     counts = torch.arange(31) ** 2
-    loss = SampledSoftmaxLoss(
+    loss = SampledSoftmax(
         train_counts=counts,
         negatives=20_000,
         sampling="uniform" if sampling == "uniform" else "popularity",
     )
     hidden.requires_grad_()
-    (full,) = torch.autograd.grad(SoftmaxLoss()(hidden, matrix, target), hidden)
+    (full,) = torch.autograd.grad(Softmax()(hidden, matrix, target), hidden)
     (sampled,) = torch.autograd.grad(loss(hidden, matrix, target), hidden)
     assert float((sampled - full).norm() / full.norm()) < 0.05
 
@@ -139,9 +142,9 @@ def test_with_many_negatives_the_gradient_is_the_full_softmaxs(sampling: str) ->
 def test_the_correction_is_what_undoes_the_popularity_of_the_draws() -> None:
     torch.manual_seed(0)
     hidden, matrix, target = draw(20, items=30)
-    loss = SampledSoftmaxLoss(train_counts=torch.arange(31) ** 2, negatives=20_000)
+    loss = SampledSoftmax(train_counts=torch.arange(31) ** 2, negatives=20_000)
     hidden.requires_grad_()
-    (full,) = torch.autograd.grad(SoftmaxLoss()(hidden, matrix, target), hidden)
+    (full,) = torch.autograd.grad(Softmax()(hidden, matrix, target), hidden)
     (corrected,) = torch.autograd.grad(loss(hidden, matrix, target), hidden)
     drawn = torch.multinomial(loss.weights, 20_000, replacement=True)
     own = target - 1
@@ -178,7 +181,7 @@ def test_gbce_is_the_papers_formula(calibration: float, monkeypatch: pytest.Monk
     target[1] = 5
     drawn = [[0, 3], [4, 8], [2, 2]]  # [1][0] is the target itself
     monkeypatch.setattr(torch, "multinomial", Fixed([d for own in drawn for d in own]))
-    loss = GBCELoss(train_counts=torch.ones(10), negatives=2, calibration=calibration)
+    loss = GBCE(train_counts=torch.ones(10), negatives=2, calibration=calibration)
     wanted = naive_gbce(hidden, matrix, target, drawn, calibration)
     assert float(loss(hidden, matrix, target)) == pytest.approx(wanted, rel=1e-5)
 
@@ -192,13 +195,13 @@ def test_gbce_without_calibration_is_plain_bce(monkeypatch: pytest.MonkeyPatch) 
     scores = torch.stack([logits[m, [m, *drawn[m]]] for m in range(3)])
     labels = torch.tensor([[1.0, 0.0, 0.0]]).expand(3, 3)
     bce = nn.functional.binary_cross_entropy_with_logits(scores, labels, reduction="sum")
-    loss = GBCELoss(train_counts=torch.ones(10), negatives=2, calibration=0.0)
+    loss = GBCE(train_counts=torch.ones(10), negatives=2, calibration=0.0)
     assert loss.beta == pytest.approx(1.0)
     torch.testing.assert_close(loss(hidden, matrix, target), bce)
 
 
 def test_full_calibration_weighs_the_positive_by_the_sampling_rate() -> None:
-    assert GBCELoss(train_counts=torch.ones(11), negatives=3, calibration=1.0).beta == (
+    assert GBCE(train_counts=torch.ones(11), negatives=3, calibration=1.0).beta == (
         pytest.approx(3 / 9)
     )
 
@@ -210,7 +213,8 @@ def test_unsupervised_positions_count_for_nothing() -> None:
     _, matrix, _ = draw()
     hidden = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(3)).requires_grad_()
     targets = torch.tensor([[0, 0, 2, 5], [0, 7, 0, 9]])
-    loss = RecommendationLoss(SoftmaxLoss())(hidden, matrix, targets)
+    batch = Batch(targets, targets[None], targets[None])
+    loss = Objective(Softmax())([StudentOutput(hidden, {}, matrix)], batch, {}).total
     rows = hidden.detach()[targets > 0]
     assert float(loss.detach()) == pytest.approx(
         naive_softmax(rows, matrix, targets[targets > 0]) / 4, rel=1e-5
@@ -219,3 +223,56 @@ def test_unsupervised_positions_count_for_nothing() -> None:
     assert hidden.grad is not None
     assert not hidden.grad[targets == 0].any()
     assert hidden.grad[targets > 0].any(-1).all()
+
+
+# candidates and options
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_items_that_never_train_can_be_left_out_of_the_candidates(kind: str) -> None:
+    counts = np.array([7, 3, 0, 1, 0, 2])  # items 2 and 4 never occur; row 0 is ignored
+    hidden, matrix = torch.randn(3, 3), torch.randn(5, 3, requires_grad=True)
+    target = torch.tensor([5, 1, 3])
+    found = []
+    for loss, vectors, wanted in (
+        (LOSSES[kind](candidates="trained", train_counts=counts), matrix, target),
+        (LOSSES[kind](train_counts=counts[[0, 1, 3, 5]]), matrix[[0, 2, 4]], target // 2 + 1),
+    ):
+        torch.manual_seed(0)
+        found.append(loss(hidden, vectors, wanted))
+    torch.testing.assert_close(found[0], found[1])
+    (gradient,) = torch.autograd.grad(found[0], matrix)
+    assert (gradient[[1, 3]] == 0).all() and (gradient[[0, 2, 4]] != 0).any(1).all()
+
+
+def test_sampled_losses_draw_from_the_candidates_alone() -> None:
+    counts = torch.tensor([0, 3, 0, 1, 0, 2])
+    loss = SampledSoftmax(candidates="trained", train_counts=counts)
+    assert loss.weights.tolist() == pytest.approx([4 / 9, 2 / 9, 3 / 9])
+
+
+def test_what_is_out_of_range_is_refused() -> None:
+    counts = torch.ones(4)
+    with pytest.raises(ValueError, match=r"candidates: got trained without train_counts"):
+        Softmax(candidates="trained")
+    with pytest.raises(
+        ValueError, match=r"candidates: got 'train', wanted one of all, trained; di"
+    ):
+        Softmax(candidates="train")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"negatives: got 0, wanted at least 1; raise it"):
+        SampledSoftmax(train_counts=counts, negatives=0)
+    with pytest.raises(ValueError, match=r"calibration: got 2, wanted 0 to 1"):
+        GBCE(train_counts=counts, calibration=2)
+
+
+def test_a_loss_of_ones_own_is_taken() -> None:
+    class Squared(nn.Module):
+        def forward(self, hidden: Tensor, item_matrix: Tensor, target: Tensor) -> Tensor:
+            return (hidden - item_matrix[target - 1]).square().sum()
+
+    hidden, matrix, target = draw()
+    asked = target[None]
+    found = Objective(Squared())(
+        [StudentOutput(hidden[None], {}, matrix)], Batch(asked, asked[None], asked[None]), {}
+    )
+    torch.testing.assert_close(found.total, (hidden - matrix[target - 1]).square().sum() / 6)

@@ -19,7 +19,7 @@ from mmkd.pipeline.train import train
 from mmkd.runs.folder import RunFolder
 from mmkd.runs.recommend import recommend, student_neighbours
 
-NEXT = ["objective.recommendation={kind: next_item, views: 2}"]
+NEXT = ["task.views=2"]
 STILL = ["student.embedding.dropout=0", "student.backbone.dropout=0"]
 
 
@@ -118,11 +118,11 @@ def test_two_processes_equal_one(synthetic: list[str], tmp_path: Path) -> None:
 
 
 def test_views_that_no_loss_reads_are_not_made(synthetic: list[str]) -> None:
-    recipe = ["objective.recommendation={kind: next_item, views: 3}"]
+    recipe = ["task.views=3"]
     for contrast, views in (("{}", 3), ("null", 0), ("{intra_weight: 0, cross_weight: 0}", 0)):
         given = recipe_of(synthetic, *recipe, f"objective.contrastive={contrast}")
-        assert plan(given).objective.supervision.views == views
-    masked = plan(recipe_of(synthetic, *MASKED)).objective.supervision  # these are supervised
+        assert plan(given).objective.task.views == views
+    masked = plan(recipe_of(synthetic, *MASKED)).objective.task  # these are supervised
     assert masked.views == 2
 
 
@@ -150,17 +150,17 @@ def test_views_that_no_loss_reads_are_not_made(synthetic: list[str]) -> None:
             [
                 "ensemble.members=2",
                 "objective.mutual={}",
-                "objective.recommendation={kind: next_item, loss: gbce}",
+                "objective.recommendation=gbce",
             ],
             "objective.mutual: got a recommendation loss of gbce, wanted softmax",
         ),
         (
             ["objective.exact_reference=true"],
-            "objective.exact_reference: set, but the public code has no next_item",
+            "objective.exact_reference: got true, but only the papers' formulas are computed",
         ),
         (
-            ["objective.recommendation={kind: next_item, window_step: 0}"],
-            "objective.recommendation: window_step: got 0, wanted at least 1",
+            ["task.window_step=0"],
+            "task: window_step: got 0, wanted at least 1",
         ),
     ],
 )

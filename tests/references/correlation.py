@@ -88,13 +88,13 @@ def dissected_loss(
     code: Callable[[int, int], list[float]],
     *,
     mlp: Callable[[Vector], Vector],
-    normalise: bool = False,
+    normalize: bool = False,
 ) -> float:
     """Mean KL(code || softmax(mlp(|S_i - S_j|))); a one-hot code makes it the cross-entropy."""
     losses = []
     for b, i, j in pairs_of(items, present):
         one, other = table[items[b][i]], table[items[b][j]]
-        if normalise:
+        if normalize:
             one, other = (
                 v / math.sqrt(float((v**2).sum())) * math.sqrt(len(v)) for v in (one, other)
             )

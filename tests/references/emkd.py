@@ -1,8 +1,4 @@
-"""Naive float64 re-derivations of EMKD's losses (arXiv:2304.14668), one number at a time.
-
-``exact`` is the public code's variant: a sequence's own similarity counts as exp(0) among the
-negatives, and states at padding count.
-"""
+"""Naive float64 re-derivations of EMKD's losses (arXiv:2304.14668), one number at a time."""
 
 from collections.abc import Sequence
 
@@ -14,30 +10,26 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum() / ((a * a).sum().sqrt() * (b * b).sum().sqrt())
 
 
-def flat(states: Tensor, items: Tensor, exact: bool) -> Tensor:
-    """One sequence's states [L, D] side by side; at padding zeros, unless `exact`."""
-    return torch.cat([h if exact or item else h * 0 for h, item in zip(states, items, strict=True)])
+def flat(states: Tensor, items: Tensor) -> Tensor:
+    """One sequence's states [L, D] side by side; at padding zeros."""
+    return torch.cat([h if item else h * 0 for h, item in zip(states, items, strict=True)])
 
 
-def contrast(
-    hidden: Sequence[Tensor], views: Tensor, x: int, y: int, tau: float, exact: bool
-) -> Tensor:
+def contrast(hidden: Sequence[Tensor], views: Tensor, x: int, y: int, tau: float) -> Tensor:
     """Anchors of network x against network y: ICL where they are one, CCL where not; a mean."""
     count, batch = views.shape[:2]
     losses = []
     for b in range(batch):
-        anchor = flat(hidden[x][0, b], views[0, b], exact)
+        anchor = flat(hidden[x][0, b], views[0, b])
         near = [
-            torch.exp(cosine(anchor, flat(hidden[y][v, b], views[v, b], exact)) / tau)
+            torch.exp(cosine(anchor, flat(hidden[y][v, b], views[v, b])) / tau)
             for v in range(1, count)
         ]
         far = [
-            torch.exp(cosine(anchor, flat(hidden[y][0, o], views[0, o], exact)) / tau)
+            torch.exp(cosine(anchor, flat(hidden[y][0, o], views[0, o])) / tau)
             for o in range(batch)
             if o != b
         ]
-        if exact:
-            far.append(torch.exp(torch.zeros((), dtype=torch.float64)))
         losses.append(torch.log(sum(far, torch.zeros(()))) - torch.log(sum(near, torch.zeros(()))))
     return torch.stack(losses).mean()
 
@@ -104,52 +96,3 @@ def states_apart(states: Tensor, teachers: Sequence[Tensor]) -> Tensor:
             wanted = sum(float(cosine(t[a], t[b]).detach()) for t in teachers) / len(teachers)
             total += (float(cosine(states[a], states[b]).detach()) - wanted) ** 2
     return torch.tensor(total / count**2, dtype=torch.float64)
-
-
-def total(
-    hidden: Sequence[Tensor],
-    matrices: Sequence[Tensor],
-    heads: Sequence[tuple[Tensor, Tensor]],
-    *,
-    items: Tensor,
-    views: Tensor,
-    targets: Tensor,
-    labels: Sequence[set[int]],
-    weights: tuple[float, float, float],
-    tau: float,
-) -> Tensor:
-    """The public code's whole loss, in its order: views, then networks, then pairs of networks.
-
-    Args:
-        hidden: N states [1 + V, B, L, D], the unmasked sequences' first.
-        matrices: N times [I, D].
-        heads: N times (weight, bias) of the attribute heads, C + 1 rows of which the first is
-            padding's.
-        items: [B, L].
-        views: [1 + V, B, L].
-        targets: [1 + V, B, L].
-        labels: An item's columns of the heads, by item.
-        weights: lambda of ICL and of CCL, and mu.
-        tau: The one temperature.
-    """
-    networks, loss = len(hidden), torch.zeros((), dtype=torch.float64)
-    places: list[tuple[int, int]] = []
-    for v in range(1, len(views)):
-        places = [(b, i) for b, i in targets[v].nonzero().tolist()]
-        each = [[hidden[n][v, b, i] @ matrices[n].mT for b, i in places] for n in range(networks)]
-        for n in range(networks):
-            ces = [
-                cross_entropy(z, int(targets[v, b, i]) - 1)
-                for z, (b, i) in zip(each[n], places, strict=True)
-            ]
-            loss = loss + torch.stack(ces).mean()
-        loss = loss + weights[2] * mutual([torch.stack(z) for z in each], tau).mean()
-    for n in range(networks):
-        weight, bias = heads[n]
-        logits = torch.stack([weight @ hidden[n][0, b, i] + bias for b, i in places])
-        own = [labels[int(items[b, i])] for b, i in places]
-        loss = loss + attributes(logits, own).mean()
-        for other in range(networks):
-            share = weights[0] if other == n else weights[1]
-            loss = loss + share * contrast(hidden, views, n, other, tau, exact=True)
-    return loss
