@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from mmkd.errors import at_least, did_you_mean, positive, refuse
+from mmkd.errors import at_least, one_of, positive, refuse
 from mmkd.training.optimizer import Chosen, check_optimizer, check_schedule
 
 Precision = Literal["no", "bf16", "fp16"]
@@ -119,13 +119,7 @@ class TrainingArguments:
             problems += check_optimizer(options["optimizer"], **changed)
         if "schedule" in options:
             problems += check_schedule(options["schedule"])
-        if (precision := options.get("precision", "no")) not in get_args(Precision):
-            wanted = ", ".join(get_args(Precision))
-            problems.append(f"precision: got {precision}, wanted one of {wanted}")
+        problems += one_of(get_args(Precision), **given("precision"))
         for tracker in options.get("trackers", ()):
-            if tracker not in TRACKERS:
-                hint = did_you_mean(tracker, TRACKERS)
-                problems.append(
-                    f"trackers: got {tracker}, wanted some of {', '.join(TRACKERS)}{hint}"
-                )
+            problems += one_of(TRACKERS, trackers=tracker)
         return problems

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmkd.errors import at_least, did_you_mean, refuse
+from mmkd.errors import at_least, did_you_mean, one_of, refuse
 
 MODALITY_GROUP = "modality"
 OTHER_GROUP = "other"
@@ -74,7 +74,7 @@ def check_optimizer(chosen: Chosen, **beside: Any) -> list[str]:
     """
     kind, options = _kind(chosen)
     if kind not in OPTIMIZERS:
-        return [_unknown("optimizer", kind, OPTIMIZERS)]
+        return one_of(OPTIMIZERS, optimizer=kind)
     taken = _parameters(OPTIMIZERS[kind])
     problems = [f"{name}: {kind} has none; leave it out" for name in beside if name not in taken]
     free = [name for name in taken if name not in ("params", *_OWN_KEYS)]
@@ -168,7 +168,7 @@ def check_schedule(chosen: Chosen) -> list[str]:
     """What is wrong with the choice of a schedule, a line each; arguments as ``LearningRate``'s."""
     kind, options = _kind(chosen)
     if kind not in SCHEDULES:
-        return [_unknown("schedule", kind, SCHEDULES)]
+        return one_of(SCHEDULES, schedule=kind)
     if kind in _OWN_SCHEDULES:
         return [f"schedule.{name}: {kind} has no options; remove it" for name in options]
     given = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
@@ -227,10 +227,6 @@ def _kind(chosen: Chosen) -> tuple[str, dict[str, Any]]:
     if isinstance(chosen, str):
         return chosen, {}
     return str(chosen.get("kind")), {k: v for k, v in chosen.items() if k != "kind"}
-
-
-def _unknown(option: str, kind: str, known: Iterable[str]) -> str:
-    return f"{option}: got {kind}, wanted one of {', '.join(known)}{did_you_mean(kind, known)}"
 
 
 def _parameters(target: Callable[..., Any]) -> list[str]:

@@ -7,7 +7,7 @@ from torch import nn
 
 from mmkd.data.tasks import Batch
 from mmkd.distiller import CorrelationTargets
-from mmkd.losses.objective import LossBreakdown, Objective, Taught
+from mmkd.losses.objective import LossBreakdown, Objective, TeacherOutputs
 from mmkd.student import Ensemble
 
 
@@ -34,9 +34,9 @@ class TrainStep(nn.Module):
         views = batch.views.flatten(0, 1)
         outputs = self.student(views)
         (teacher,) = self._teacher
-        taught = None
+        teacher_outputs = None
         if teacher is not None:
             with torch.no_grad():
-                taught = Taught(teacher(views), teacher.inference)
-        breakdown: LossBreakdown = self.objective(outputs, batch, targets, taught)
+                teacher_outputs = TeacherOutputs(teacher(views), teacher.inference)
+        breakdown: LossBreakdown = self.objective(outputs, batch, targets, teacher_outputs)
         return breakdown

@@ -20,12 +20,12 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from mmkd.data import SequenceSplit
-from mmkd.data.batches import BatchStream, seeded_generator
+from mmkd.data.batches import BatchStream, batch_stream, seeded_generator
 from mmkd.data.dataset import Dataset
-from mmkd.data.tasks import Batch
+from mmkd.data.tasks import Batch, Task
 from mmkd.distiller import CorrelationDistiller
 from mmkd.errors import TrainingError, TrainingInterrupted
-from mmkd.evaluation.evaluator import Evaluator
+from mmkd.evaluation import Evaluator, Retention
 from mmkd.interruption import Interruption
 from mmkd.losses.objective import LossBreakdown, Objective
 from mmkd.student import Ensemble, Recommender
@@ -39,7 +39,6 @@ from mmkd.training.optimizer import (
     build_optimizer,
     parameter_groups,
 )
-from mmkd.training.pending import Retention, Task, batch_stream, longest, ranks
 from mmkd.training.progress import (
     EpochProgress,
     check_installed,
@@ -149,7 +148,7 @@ class Trainer:
         """
         arguments, evaluator = self.arguments, evaluator or Evaluator()
         split = data.split if isinstance(data, Dataset) else data
-        ensemble = student if isinstance(student, Ensemble) else Ensemble([student])
+        ensemble = Ensemble.of(student)
         _check_parts(ensemble, objective, task, distiller, teacher)
         if folder is None and (resume or (arguments.trackers and accelerator is None)):
             wanted = "checkpoints to resume from" if resume else "the trackers' files"
@@ -161,19 +160,19 @@ class Trainer:
                 start_trackers(processes, name=place.name, config=asdict(arguments), folder=place)
             device, count = processes.device, processes.num_processes
             step = TrainStep(ensemble, objective, _frozen(teacher, device)).to(device)
-            probe = Retention(distiller, seed=seed) if distiller else None
-            at_start = probe(ensemble) if probe else {}
+            retention = Retention(distiller, seed=seed)
+            at_start = retention(ensemble)
             stream = batch_stream(
                 split,
                 task,
-                max_length=min(arguments.max_length, longest(ensemble) or arguments.max_length),
+                max_length=min(arguments.max_length, ensemble.max_length or arguments.max_length),
                 batch_size=arguments.batch_size,
                 seed=seed,
                 device=device,
                 rank=processes.process_index,
                 world_size=count,
                 accumulate=arguments.accumulate,
-                clean=objective.attributes is not None or objective.contrastive is not None,
+                clean=objective.clean,
             )
             correlations = distiller.to(device) if distiller and objective.correlation else None
 
@@ -183,16 +182,10 @@ class Trainer:
                 return correlations.targets(items, generator=generator, share=1 / count)
 
             def validate() -> Mapping[str, float]:
-                found = ranks(
-                    evaluator,
-                    ensemble,
-                    split,
-                    split.valid,
-                    processes=processes,
-                    list_length=0,
-                    max_length=longest(ensemble) or arguments.max_length,
+                found = evaluator.ranks(
+                    ensemble, split, split.valid, processes=processes, list_length=0
                 )
-                return evaluator.metrics(found) | (probe(ensemble) if probe else {})
+                return evaluator.metrics(found) | retention(ensemble)
 
             # every process starts from the same weights and drops out different units
             torch.manual_seed(seed + processes.process_index)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from training.tiny import LENGTH, tiny_distiller, tiny_split, tiny_step
 
+from mmkd.data.tasks import MaskedItem, NextItem
 from mmkd.distiller import CorrelationDistiller
 from mmkd.errors import TrainingError, TrainingInterrupted
 from mmkd.evaluation.evaluator import Evaluator
-from mmkd.losses.supervision import MaskedItem, NextItem
 from mmkd.training.arguments import TrainingArguments
 from mmkd.training.optimizer import Ramp
 from mmkd.training.step import TrainStep

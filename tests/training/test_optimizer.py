@@ -217,7 +217,7 @@ def test_every_schedule_warms_up_and_stays_within_the_peak(schedule: str) -> Non
 @pytest.mark.parametrize(
     ("schedule", "problem"),
     [
-        ("cosin", "schedule: got cosin, wanted one of constant, .*did you mean 'cosine'"),
+        ("cosin", "schedule: got 'cosin', wanted one of constant, .*did you mean 'cosine'"),
         ({"kind": "cosine", "num_cycles": 1}, "schedule.num_cycles: cosine has no options"),
         ({"kind": "polynomial", "powr": 2}, "schedule.powr: .* did you mean 'power'"),
         ("warmup_stable_decay", "schedule: warmup_stable_decay: .*num_decay_steps"),
@@ -251,8 +251,8 @@ def test_an_optimiser_gets_its_options_and_the_common_ones() -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"optimizer": "adamv"}, "optimizer: got adamv, wanted one of .*did you mean 'adam'"),
-        ({"optimizer": {"momentum": 0.9}}, "optimizer: got None, wanted one of adadelta"),
+        ({"optimizer": "adamv"}, "optimizer: got 'adamv', wanted one of .*did you mean 'adam'"),
+        ({"optimizer": {"momentum": 0.9}}, "optimizer: got 'None', wanted one of adadelta"),
         ({"optimizer": {"kind": "sgd", "momentun": 1}}, "momentun: sgd .*did you mean 'momentum'"),
         ({"optimizer": {"kind": "sgd", "momentum": -1}}, "optimizer: sgd: Invalid momentum"),
         ({"optimizer": {"kind": "sgd", "momentum": "x"}}, "optimizer: sgd: "),

@@ -48,7 +48,7 @@ def test_a_configuration_is_flat_and_loses_nothing() -> None:
 def test_all_of_accelerates_trackers_may_be_named() -> None:
     assert {"aim", "comet_ml", "mlflow", "tensorboard", "trackio", "wandb"} <= set(TRACKERS)
     assert TrainingArguments(trackers=TRACKERS).trackers == TRACKERS
-    with pytest.raises(ValueError, match=r"trackers: got mlflo, wanted .*did you mean 'mlflow'"):
+    with pytest.raises(ValueError, match=r"trackers: got 'mlflo', wanted .*did you mean 'mlflow'"):
         TrainingArguments(trackers=["mlflo"])
 
 

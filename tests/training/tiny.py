@@ -13,10 +13,11 @@ from torch import Tensor
 from mmkd.data import SequenceSplit
 from mmkd.data.batches import BatchStream, TrainingWindows
 from mmkd.data.splits import Cases
+from mmkd.data.tasks import NextItem
 from mmkd.distiller import CorrelationDistiller
 from mmkd.losses.correlation import CorrelationLoss
 from mmkd.losses.objective import Objective
-from mmkd.losses.recommendation import RecommendationLoss, SoftmaxLoss
+from mmkd.losses.recommendation import Softmax
 from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone
 from mmkd.training.arguments import TrainingArguments
 from mmkd.training.optimizer import AsynchronousUpdate, NoAsynchrony
@@ -75,20 +76,16 @@ def tiny_step(
     backbone = build_backbone(
         "sasrec", width=WIDTH, max_length=LENGTH, layers=1, heads=2, dropout=dropout
     )
-    losses = {"text": CorrelationLoss(width=WIDTH, codes=distiller.codes)} if distil else {}
-    objective = Objective(
-        RecommendationLoss(SoftmaxLoss()),
-        correlation=losses,
-        holistic_weight=0.4,
-        dissected_weight=0.1,
-    )
+    weights = {"holistic_weight": 0.4, "dissected_weight": 0.1}
+    losses = CorrelationLoss.of(distiller, width=WIDTH, **weights) if distil else None
+    objective = Objective(Softmax(), correlation=losses)
     network = Recommender(embedding=embedding, backbone=backbone)
     return TrainStep(Ensemble([network]), objective)
 
 
 def tiny_stream(split: SequenceSplit, batch_size: int) -> BatchStream:
     windows = TrainingWindows(split, max_length=LENGTH, overlap=1)
-    return BatchStream(windows, supervision="next_item", batch_size=batch_size, seed=3)
+    return BatchStream(windows, NextItem(), batch_size=batch_size, seed=3)
 
 
 @dataclass
