@@ -6,7 +6,6 @@ arXiv:1904.06690, section 3.6). Views for a contrastive loss on the next item ar
 and reorder of CL4SRec (arXiv:2010.14395, section 3.2).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -283,7 +282,7 @@ def _window_step_problems(options: dict[str, Any]) -> list[str]:
     return at_least(1, "null cuts each event once", window_step=options.get("window_step"))
 
 
-TASKS: dict[str, Callable[..., NextItem | MaskedItem]] = {
+TASKS: dict[str, type[NextItem] | type[MaskedItem]] = {
     "next_item": NextItem,
     "masked_item": MaskedItem,
 }

@@ -314,6 +314,11 @@ def best_items(
         raise MmkdError("a score is NaN: the student diverged; lower its learning rate")
     if exclude_seen:
         scores[rows] = -torch.inf
+    return listed(items, scores, k)
+
+
+def listed(items: Catalogue, scores: Tensor, k: int) -> list[dict[str, Any]]:
+    """The k best of [I+1] scores, those of -inf left out: `item`, `title` and `score` each."""
     best, found = scores.topk(min(k, len(scores)))
     return [
         {"item": items.ids[row], "title": items.titles[row], "score": value}

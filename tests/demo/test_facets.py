@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from mmkd.pipeline.stages import distil
 from numpy.typing import NDArray
 from sklearn.metrics import mutual_info_score
 
@@ -19,6 +18,7 @@ from mmkd.config.plan import plan
 from mmkd.config.recipe import load_recipe
 from mmkd.data.readers import load_items
 from mmkd.demo import make_synthetic
+from mmkd.distiller import CorrelationDistiller
 from mmkd.pipeline.embed import embed
 
 Labels = NDArray[np.int64]
@@ -63,8 +63,8 @@ def pairs(
         )
     )
     items = load_items(root=folder / "data", **planned.items)
-    distiller = distil(planned, embed(planned, items))
-    assert distiller is not None
+    assert planned.distiller is not None
+    distiller = CorrelationDistiller(**planned.distiller).fit(embed(planned, items))
     found = {}
     for name, facets in SHOWN.items():
         rows = distiller.present[name].nonzero()[:, 0].numpy()

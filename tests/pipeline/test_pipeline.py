@@ -15,7 +15,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from mmkd.pipeline.stages import digests_of, load_data
 from synthetic_runs import BERT4REC, GRU4REC, write_data
 
 from mmkd.config.plan import plan
@@ -47,7 +46,7 @@ def recipe(overrides: list[str]) -> Recipe:
 
 @pytest.fixture(scope="module")
 def data(recipe: Recipe) -> Dataset:
-    return load_data(plan(recipe))
+    return plan(recipe).load_data()
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +159,7 @@ def begun(recipe: Recipe, folder: Path) -> RunFolder:
     """A run that was interrupted before its first checkpoint."""
     run = RunFolder(folder)
     folder.mkdir(parents=True)
-    data = digests_of(load_data(plan(recipe)))
+    data = plan(recipe).load_data().digests()
     run.write(marker={"recipe": recipe.name, "data": data})
     recipe.save(run.recipe)
     return run
@@ -248,8 +247,7 @@ def test_other_data_is_noticed(
 ) -> None:
     unfinished = begun(recipe, tmp_path / "run")
     other = changed(data, what)
-    monkeypatch.setattr("mmkd.pipeline.train.load_data", lambda planned: other)
-    monkeypatch.setattr("mmkd.pipeline.evaluate.load_data", lambda planned: other)
+    monkeypatch.setattr("mmkd.config.plan.Plan.load_data", lambda planned: other)
     wanted = rf"the data changed since this run was begun: {what}; put the old data back"
     with pytest.raises(RunError, match=wanted):
         train(recipe, folder=unfinished.path, resume=True)
