@@ -1,0 +1,23 @@
+"""The notebooks of the documentation run from their first cell to their last."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "docs" / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    last = notebook.cells[-1].outputs[-1]["data"]["text/plain"]
+    assert last
+
+
+def test_the_parts_end_in_a_list() -> None:
+    assert "parts" in [path.stem for path in NOTEBOOKS]

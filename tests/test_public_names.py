@@ -1,0 +1,58 @@
+"""The public face: names that are there, imported when they are used, each with a run example."""
+
+import ast
+import doctest
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mmkd
+
+CLASSES = [name for name in mmkd.__all__ if isinstance(getattr(mmkd, name), type)]
+
+
+def test_a_type_checker_sees_the_names_that_are_there() -> None:
+    tree = ast.parse(Path(mmkd.__file__).read_text("utf-8"))
+    seen = {
+        alias.name: node.module
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == mmkd._HOME_OF
+
+
+def test_importing_imports_nothing_heavy_and_a_name_only_what_it_needs() -> None:
+    code = """
+import sys
+import mmkd
+heavy = {"torch", "polars", "numpy", "transformers", "pydantic", "faiss"}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+mmkd.load_recipe
+assert "torch" not in sys.modules
+assert set(mmkd.__all__) <= set(dir(mmkd))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Recomender'"):
+        mmkd.Recomender  # noqa: B018
+
+
+@pytest.mark.parametrize("name", [n for n in CLASSES if not issubclass(getattr(mmkd, n), Exception)])
+def test_a_class_has_an_example_that_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = getattr(mmkd, name)
+    text = inspect.getdoc(found) or ""
+    example = doctest.DocTestParser().get_doctest(text, {}, name, None, None)
+    assert example.examples, f"{name} has no example"
+    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example)
+    assert result.failed == 0
