@@ -178,8 +178,8 @@ class EmbeddingCache:
             if statuses["status"].null_count() and rounds_left:
                 store.clean()
                 contents = store.contents()
-                left = item_statuses(inputs, contents, retry_failed=retry)
-                if work := work_left(card, items, left):  # others may have done it by now
+                statuses = item_statuses(inputs, contents, retry_failed=retry)
+                if work := work_left(card, items, statuses):  # others may have done it by now
                     ready = functools.partial(
                         _ready_encoder, factory, card, items, inputs, store, contents.dim
                     )
@@ -196,6 +196,7 @@ class EmbeddingCache:
                     done = run.encode(ready, work)
                     if report is not None:
                         report(done)
+                del statuses, work  # large, and made anew in the next round
                 retry = False
                 continue
             places = statuses.filter(pl.col("status") == OK)

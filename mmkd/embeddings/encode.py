@@ -193,7 +193,7 @@ class EmbeddingRun:
         return RunReport(self._encoded, self._by_others, seconds, waited)
 
     def _done(self, chunk: Chunk, encoder: Callable[[], "GuardedEncoder"]) -> bool:
-        """Whether a chunk is committed now; False where another process is at it."""
+        """Whether a chunk is committed now, here or before; False where others are at it."""
         self._obey()
         if not self._left(chunk):
             self._count_others(len(chunk.work))
@@ -203,8 +203,19 @@ class EmbeddingRun:
                 return False
             left = self._left(chunk)  # asked again: now nobody else can commit it
             self._count_others(len(chunk.work) - len(left))
+            outcomes: list[Outcome] = []
+            for batch in encoder().outcomes(left) if left else ():
+                outcomes += batch
+                self._progress(self._encoded + self._by_others + len(outcomes), self._total)
+                if self._stop():
+                    break
             if left:
-                self._encode(left, encoder())
+                encoder().require_a_vector(nothing_stored=self._nothing_stored)
+            if outcomes:
+                # its own shard need not be read: the chunk will not be asked for again
+                self._shards_seen.add(self._store.commit(outcomes))
+            self._encoded += len(outcomes)
+            self._nothing_stored &= all(outcome.vector is None for outcome in outcomes)
         self._obey()
         return True
 
@@ -215,21 +226,6 @@ class EmbeddingRun:
                 self._committed.update(read[0]["key"])
             self._shards_seen.add(number)
         return [item for item in chunk.work if item.key not in self._committed]
-
-    def _encode(self, work: Sequence[Work], encoder: "GuardedEncoder") -> None:
-        """Encodes and commits a chunk, or what of it is done when the run is to stop."""
-        outcomes: list[Outcome] = []
-        for batch in encoder.outcomes(work):
-            outcomes += batch
-            self._progress(self._encoded + self._by_others + len(outcomes), self._total)
-            if self._stop():
-                break
-        encoder.require_a_vector(nothing_stored=self._nothing_stored)
-        if outcomes:
-            # its own shard need not be read: the chunk will not be asked for again
-            self._shards_seen.add(self._store.commit(outcomes))
-        self._encoded += len(outcomes)
-        self._nothing_stored &= all(outcome.vector is None for outcome in outcomes)
 
     def _count_others(self, count: int) -> None:
         if count:

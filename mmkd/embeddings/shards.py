@@ -215,7 +215,15 @@ class ShardStore:
                 else:
                     rows.append((outcome.key, outcome.item_id, OK, None, number, len(vectors)))
                     vectors.append(vector)
-            info = self._write_vectors(self.path(number), vectors)
+            info = ShardInfo(rows=0, dim=0, size_bytes=0, checksum=0)
+            if vectors:
+                stacked = np.stack(vectors).astype(self.dtype, copy=False)  # [n, D]
+                with replacing(self.path(number)) as temporary:
+                    with temporary.open("wb") as file:
+                        np.save(file, stacked, allow_pickle=False)
+                    # of the file as written: what a reader will check
+                    size, checksum = temporary.stat().st_size, file_checksum(temporary)
+                info = ShardInfo(len(stacked), int(stacked.shape[1]), size, checksum)
             records = pl.DataFrame(rows, schema=RECORDS, orient="row")
             path = self.path(number).with_suffix(".parquet")
             write_parquet(path, records, {"mmkd.shard": asdict(info)})
@@ -273,17 +281,6 @@ class ShardStore:
         """
         with writing(self.folder), writer_lock(self.folder):
             yield
-
-    def _write_vectors(self, path: Path, vectors: Sequence[NDArray[np.float32]]) -> ShardInfo:
-        if not vectors:
-            return ShardInfo(rows=0, dim=0, size_bytes=0, checksum=0)
-        stacked = np.stack(vectors).astype(self.dtype, copy=False)  # [n, D]
-        with replacing(path) as temporary:
-            with temporary.open("wb") as file:
-                np.save(file, stacked, allow_pickle=False)
-            # of the file as written: what a reader will check
-            size_bytes, checksum = temporary.stat().st_size, file_checksum(temporary)
-        return ShardInfo(len(stacked), int(stacked.shape[1]), size_bytes, checksum)
 
     def _free_number(self) -> int:
         """A number above all; the folder is listed once, for a commit must not cost its length."""

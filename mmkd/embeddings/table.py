@@ -182,31 +182,18 @@ class StoredVectors:
         order = order[np.searchsorted(self._shards[order], 0) :]
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            yield rows, self._gather(self._shards[rows], self._shard_rows[rows])
+            yield rows, self[rows]
 
     def __len__(self) -> int:
         """I+1."""
         return len(self._shards)
 
     def __getitem__(self, rows: Any) -> NDArray[np.float32]:
-        """Rows ``[n, D]``, or ``[D]`` for an integer."""
-        shards, shard_rows = self._shards[rows], self._shard_rows[rows]
-        if np.ndim(shards) > 1:
+        """Rows ``[n, D]``, or ``[D]`` for an integer; each shard's are read in one go."""
+        places = self._shards[rows], self._shard_rows[rows]
+        if np.ndim(places[0]) > 1:
             raise IndexError("index stored vectors by row: an integer, slice, [n] or a mask")
-        gathered = self._gather(np.atleast_1d(shards), np.atleast_1d(shard_rows))
-        return gathered if np.ndim(shards) else gathered[0]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """Reads everything."""
-        if copy is False:
-            raise ValueError("stored vectors become an array only by a copy")
-        whole = self[:]
-        return whole if dtype is None else whole.astype(dtype, copy=False)
-
-    def _gather(
-        self, shards: NDArray[np.int32], shard_rows: NDArray[np.int32]
-    ) -> NDArray[np.float32]:
-        """Vectors ``[n, D]`` by their places ``[n]``, each shard's read in one go."""
+        shards, shard_rows = np.atleast_1d(*places)
         gathered = np.zeros((len(shards), self.shape[1]), np.float32)
         # sorted, so that the pages of a map are read once and in order
         order = np.lexsort((shard_rows, shards))
@@ -214,7 +201,14 @@ class StoredVectors:
         for number, part in zip(numbers.tolist(), np.split(order, starts)[1:], strict=True):
             if number >= 0:
                 gathered[part] = self._map(number, keep=len(part))[shard_rows[part]]
-        return gathered
+        return gathered if np.ndim(places[0]) else gathered[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Reads everything."""
+        if copy is False:
+            raise ValueError("stored vectors become an array only by a copy")
+        whole = self[:]
+        return whole if dtype is None else whole.astype(dtype, copy=False)
 
     def _map(self, number: int, *, keep: int) -> NDArray[Any]:
         """A shard's map; one that is about to be read through is not kept, nor its pages."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmkd.data import ItemTable
 from mmkd.embeddings import EmbeddingCache, EmbeddingTable, default_cache_folder
-from mmkd.encoders import EncoderCard
+from mmkd.encoders import EncoderCard, load_card
 from mmkd.errors import CacheError
 
 
@@ -91,6 +91,21 @@ def test_another_card_has_its_own_vectors(cache: EmbeddingCache) -> None:
 def test_by_default_the_cards_own_encoder_is_built(cache: EmbeddingCache) -> None:
     table = cache.table(card(), catalogue(TEXTS))
     np.testing.assert_array_equal(table.vectors, expected(TEXTS))
+
+
+def test_a_notebook_needs_a_card_and_a_catalogue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MMKD_CACHE", raising=False)
+    items = catalogue(["a red teapot", None])
+    table = EmbeddingCache("here").table(load_card("minilm-packaged"), items)
+    assert (table.dim, table.present.tolist()) == (384, [False, True, False])
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    assert EmbeddingCache().folder == default_cache_folder() == Path("cache")
+    monkeypatch.setenv("MMKD_CACHE", str(tmp_path / "here"))
+    again = EmbeddingCache().table(load_card("minilm-packaged"), items, encoder_factory=never)
+    assert again.key == table.key
 
 
 def test_a_fitted_encoder_is_fitted_on_the_catalogue_whatever_its_order(

@@ -142,8 +142,14 @@ def test_distilling_a_stored_table_is_distilling_its_array(
     options: dict[str, Any] = {"dim": 6, "facets": 2, "codes": 4, "sampled_pairs": 500}
     in_memory = CorrelationDistiller(**options).fit({"text": array})
     monkeypatch.setattr("mmkd.distiller.reduction._CHUNK_ROWS", 7)
-    monkeypatch.setattr(StoredVectors, "__array__", None)  # it is never read whole
-    monkeypatch.setattr(StoredVectors, "__getitem__", None)
+    read = StoredVectors.__getitem__
+
+    def some(vectors: StoredVectors, rows: Any) -> NDArray[np.float32]:
+        assert len(rows) <= 7  # it is never read whole
+        return read(vectors, rows)
+
+    monkeypatch.setattr(StoredVectors, "__array__", None)
+    monkeypatch.setattr(StoredVectors, "__getitem__", some)
     stored = CorrelationDistiller(**options).fit({"text": table})
     np.testing.assert_allclose(stored.reduced["text"], in_memory.reduced["text"], atol=2e-6)
     np.testing.assert_array_equal(stored.present["text"], in_memory.present["text"])
