@@ -185,7 +185,7 @@ def test_facets_that_do_not_divide_the_teacher_are_refused() -> None:
         ("distiller.codes=1", "distiller: codes must be at least 2"),
         ("distiller.dim=-8", "distiller: dim must be at least 1"),
         ("distiller.max_pairs=0", "distiller: max_pairs must be at least 1"),
-        ("cache.shard_size=0", "cache: shard_size 0 is not positive"),
+        ("cache.shard_size=0", "cache: shard_size: got 0, wanted at least 1"),
         (
             "training.select_metric=retention.text.spearmann",
             "training.select_metric: got retention.text.spearmann, wanted one of HR@5",
