@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: install demo lint test test-slow test-gpu format docs clean
+.PHONY: install demo lint test format docs clean
 
 install: $(STAMP)
 
@@ -25,12 +25,6 @@ lint: $(STAMP)
 
 test: lint
 	$(PYTEST) -n 2
-
-test-slow: $(STAMP)
-	$(PYTEST) -m slow
-
-test-gpu: $(STAMP)
-	$(PYTEST) -m gpu
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -60,6 +60,7 @@ class Checks:
         if ranges := _ranges(target):
             known = {name: value for name, value in given.items() if value is not None}
             hidden = options.keys() - accepted.keys()  # they have a problem of their own
+            hidden |= given.keys() - known.keys()
             judged = {k: v for k, v in filled(target, known | accepted).items() if k not in hidden}
             problems += [
                 # an option's own line begins with its name
