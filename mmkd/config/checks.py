@@ -57,7 +57,7 @@ class Checks:
         given = given or {}
         where = self.recipe.where(key)
         accepted, problems = check_options(target, options, where=where, given=tuple(given))
-        if ranges := _ranges(target):
+        if ranges := ranges_of(target):
             known = {name: value for name, value in given.items() if value is not None}
             hidden = options.keys() - accepted.keys()  # they have a problem of their own
             hidden |= given.keys() - known.keys()
@@ -91,7 +91,7 @@ def filled(target: Callable[..., object], options: Mapping[str, Any]) -> dict[st
     return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(options)
 
 
-def _ranges(target: Callable[..., object]) -> Callable[..., list[str]] | None:
+def ranges_of(target: Callable[..., object]) -> Callable[..., list[str]] | None:
     """What judges a part's options: a class's ``check``, or ``check_NAME`` beside a function."""
     if isinstance(target, type):
         return getattr(target, "check", None)

@@ -97,7 +97,12 @@ class ObjectiveSection(Section):
 
 
 class Recipe(Section):
-    """Everything a run depends on.
+    """Everything a run depends on; `load_recipe` reads one.
+
+        >>> from mmkd import load_recipe
+        >>> recipe = load_recipe("quickstart", ["training.lr=1e-3", "encoders.image=null"])
+        >>> recipe.training["lr"], recipe.encoders, recipe.task.kind
+        (0.001, {'text': 'hashed-text'}, 'next_item')
 
     `task` is what the networks learn to predict, `objective` the losses by which they do.
     `encoders` maps a modality to the name of its encoder card and may be empty; a null card drops a

@@ -50,7 +50,7 @@ class SyntheticCatalogue:
 
 
 def make_synthetic(
-    folder: Path, *, items: int = 1000, users: int = 4000, seed: int = 0
+    folder: Path | str, *, items: int = 1000, users: int = 4000, seed: int = 0
 ) -> SyntheticCatalogue:
     """Writes a made-up catalogue with pictures, texts and a log; the same seed, the same bytes.
 
@@ -83,6 +83,7 @@ def make_synthetic(
         {name: values[facets[name][row]] for name, values in FACETS.items()}
         for row in range(1, items + 1)
     ]
+    folder = Path(folder)
     made = SyntheticCatalogue(
         folder=folder,
         items_path=folder / "items.csv",

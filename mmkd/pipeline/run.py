@@ -21,6 +21,17 @@ from mmkd.student import Ensemble
 class Run:
     """A trained run; weights and catalogue are read when they are first needed, and kept.
 
+        >>> import mmkd
+        >>> from mmkd.demo import make_synthetic
+        >>> _ = make_synthetic("shop", items=60, users=120)
+        >>> recipe = mmkd.load_recipe(
+        ...     "quickstart", ["data.root=shop", "training.epochs=1", "training.cpu=true"]
+        ... )
+        >>> run = mmkd.train(recipe, folder="runs/shop")
+        >>> best = run.recommend(run.items.ids[1:3], k=2)
+        >>> [sorted(one) for one in best]
+        [['item', 'score', 'title'], ['item', 'score', 'title']]
+
     Args:
         folder: The run's folder.
 

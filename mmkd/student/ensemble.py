@@ -66,7 +66,7 @@ class Ensemble(nn.Module):
                 "members: got causal and bidirectional networks or other catalogues side by side; "
                 "build all of them from one recipe"
             )
-        refuse(check_ensemble(inference=inference))
+        refuse(check_build_ensemble(inference=inference))
         self.members = nn.ModuleList(members)
         self.inference = inference
         self.causal = members[0].causal
@@ -192,7 +192,9 @@ def build_ensemble(
     Raises:
         ValueError: `members` is below 1, or an unknown choice.
     """
-    refuse(check_ensemble(members=members, modality_tables=modality_tables, inference=inference))
+    refuse(
+        check_build_ensemble(members=members, modality_tables=modality_tables, inference=inference)
+    )
     networks = []
     for n in range(members):
         if seed is not None:
@@ -203,7 +205,7 @@ def build_ensemble(
     return Ensemble(networks, inference=inference)
 
 
-def check_ensemble(**options: Any) -> list[str]:
+def check_build_ensemble(**options: Any) -> list[str]:
     """What is wrong with any of the options of `build_ensemble`, a line each."""
     return [
         *at_least(1, members=options.get("members")),

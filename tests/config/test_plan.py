@@ -5,9 +5,24 @@ from pathlib import Path
 
 import pytest
 
+from mmkd.config.checks import ranges_of
 from mmkd.config.plan import DEFAULT_WIDTH, Plan, plan
 from mmkd.config.recipe import load_recipe, recipe_names
+from mmkd.data import SPLITS, load_interactions, load_items
+from mmkd.data.tasks import TASKS
+from mmkd.distiller import CorrelationDistiller
+from mmkd.embeddings import EmbeddingCache, EncodingSettings
 from mmkd.errors import RecipeError
+from mmkd.evaluation import Evaluator
+from mmkd.losses.attributes import AttributeLoss
+from mmkd.losses.compression import CompressionLoss
+from mmkd.losses.contrastive import ContrastiveLoss
+from mmkd.losses.correlation import CorrelationLoss
+from mmkd.losses.mutual import MutualLoss
+from mmkd.losses.recommendation import LOSSES
+from mmkd.student import BACKBONES, FusedItemEmbedding, backbone_class, build_ensemble
+from mmkd.training.arguments import TrainingArguments
+from mmkd.training.optimizer import ASYNCHRONOUS
 
 
 @pytest.fixture(autouse=True)
@@ -276,3 +291,29 @@ def test_missing_data_matters_only_where_it_is_needed(tmp_path: Path) -> None:
         plan(recipe)
     (tmp_path / "nowhere").mkdir()
     assert plan(recipe).recipe is recipe
+
+
+def test_every_part_that_takes_a_section_has_ranges_to_be_judged_by() -> None:
+    parts = [
+        load_items,
+        load_interactions,
+        *SPLITS.values(),
+        EmbeddingCache,
+        EncodingSettings,
+        CorrelationDistiller,
+        TrainingArguments,
+        FusedItemEmbedding,
+        *(backbone_class(kind) for kind in BACKBONES),
+        build_ensemble,
+        *TASKS.values(),
+        *LOSSES.values(),
+        CorrelationLoss,
+        AttributeLoss,
+        ContrastiveLoss,
+        MutualLoss,
+        CompressionLoss,
+        ASYNCHRONOUS["ramp"],
+        ASYNCHRONOUS["interval"],
+        Evaluator,
+    ]
+    assert [part for part in parts if ranges_of(part) is None] == []

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmkd.distiller import CorrelationCodebook, CorrelationDistiller
-from mmkd.student import FusedItemEmbedding, Recommender, check_ensemble
+from mmkd.student import FusedItemEmbedding, Recommender, check_build_ensemble
 from mmkd.student.backbones.gru4rec import GRU4Rec
 from mmkd.student.backbones.transformer import BERT4Rec, SASRec
 
@@ -18,7 +18,7 @@ WRONG: list[tuple[Callable[..., list[str]], dict[str, Any]]] = [
     (FusedItemEmbedding.check, {"item_count": 0, "id_std": 0.0, "fusion": "mean"}),
     (FusedItemEmbedding.check, {"gate_width": 0, "modality_std": float("inf")}),
     (Recommender.check, {"score_with": "text", "max_length": 0}),
-    (check_ensemble, {"members": 0, "modality_tables": "both", "inference": "sum"}),
+    (check_build_ensemble, {"members": 0, "modality_tables": "both", "inference": "sum"}),
     (CorrelationCodebook.check, {"codes": 0, "assignment": "firm", "temperature": 0.0}),
     (CorrelationDistiller.check, {"dim": 0, "facets": 0, "codes": 1, "seed": -1}),
     (CorrelationDistiller.check, {"similarity": "cosin", "reduction": "svd", "max_pairs": 0}),
