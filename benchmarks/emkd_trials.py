@@ -24,7 +24,7 @@ from mmkd.losses.mutual import MutualLoss
 from mmkd.losses.objective import Objective
 from mmkd.losses.recommendation import Softmax
 from mmkd.student import FusedItemEmbedding, Recommender, build_backbone, build_ensemble
-from mmkd.student.ensemble import Ensemble, scorer
+from mmkd.student.ensemble import Ensemble
 from mmkd.training.step import TrainStep
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -120,7 +120,7 @@ def reference_evaluation(*, data: str, batch_size: int, width: int, members: int
 def our_evaluation(*, data: str, batch_size: int, width: int, members: int) -> Trial:
     """The same batch: states of the last position alone are scored, ranks are counts."""
     size = SIZES[data]
-    score = scorer(_ensemble(data, width, members))
+    score = _ensemble(data, width, members).next_scores
     histories = _histories(data, batch_size)[:, :-1]
     target = torch.arange(batch_size) % size["items"] + 1
     row = torch.arange(batch_size)[:, None].expand_as(histories).flatten()

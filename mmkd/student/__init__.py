@@ -2,7 +2,7 @@
 
 from mmkd.student.backbones import BACKBONES, Backbone, backbone_class, build_backbone
 from mmkd.student.build import StudentSpec
-from mmkd.student.ensemble import Ensemble, build_ensemble, check_build_ensemble, scorer
+from mmkd.student.ensemble import Ensemble, build_ensemble, check_build_ensemble
 from mmkd.student.fusion import ConcatFusion, GateFusion, SumFusion
 from mmkd.student.item_embedding import FusedItemEmbedding
 from mmkd.student.recommender import Recommender, StudentOutput
@@ -22,5 +22,4 @@ __all__ = [
     "build_backbone",
     "build_ensemble",
     "check_build_ensemble",
-    "scorer",
 ]

@@ -214,11 +214,6 @@ def check_build_ensemble(**options: Any) -> list[str]:
     ]
 
 
-def scorer(student: Ensemble | Recommender) -> Callable[[Tensor], Tensor]:
-    """How a student answers "what next?": histories [B, L] to scores [B, I+1]."""
-    return student.next_scores
-
-
 def _drop_repeats(
     module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Mapping[str, Any]
 ) -> None:

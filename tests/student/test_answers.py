@@ -15,7 +15,6 @@ from mmkd.student import (
     Recommender,
     build_backbone,
     build_ensemble,
-    scorer,
 )
 from mmkd.student.backbones.gru4rec import GRU4Rec
 from mmkd.student.backbones.transformer import BERT4Rec, SASRec
@@ -73,7 +72,9 @@ def test_the_best_items_after_a_history_come_first(kind: str, length: int) -> No
 def test_an_ensemble_answers_with_its_members_sum() -> None:
     ensemble = build_ensemble(lambda: network("bert4rec"), seed=2, members=3)
     wanted = torch.stack([last_scores(member, [4, 2]) for member in ensemble.networks]).sum(0)
-    torch.testing.assert_close(scorer(ensemble.train())(torch.tensor([[0, 0, 4, 2]]))[0], wanted)
+    torch.testing.assert_close(
+        ensemble.train().next_scores(torch.tensor([[0, 0, 4, 2]]))[0], wanted
+    )
     assert ensemble.training
     found = ensemble.recommend(Catalogue(), ["i4", "i2"], k=1, exclude_seen=False)
     assert found[0]["item"] == f"i{int(wanted.argmax())}"
