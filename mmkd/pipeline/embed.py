@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmkd.config.plan import Plan
 from mmkd.data import ItemTable
@@ -106,6 +107,24 @@ def encoder_neighbours(
         for r, score in zip(rows[0], scores[0], strict=True)
         if r > 0
     ]
+
+
+def encoder_vectors(
+    planned: Plan, items: ItemTable, *, modality: str, progress: EmbedProgress | None = None
+) -> NDArray[np.float32]:
+    """[I+1, D_m] one encoder's vectors, rows of zeros where an item has none.
+
+    Raises:
+        RunError: The recipe has no such modality.
+    """
+    if modality not in planned.cards:
+        raise RunError(
+            f"{planned.recipe.name} has no encoder for {modality}; it has "
+            f"{', '.join(planned.cards) or 'none'}"
+        )
+    only = replace(planned, cards={modality: planned.cards[modality]})
+    table = embed(only, items, progress=progress)[modality]
+    return np.asarray(table.vectors[np.arange(len(items) + 1)], dtype=np.float32)
 
 
 def absent_reasons(

@@ -27,7 +27,7 @@ from mmkd import __version__
 from mmkd.data.items import ItemTable
 from mmkd.errors import RunError, outside
 from mmkd.evaluation import CaseRanks
-from mmkd.files import read_json, replacing, write_json
+from mmkd.files import read_json, read_records, replacing, write_json
 from mmkd.student import Ensemble, StudentSpec
 
 _MARKER = "run.json"
@@ -188,6 +188,11 @@ class RunFolder:
             columns = {column: table[column].to_numpy() for column in table.columns}
             top = np.asarray(table["top_items"].to_list(), dtype=np.int64).reshape(len(table), -1)
             return CaseRanks(**(columns | {"top_items": top}))
+
+    def history(self) -> list[dict[str, Any]]:
+        """A record an epoch."""
+        with self._reading("history.json") as path:
+            return read_records(path)
 
     def result(self) -> dict[str, Any]:
         """Read ``result.json``."""
