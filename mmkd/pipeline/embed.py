@@ -13,7 +13,7 @@ from mmkd.config.plan import Plan
 from mmkd.data import ItemTable
 from mmkd.data.readers import load_items
 from mmkd.embeddings import EmbeddingCache, EmbeddingTable, RunReport
-from mmkd.errors import CacheError, RunError
+from mmkd.errors import CacheError, Interrupted, RunError
 from mmkd.interruption import Interruption
 
 EmbedProgress = Callable[[str, int, int], None]  # (modality name, done, of)
@@ -63,7 +63,7 @@ def embed(
                 stop=lambda: interruption.requested,
             )
             if interruption.requested:  # while there was nothing to encode
-                raise KeyboardInterrupt
+                raise Interrupted("stopped: what is encoded is kept; the same command goes on")
     return tables
 
 

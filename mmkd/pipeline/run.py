@@ -3,6 +3,7 @@
 ``train`` makes a run of a recipe, ``load`` opens one that is there.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -23,7 +24,7 @@ from mmkd.evaluation.significance import holm
 from mmkd.pipeline.embed import encoder_vectors
 from mmkd.pipeline.evaluate import compare_runs, evaluate
 from mmkd.pipeline.train import train as train_run
-from mmkd.runs.folder import RunFolder
+from mmkd.runs.folder import RunFolder, find_run
 from mmkd.runs.recommend import recommend, similar, student_vectors
 from mmkd.student import Ensemble
 from mmkd.student.recommender import answering
@@ -262,18 +263,17 @@ class Run:
         return asked, [split.sequence(row_of[user]) for user in asked]
 
 
-def load(folder: Path | str) -> Run:
+def load(folder: Path | str, *, runs: Path | str | None = None) -> Run:
     """Open a trained run.
 
     Args:
-        folder: Its folder, or its name below ``runs/``.
+        folder: Its folder, or its name below ``runs``.
+        runs: Where runs are kept; None for MMKD_RUNS, or ``runs`` where that is not set.
 
     Raises:
         RunError: There is no finished run.
     """
-    path = Path(folder)
-    named = Path("runs") / path
-    return Run(named if not path.exists() and named.exists() else path)
+    return Run(find_run(folder, _runs(runs)).path)
 
 
 def train(recipe: Plan | Recipe, *, folder: Path | str | None = None, **options: Any) -> Run:
@@ -291,9 +291,13 @@ def train(recipe: Plan | Recipe, *, folder: Path | str | None = None, **options:
         MmkdError: As for `mmkd.pipeline.train.train`.
     """
     name = (recipe.recipe if isinstance(recipe, Plan) else recipe).name
-    path = Path("runs") / name if folder is None else Path(folder)
+    path = _runs(None) / name if folder is None else Path(folder)
     train_run(recipe, folder=path, **options)
     return Run(path)
+
+
+def _runs(given: Path | str | None) -> Path:
+    return Path(given or os.environ.get("MMKD_RUNS") or "runs")
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

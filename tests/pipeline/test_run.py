@@ -130,5 +130,5 @@ def test_what_cannot_be_answered_is_told(
 
 
 def test_a_folder_without_a_finished_run_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="holds no finished run"):
+    with pytest.raises(RunError, match="no run "):
         mmkd.load(tmp_path)
