@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from mmkd.encoders import EncoderCard as EncoderCard
     from mmkd.encoders import load_card as load_card
     from mmkd.errors import MmkdError as MmkdError
+    from mmkd.evaluation import ContentKNN as ContentKNN
     from mmkd.evaluation import Evaluator as Evaluator
+    from mmkd.evaluation import ItemKNN as ItemKNN
+    from mmkd.evaluation import Popularity as Popularity
+    from mmkd.evaluation import Transition as Transition
     from mmkd.losses.attributes import AttributeLoss as AttributeLoss
     from mmkd.losses.compression import CompressionLoss as CompressionLoss
     from mmkd.losses.contrastive import ContrastiveLoss as ContrastiveLoss
@@ -61,7 +65,7 @@ _HOMES = {
     "mmkd.embeddings": ("EmbeddingCache", "EmbeddingTable"),
     "mmkd.encoders": ("EncoderCard", "load_card"),
     "mmkd.errors": ("MmkdError",),
-    "mmkd.evaluation": ("Evaluator",),
+    "mmkd.evaluation": ("ContentKNN", "Evaluator", "ItemKNN", "Popularity", "Transition"),
     "mmkd.losses.attributes": ("AttributeLoss",),
     "mmkd.losses.compression": ("CompressionLoss",),
     "mmkd.losses.contrastive": ("ContrastiveLoss",),

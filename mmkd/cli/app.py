@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mmkd import __version__
-from mmkd.cli import cache, encoders, listing, recipes, runs
+from mmkd.cli import baselines, cache, encoders, listing, recipes, runs
 from mmkd.errors import MmkdError, remedied
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ for command in (
     recipes.validate,
     recipes.embed,
     recipes.train,
+    baselines.baselines,
     runs.compress,
     runs.evaluate,
     runs.recommend,

@@ -50,6 +50,7 @@ class Plan:
         asynchronous: How the modality tables lag behind.
         training: How it is trained.
         evaluator: How it is evaluated.
+        baselines: Whether the cheap baselines are evaluated beside it.
     """
 
     recipe: Recipe
@@ -69,6 +70,7 @@ class Plan:
     asynchronous: AsynchronousUpdate
     training: TrainingArguments
     evaluator: Evaluator
+    baselines: bool
 
     @property
     def width(self) -> int:
@@ -119,7 +121,7 @@ def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True)
         needs_teacher=needs_teacher,
     )
     asynchronous = checks.chosen(recipe.asynchronous, ASYNCHRONOUS, "asynchronous")
-    evaluation = checks.options(Evaluator, recipe.evaluation, "evaluation")
+    evaluation, baselines = _evaluation(checks)
     _select_metric(checks, training, evaluation)
     if checks.problems:
         raise RecipeError(checks.problems)
@@ -142,6 +144,7 @@ def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True)
         asynchronous=ASYNCHRONOUS[recipe.asynchronous.kind](**asynchronous),
         training=TrainingArguments(**training),
         evaluator=Evaluator(**evaluation),
+        baselines=baselines,
     )
 
 
@@ -248,6 +251,15 @@ def _task(checks: Checks, training: Options) -> Options:
             "training.max_length", "got 1, wanted at least 2: one place is the mask token's"
         )
     return options
+
+
+def _evaluation(checks: Checks) -> tuple[Options, bool]:
+    """Options of the evaluator, and whether baselines are evaluated too."""
+    given = dict(checks.recipe.evaluation)
+    baselines = given.pop("baselines", True)
+    if not isinstance(baselines, bool):
+        checks.problem("evaluation.baselines", f"got {baselines!r}, wanted true or false")
+    return checks.options(Evaluator, given, "evaluation"), bool(baselines)
 
 
 def _select_metric(checks: Checks, training: Options, evaluation: Options) -> None:

@@ -1,5 +1,6 @@
 """Evaluation: scores to ranks, ranks to metrics, and whether a difference is real."""
 
+from mmkd.evaluation.baselines import ContentKNN, ItemKNN, Popularity, Transition
 from mmkd.evaluation.evaluator import Evaluator
 from mmkd.evaluation.metrics import coverage_at_k, metrics_from_ranks, per_case, sliced_metrics
 from mmkd.evaluation.ranking import CaseRanks, rank_and_ties, top_k
@@ -8,9 +9,13 @@ from mmkd.evaluation.significance import bootstrap_intervals, compare, paired_pe
 
 __all__ = [
     "CaseRanks",
+    "ContentKNN",
     "Evaluator",
+    "ItemKNN",
+    "Popularity",
     "Retention",
     "RetentionProbe",
+    "Transition",
     "bootstrap_intervals",
     "compare",
     "coverage_at_k",

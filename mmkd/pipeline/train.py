@@ -15,6 +15,7 @@ from mmkd.config.plan import Plan, plan
 from mmkd.config.recipe import Recipe, recipe_digest
 from mmkd.distiller import CorrelationDistiller
 from mmkd.errors import RunError
+from mmkd.pipeline.baselines import evaluate_baselines, in_passing
 from mmkd.pipeline.embed import EmbedProgress, embed
 from mmkd.pipeline.opening import check_same, opened
 from mmkd.runs.folder import RunFolder
@@ -121,7 +122,7 @@ def train(
         )
 
         ranks = planned.evaluator.ranks(student, data.split, data.split.test, processes=accelerator)
-        result = {
+        result: dict[str, Any] = {
             "recipe": recipe.name,
             "digest": recipe_digest(recipe),
             "seed": recipe.seed,
@@ -142,6 +143,20 @@ def train(
             "processes": accelerator.num_processes,
             "parameters": sum(p.numel() for p in student.parameters()),
         }
+        if planned.baselines:
+            began = time.monotonic()
+            beside = evaluate_baselines(
+                in_passing(data.split, announce=announce if accelerator.is_main_process else None),
+                planned.evaluator,
+                data.split,
+                seed=recipe.seed,
+                processes=accelerator,
+            )
+            result["baselines"] = {
+                name: {"test": found["test"], "valid": found["valid"]}
+                for name, found in beside.items()
+            }
+            result["seconds"]["baselines"] = round(time.monotonic() - began, 1)
         run.write(ranks=ranks, history=report.history, result=result)
         accelerator.wait_for_everyone()
         accelerator.end_training()

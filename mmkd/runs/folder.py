@@ -208,7 +208,8 @@ class RunFolder:
         with self._reading("result.json") as path:
             numbers = ("best_epoch", "epochs", "peak_memory_bytes", "processes")
             result = read_json(path, *numbers, *mappings)
-            for key in mappings:
+            # baselines: where they were evaluated beside it
+            for key in (*mappings, *({"baselines"} & result.keys())):
                 if not isinstance(result[key], dict):
                     raise TypeError(f"{key} is no JSON object")
         return result
