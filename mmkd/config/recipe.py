@@ -60,12 +60,15 @@ class Spec(BaseModel):
 
 
 class DataSection(Section):
-    """Where the catalogue and the interactions are, and how they are split."""
+    """Where the catalogue and the interactions are, and how they are split.
+
+    Without a split, each user's last event tests.
+    """
 
     root: str
     items: Options
     interactions: Options
-    split: Spec
+    split: Spec = Spec(kind="leave_one_out")
 
     @property
     def folder(self) -> Path:
