@@ -18,19 +18,30 @@ from mmkd.cli.arguments import (
 )
 
 
-def validate(recipe: RecipeName, overrides: Overrides = None, json: AsJson = False) -> None:
-    """Report every mistake of a recipe at once; loads no data and no model."""
+def validate(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    data: Annotated[
+        bool, typer.Option("--data/--no-data", help="Read the catalogue and the log too.")
+    ] = True,
+    json: AsJson = False,
+) -> None:
+    """Report every mistake of a recipe and of its data at once, and what would train.
+
+    Loads no model and opens no picture.
+    """
     from mmkd.cli import show
     from mmkd.errors import RecipeError
 
     try:
-        loaded = planned(recipe, overrides).recipe
+        plan = planned(recipe, overrides)
+        found = plan.inspect_data() if data else None
     except RecipeError as error:
         if not json:
             raise
         show.as_json({"recipe": recipe, "valid": False, "problems": error.problems})
         raise typer.Exit(2) from error
-    show.valid(loaded, as_json=json)
+    show.valid(plan.recipe, found, as_json=json)
 
 
 def embed(

@@ -161,7 +161,11 @@ def guess_items(
         parts += [name for name in longer if _has_text(table, name)]
         parts = [name for name in parts if not set(name) & set("{}[]!:.")]
         template = ". ".join(f"{{{name}}}" for name in parts) or None
-        why = "title and the longest usual text" if len(parts) > 1 else "the only usual text"
+        why = (
+            "the title and a usual name of texts"
+            if len(parts) > 1
+            else "the only column with a usual name of texts"
+        )
         found.take("text", template, why if parts else "no column looks like text")
     if found.wanted("image"):
         _guess_image(found, root)

@@ -294,8 +294,8 @@ def events_of(
     ids = read_ids(table, item, setting="item")
     rows = items.find(ids)
     unknown = ids.filter(pl.Series(rows == 0)).unique(maintain_order=True).to_list()
+    _refuse_swapped(table, items, user=(user, names), item=(item, ids), rows=rows)
     if unknown:
-        _refuse_swapped(table, items, user=(user, names), item=(item, ids), rows=rows)
         _refuse_unknown(
             table, items, rows, unknown, share=max_unknown if unknown_items == "drop" else None
         )
@@ -436,13 +436,18 @@ def _refuse_swapped(
     rows: NDArray[np.int64],
 ) -> None:
     """Raise DataError where the user column is the one that holds the catalogue's items."""
+    named_right = is_usual("user", user[0]) and is_usual("item", item[0])
+    named_wrong = is_usual("item", user[0]) and is_usual("user", item[0])
+    if rows.all() and not named_wrong:
+        return
     as_items = items.find(user[1])
     share, other = float((rows > 0).mean()), float((as_items > 0).mean())
-    if other < _MATCHES or other - share < _MISSES:
-        return
     covered, covered_other = (len(np.unique(found[found > 0])) for found in (rows, as_items))
-    named_right = is_usual("user", user[0]) and is_usual("item", item[0])
-    if covered_other >= covered and not (named_right and share >= 0.5):
+    if other - share >= _MISSES:
+        swapped = covered_other >= covered and not (named_right and share >= 0.5)
+    else:  # both fit: small numbers on either side
+        swapped = named_wrong and covered_other > covered
+    if swapped and other >= _MATCHES:
         raise DataError(
             f"{table.source}: user and item are swapped: column {user[0]!r} (user) holds the "
             f"catalogue's items in {other:.0%} of the events, column {item[0]!r} (item) in "
