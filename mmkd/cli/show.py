@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmkd.config.recipe import Recipe
+from mmkd.data.dataset import Dataset
 from mmkd.data.inspection import Inspection
 from mmkd.embeddings import EmbeddingTable, RunReport
 
@@ -20,6 +21,20 @@ SLICES = ("cold", "tail", "mid", "head")
 def as_json(content: object) -> None:
     """Print JSON on standard output."""
     print(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def started(data: Dataset, path: Path, *, as_json: bool) -> None:
+    """What ``mmkd init`` guessed and wrote."""
+    if as_json:
+        _json({"recipe": str(path), "notes": [*data.notes], "options": data.options})
+        return
+    for line in data.notes:
+        _print(f"* {line}")
+    _print(
+        f"{data.split.user_count:,} users, {len(data.items):,} items, {len(data.log):,} events\n"
+        f"wrote {path}, whose encoders need no download; better ones are named in it\n"
+        f"next: mmkd validate {path}, then mmkd train {path}"
+    )
 
 
 def valid(recipe: Recipe, found: Inspection | None, *, as_json: bool) -> None:

@@ -77,7 +77,7 @@ def test_the_facts_are_those_that_a_person_counts(tmp_path: Path) -> None:
     }
     told = "\n".join(found.notes)
     for line in (
-        "1 of 6 events dropped: they are of 1 items that the catalogue lacks ('zz')",
+        "1 of 6 events dropped: they are of 1 item that the catalogue lacks ('zz')",
         "2 of 5 events (40%) tie in time",
         "1 of 5 items have no event",
         "1 of 5 items have no text",

@@ -277,11 +277,13 @@ def _folder(table: Table, name: str | None, root: Path) -> str | None:
     if name is None or name not in table.frame.columns or table.frame[name].dtype != pl.String:
         return None
     files = table.frame[name].drop_nulls().str.strip_chars().head(_SAMPLE).to_list()
+    beside = os.path.relpath(Path(table.source).parent, root) if table.is_file else ""
+    folders = [*_FOLDERS, name, f"{name}s"]
+    folders += [os.path.normpath(os.path.join(beside, folder)) for folder in folders]
     counts = {
-        folder: sum(
-            os.path.isfile(root / folder / file) for file in files if file and "\0" not in file
-        )
-        for folder in dict.fromkeys((*_FOLDERS, name, f"{name}s"))
+        folder: sum(os.path.isfile(root / folder / file) for file in files if "\0" not in file)
+        for folder in dict.fromkeys(folders)
+        if not folder.startswith("..")
     }
     best = max(counts, key=lambda folder: counts[folder])
     return (best or ".") if counts[best] else None

@@ -254,8 +254,9 @@ class LeftOut:
         """One for each reason that holds, with its count."""
         of = f"of {self.events:,} events"
         if self.unknown:
+            count = len(self.unknown_items)
             yield (
-                f"{self.unknown:,} {of} dropped: they are of {len(self.unknown_items):,} items "
+                f"{self.unknown:,} {of} dropped: they are of {count:,} item{'s' * (count > 1)} "
                 f"that the catalogue lacks ({shown(self.unknown_items, limit=3)})"
             )
         for count, reason in (

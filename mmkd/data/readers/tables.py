@@ -58,12 +58,14 @@ class Table:
         source: The file, or what the frame is, for messages.
         space_separated: Columns that the format itself declares to be lists separated by spaces.
         hint: What to try when a column is missing, or the empty string.
+        is_file: Whether ``source`` is a file's path.
     """
 
     frame: pl.DataFrame
     source: str
     space_separated: frozenset[str] = frozenset()
     hint: str = ""
+    is_file: bool = True
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -171,7 +173,7 @@ def table_of(source: Source, *, root: Path, name: str) -> Table:
         frame = _frame(source, told)
     if not len(frame):
         raise DataError(f"{told}: the frame has no rows; give at least one row")
-    return Table(frame, told)
+    return Table(frame, told, is_file=False)
 
 
 def _frame(source: Any, told: str) -> pl.DataFrame:
