@@ -173,7 +173,7 @@ def _size(data: Dataset) -> int:
 
 
 def _length(data: Dataset) -> int:
-    """A window that holds 95 of 100 histories whole: 10 to 200 items."""
+    """A window that holds 95 of 100 histories whole, within 10 to 200 items."""
     lengths = np.diff(data.split.offsets)
     return int(np.clip(math.ceil(float(np.quantile(lengths, 0.95)) / 10) * 10, 10, 200))
 
@@ -214,7 +214,7 @@ def _models(encoders: Mapping[str, str], *, size: int, length: int) -> list[str]
         "training:",
         "  epochs: 30 # fewer where validation stops improving (patience)",
         "  batch_size: 128",
-        f"  max_length: {length} # holds 95 of 100 histories whole",
+        f"  max_length: {length} # items of a history that are read, the newest",
         "  lr: 2e-3",
         "  patience: 5",
         "  select_metric: NDCG@10",

@@ -287,6 +287,16 @@ def test_swapped_columns_are_refused_although_both_are_small_numbers(tmp_path: P
             )
 
 
+def test_swapped_columns_are_told_by_name_where_all_numbers_fit(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"user and item are swapped: .*100%.*100%; set user to"):
+        numbered(tmp_path, users=20, films=range(1, 41), user="item_id", item="user_id")
+
+
+def test_a_catalogue_of_users_is_no_swap(tmp_path: Path) -> None:
+    log = numbered(tmp_path, users=40, films=range(1, 21), user="item_id", item="user_id")
+    assert len(log) == 120 and len(log.user_ids) == 20
+
+
 def test_users_among_the_catalogues_numbers_by_chance_are_no_swap(tmp_path: Path) -> None:
     log = numbered(tmp_path, users=40, films=range(1, 61), unknown_items="drop")
     assert set(log.item) == set(range(1, 41))
