@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 
 for command in (
+    recipes.init,
     recipes.validate,
     recipes.embed,
     recipes.train,

@@ -1,4 +1,4 @@
-"""The commands that make something of a recipe: validate, embed, train, demo."""
+"""The commands that make a recipe, or something of one: init, validate, embed, train, demo."""
 
 import os
 from pathlib import Path
@@ -18,19 +18,54 @@ from mmkd.cli.arguments import (
 )
 
 
-def validate(recipe: RecipeName, overrides: Overrides = None, json: AsJson = False) -> None:
-    """Report every mistake of a recipe at once; loads no data and no model."""
+def init(
+    items: Annotated[Path, typer.Option(help="The catalogue's file, a row an item.")],
+    events: Annotated[Path, typer.Option(help="The log's file, a row an event.")],
+    name: Annotated[str | None, typer.Option(help="Of the recipe; default that of --out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; default NAME.yaml.")] = None,
+    id: Annotated[str, typer.Option(help="The catalogue's column of ids.")] = "auto",
+    user: Annotated[str, typer.Option(help="The log's column of users.")] = "auto",
+    item: Annotated[str, typer.Option(help="The log's column of items.")] = "auto",
+    timestamp: Annotated[str, typer.Option(help="The log's column of times.")] = "auto",
+    split: Annotated[str, typer.Option(help="leave_one_out, ratio or temporal.")] = "leave_one_out",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Write a recipe for your own two files; says what was guessed of them, and why."""
+    from mmkd.cli import show
+    from mmkd.config.start import start
+
+    name = name or (out.stem if out else "shop")
+    target = out or Path(f"{name}.yaml")
+    columns = {"id": id, "user": user, "item": item, "timestamp": timestamp}
+    data = start(items, events, target, name=name, split=split, force=force, **columns)
+    show.started(data, target, as_json=json)
+
+
+def validate(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    data: Annotated[
+        bool, typer.Option("--data/--no-data", help="Read the catalogue and the log too.")
+    ] = True,
+    json: AsJson = False,
+) -> None:
+    """Report every mistake of a recipe and of its data at once, and what would train.
+
+    Loads no model and opens no picture.
+    """
     from mmkd.cli import show
     from mmkd.errors import RecipeError
 
     try:
-        loaded = planned(recipe, overrides).recipe
+        plan = planned(recipe, overrides)
+        found = plan.inspect_data() if data else None
     except RecipeError as error:
         if not json:
             raise
         show.as_json({"recipe": recipe, "valid": False, "problems": error.problems})
         raise typer.Exit(2) from error
-    show.valid(loaded, as_json=json)
+    show.valid(plan.recipe, found, as_json=json)
 
 
 def embed(

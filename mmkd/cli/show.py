@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mmkd.config.recipe import Recipe
+from mmkd.data.dataset import Dataset
+from mmkd.data.inspection import Inspection
 from mmkd.embeddings import EmbeddingTable, RunReport
 
 METRICS = ("HR@10", "NDCG@10", "MRR@10")
@@ -21,12 +23,45 @@ def as_json(content: object) -> None:
     print(json.dumps(content, indent=1, ensure_ascii=False))
 
 
-def valid(recipe: Recipe, *, as_json: bool) -> None:
-    """A recipe without mistakes."""
+def started(data: Dataset, path: Path, *, as_json: bool) -> None:
+    """What ``mmkd init`` guessed and wrote."""
     if as_json:
-        _json({"recipe": recipe.name, "valid": True})
-    else:
-        _print(f"{recipe.name}: valid")
+        _json({"recipe": str(path), "notes": [*data.notes], "options": data.options})
+        return
+    for line in data.notes:
+        _print(f"* {line}")
+    _print(
+        f"{data.split.user_count:,} users, {len(data.items):,} items, {len(data.log):,} events\n"
+        f"wrote {path}, whose encoders need no download; better ones are named in it\n"
+        f"next: mmkd validate {path}, then mmkd train {path}"
+    )
+
+
+def valid(recipe: Recipe, found: Inspection | None, *, as_json: bool) -> None:
+    """A recipe without mistakes, and the data it would train on, where that was read."""
+    if as_json:
+        told: dict[str, Any] = {"recipe": recipe.name, "valid": True}
+        _json(told if found is None else told | {"data": {**found.facts, "notes": [*found.notes]}})
+        return
+    _print(f"{recipe.name}: valid")
+    if found is not None:
+        _inspected(found, recipe.data.split.kind)
+
+
+def _inspected(found: Inspection, split: str) -> None:
+    facts = found.facts
+    first = facts["first_event"]
+    _print(
+        f"{facts['users']:,} users, {facts['items']:,} items, {facts['events']:,} events from "
+        f"{facts['from']} to {facts['until']}; the first: user {first['user']}, item "
+        f"{first['item']} ({first['title']}), at {first['timestamp']}"
+    )
+    _print(
+        f"{facts['train_events']:,} events train, {facts['valid_cases']:,} cases validate and "
+        f"{facts['test_cases']:,} test ({split})"
+    )
+    for line in found.notes:
+        _print(f"* {line}")
 
 
 def tables(

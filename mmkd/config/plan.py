@@ -12,6 +12,7 @@ from mmkd.config.objective import ObjectivePlan, plan_objective
 from mmkd.config.recipe import Recipe
 from mmkd.data import SPLITS
 from mmkd.data.dataset import Dataset
+from mmkd.data.inspection import Inspection, inspect_data
 from mmkd.data.readers import load_interactions, load_items
 from mmkd.data.tasks import TASKS, MaskedItem, NextItem
 from mmkd.distiller import CorrelationDistiller
@@ -85,6 +86,29 @@ class Plan:
             interactions=self.interactions,
             split={"kind": self.recipe.data.split.kind, **self.split},
         )
+
+    def inspect_data(self) -> Inspection:
+        """Read catalogue and log, and tell what is wrong with them or what would train.
+
+        Raises:
+            RecipeError: With every problem that was found.
+        """
+        found = inspect_data(
+            self.recipe.data.folder,
+            items=self.items,
+            interactions=self.interactions,
+            split={"kind": self.recipe.data.split.kind, **self.split},
+        )
+        problems = [f"{self.recipe.where(f'data.{at}')}: {line}" for at, line in found.problems]
+        for name, card in self.cards.items():
+            if card.reads == "content" and self.items.get(card.modality) is None:
+                problems.append(
+                    f"{self.recipe.where(f'encoders.{name}')}: reads {card.modality}s, but "
+                    f"data.items.{card.modality} is not set; set it, or encoders.{name}: null"
+                )
+        if problems:
+            raise RecipeError(problems)
+        return found
 
 
 def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True) -> Plan:

@@ -32,6 +32,7 @@ from mmkd.errors import RecipeError, closest, outside
 from mmkd.files import read_yaml, write_text
 
 SUFFIXES = (".yaml", ".yml")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Options = dict[str, object]
 
 
@@ -60,12 +61,15 @@ class Spec(BaseModel):
 
 
 class DataSection(Section):
-    """Where the catalogue and the interactions are, and how they are split."""
+    """Where the catalogue and the interactions are, and how they are split.
+
+    Without a split, each user's last event tests.
+    """
 
     root: str
     items: Options
     interactions: Options
-    split: Spec
+    split: Spec = Spec(kind="leave_one_out")
 
     @property
     def folder(self) -> Path:
@@ -110,7 +114,7 @@ class Recipe(Section):
     anything is distilled is said by `objective.correlation`.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # it names a folder
+    name: Annotated[str, Field(pattern=NAME)]  # it names a folder
     seed: Annotated[StrictInt, Field(ge=0, le=2**32 - 1)] = 0  # what numpy and sklearn take
     data: DataSection
     encoders: dict[str, str] = Field(default_factory=dict)

@@ -1,23 +1,39 @@
-"""Dataset: a user's files to the catalogue, the log and its split.
+"""Dataset: a user's files or frames to the catalogue, the log and its split.
 
 Its digests tell a resumed or evaluated run of other data.
 """
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.data.interactions import InteractionLog
 from mmkd.data.items import ItemTable
-from mmkd.data.readers import load_interactions, load_items
+from mmkd.data.readers import (
+    GUESS,
+    LeftOut,
+    Source,
+    Table,
+    check_load_interactions,
+    check_load_items,
+    events_of,
+    guess_events,
+    guess_items,
+    items_of,
+    load_interactions,
+    load_items,
+    read_table,
+    table_of,
+)
 from mmkd.data.splits import SPLITS, SequenceSplit
-from mmkd.errors import DataError, did_you_mean
+from mmkd.errors import DataError, did_you_mean, refuse
 
 Split = Callable[[InteractionLog, int], SequenceSplit]
 
@@ -41,41 +57,135 @@ class Dataset:
         >>> [data.items.titles[row] for row in data.split.sequence(0)]
         ['Teapot', 'Tray', 'Cup']
 
+    Or of files or frames whose columns have usual names; what was guessed is said:
+
+        >>> import polars as pl
+        >>> shop = pl.DataFrame({"sku": ["A1", "B7", "C3"], "name": ["Teapot", "Cup", "Tray"]})
+        >>> log = pl.DataFrame({"customer_id": ["ada"] * 3, "sku": ["A1", "C3", "B7"]})
+        >>> data = Dataset.load(items=shop, events=log, timestamp=None)
+        >>> list(data.items.text[1:]), data.notes[0]
+        (['Teapot', 'Cup', 'Tray'], "items (frame): id = 'sku' (a usual name of the items' ids)")
+
     Attributes:
         items: The catalogue.
         log: The events that are left after filtering.
         split: The users' sequences, and what of them trains, validates and tests.
+        notes: What was guessed, left out and tied, a line each.
+        left_out: How many events were left out, by reason.
+        options: What ``load_items`` and ``load_interactions`` were given or would have to be, as
+            ``items`` and ``interactions``; of a frame there is no ``path``.
     """
 
     items: ItemTable
     log: InteractionLog
     split: SequenceSplit
+    notes: tuple[str, ...] = ()
+    left_out: LeftOut = field(default=LeftOut(), compare=False)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
 
     @classmethod
     def load(
         cls,
-        root: Path | str,
+        root: Path | str = ".",
         *,
-        items: Mapping[str, Any],
-        interactions: Mapping[str, Any],
+        items: Source | Mapping[str, Any],
+        events: Source | Mapping[str, Any] | None = None,
+        interactions: Mapping[str, Any] | None = None,
         split: str | Mapping[str, Any] | Split = "leave_one_out",
+        id: str = GUESS,
+        title: str | None = GUESS,
+        text: str | None = GUESS,
+        image: str | None = GUESS,
+        image_root: str = GUESS,
+        attributes: str | None = GUESS,
+        attribute_separator: str = GUESS,
+        user: str = GUESS,
+        item: str = GUESS,
+        timestamp: str | None = GUESS,
+        **filters: Any,
     ) -> Self:
         """Reads the catalogue and the log, and splits the sequences.
 
+        Tables come in one of two forms. A path or a frame: the columns are named by the arguments
+        below, and those that are not are guessed by their usual names. A mapping, as a recipe has
+        it: options of the reader, its path among them; nothing is guessed.
+
         Args:
-            root: The data folder.
-            items: Options of `load_items`.
-            interactions: Options of `load_interactions`.
+            root: The data folder, which paths are relative to.
+            items: The catalogue: a path, a polars, pandas or Arrow frame, or options of
+                `load_items`.
+            events: The log: likewise, or options of `load_interactions`.
+            interactions: The same as ``events``, by a recipe's name.
             split: A name of `SPLITS`; a mapping of its ``kind`` and options; or a function of one's
                 own, from the log and the number of items to a `SequenceSplit`.
+            id: Column of the catalogue's ids.
+            title: Column of the titles to show; None shows the id.
+            text: Template of the encoders' text, such as ``{name}. {about}``; None is no text.
+            image: Column of the picture files; None is no pictures.
+            image_root: Folder of the pictures, relative to `root`.
+            attributes: Column of labels such as genres; None is no labels.
+            attribute_separator: What parts the labels of a cell.
+            user: Column of the log's user ids.
+            item: Column of the log's item ids.
+            timestamp: Column of the log's times; None takes the order of the rows.
+            **filters: Further options of `load_interactions`, such as ``min_rating``,
+                ``duplicates``, ``min_user_events`` or ``unknown_items``.
 
         Raises:
-            DataError: The split is unknown, a file cannot be used, or there is nothing to test.
+            DataError: The split or an option is unknown, a table cannot be used, a column cannot be
+                told, or there is nothing to test.
         """
         protocol = split if callable(split) else _protocol(split)
-        catalogue = load_items(root=Path(root), **items)
-        log = load_interactions(catalogue, root=Path(root), **interactions)
-        return cls(items=catalogue, log=log, split=protocol(log, len(catalogue)))
+        if (events is None) == (interactions is None):
+            raise DataError("give the log once, as events or as interactions")
+        folder = Path(root)
+        catalogue_columns = {
+            "id": id,
+            "title": title,
+            "text": text,
+            "image": image,
+            "image_root": image_root,
+            "attributes": attributes,
+            "attribute_separator": attribute_separator,
+        }
+        log_columns = {"user": user, "item": item, "timestamp": timestamp}
+        given = _Given.of("items", items, load_items, catalogue_columns)
+        log_given = _Given.of(
+            "events",
+            events if events is not None else interactions,
+            load_interactions,
+            log_columns,
+            filters,
+        )
+        table, log_table = given.table(folder), log_given.table(folder)
+
+        of_items, guessed = guess_items(table, given.only(catalogue_columns), root=folder)
+        of_events, guessed_too = guess_events(
+            log_table, log_given.only(log_columns), id=of_items["id"]
+        )
+        of_items, of_events = given.options | of_items, log_given.options | of_events
+        refuse([*check_load_items(**of_items), *check_load_interactions(**of_events)], DataError)
+
+        catalogue = items_of(table, root=folder, **of_items)
+        log, left_out = events_of(log_table, catalogue, **of_events)
+        notes = [*map(str, [*guessed, *guessed_too])]
+        notes += [f"{log_table.source}: {line}" for line in left_out.lines()]
+        if of_events["timestamp"] is not None and (tied := log.tied()):
+            notes.append(
+                f"{log_table.source}: {tied:,} of {len(log):,} events ({tied / len(log):.0%}) tie "
+                "in time with another of their user: the order of the rows decides"
+            )
+        return cls(
+            items=catalogue,
+            log=log,
+            split=protocol(log, len(catalogue)),
+            notes=tuple(notes),
+            left_out=left_out,
+            options={
+                "items": given.place | of_items,
+                "interactions": log_given.place | of_events,
+            },
+        )
 
     def digests(self) -> dict[str, str]:
         """One SHA-256 for each thing that may change by itself.
@@ -91,6 +201,74 @@ class Dataset:
             "events": _of_arrays(split.items, split.offsets),
             "split": _of_arrays(split.train_end, *cases),
         }
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A table as it was given: where it is, and its reader's options.
+
+    Attributes:
+        name: What messages call it.
+        frame: The frame, where it is one.
+        place: Path, format and separator, where it is a file.
+        options: The other options; ``auto`` where a column is to be guessed.
+    """
+
+    name: str
+    frame: Source | None
+    place: dict[str, Any]
+    options: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        given: Source | Mapping[str, Any] | None,
+        reader: Callable[..., object],
+        columns: Mapping[str, str | None],
+        more: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """What was given, over the reader's defaults.
+
+        Args:
+            name: What messages call it.
+            given: A path, a frame, or options of the reader.
+            reader: Whose options these are.
+            columns: Those that are guessed for a path or a frame.
+            more: Further options.
+        """
+        known = {
+            option.name: option.default
+            for option in inspect.signature(reader).parameters.values()
+            if option.name not in ("root", "items")
+        }
+        named = {key: value for key, value in columns.items() if value != GUESS} | dict(more or {})
+        written = dict(given) if isinstance(given, Mapping) else {}
+        for key in written | named:
+            if key not in known:
+                raise DataError(
+                    f"{name}: {key}: unknown; the options are {', '.join(known)}"
+                    f"{did_you_mean(key, known)}"
+                )
+        if isinstance(given, Mapping):
+            if "path" not in given:
+                raise DataError(f"{name}: path: required; name the file, or give a frame itself")
+            options = known | written | named
+        else:
+            options = known | dict(columns) | named
+            options["path"] = str(given) if isinstance(given, (str, Path)) else None
+        place = {key: options.pop(key) for key in ("path", "format", "separator")}
+        if place["path"] is not None:
+            return cls(name, None, place, options)
+        return cls(name, cast(Source, given), {}, options)
+
+    def table(self, root: Path) -> Table:
+        if self.frame is None:
+            return read_table(root=root, **self.place)
+        return table_of(self.frame, root=root, name=self.name)
+
+    def only(self, columns: Iterable[str]) -> dict[str, Any]:
+        return {key: self.options[key] for key in columns}
 
 
 def _protocol(given: str | Mapping[str, Any]) -> Split:

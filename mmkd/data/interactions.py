@@ -57,6 +57,17 @@ class InteractionLog:
         """Number of events."""
         return len(self.user)
 
+    def tied(self) -> int:
+        """How many events share their timestamp with another of their user's events.
+
+        The order of the file decides between them.
+        """
+        order = np.lexsort((self.timestamp, self.user))
+        user, timestamp = self.user[order], self.timestamp[order]
+        same = (user[1:] == user[:-1]) & (timestamp[1:] == timestamp[:-1])
+        edge = np.zeros(1, dtype=np.bool_)
+        return int((np.concatenate([edge, same]) | np.concatenate([same, edge]))[: len(self)].sum())
+
     def keep(self, mask: NDArray[np.bool_]) -> "InteractionLog":
         """Keeps some of the events, and the users that still have one.
 

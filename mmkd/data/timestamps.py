@@ -1,10 +1,15 @@
 """Timestamps: numbers, ISO dates and polars dates to float64, one unit throughout a log."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Final, Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+
+Unit = Literal["s", "ms", "us", "ns"]
+PER_SECOND: Final[dict[str, float]] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
 def seconds(value: float | str) -> float:
@@ -29,7 +34,9 @@ def seconds(value: float | str) -> float:
     return number
 
 
-def parse_timestamps(column: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def parse_timestamps(
+    column: pl.Series, *, unit: Unit | None = None, format: str | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Turns a column of timestamps into numbers.
 
     A text column holds either numbers or ISO dates, not both: one odd value among the other kind
@@ -37,15 +44,23 @@ def parse_timestamps(column: pl.Series) -> tuple[NDArray[np.float64], NDArray[np
 
     Args:
         column: [E] numbers, text, dates or datetimes.
+        unit: What numbers count, so that they become seconds; None takes them as they are.
+        format: How text is a date, in strptime's codes, such as ``%d/%m/%Y %H:%M``; UTC where it
+            names no zone. None takes numbers and ISO dates.
 
     Returns:
         [E] float64 and, True where the value is missing, not finite, or did not parse, [E] bool.
     """
+    if format is not None and column.dtype not in (pl.Date, pl.Datetime):
+        text = column.cast(pl.String, strict=False).str.strip_chars()
+        return _finite(_parse_format(text, format))
     if column.dtype in (pl.Date, pl.Datetime):
         return _finite(column.cast(pl.Datetime("us")).dt.epoch("us") / 1e6)
+    scale = PER_SECOND[unit] if unit else 1.0
     if column.dtype == pl.String:
-        return _finite(_parse_text(column.str.strip_chars()))
-    return parse_numbers(column)
+        return _finite(_parse_text(column.str.strip_chars(), scale))
+    values, bad = parse_numbers(column)
+    return values / scale, bad
 
 
 def parse_numbers(column: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -69,23 +84,35 @@ def _finite(column: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     return values, ~np.isfinite(values)
 
 
-def _parse_text(column: pl.Series) -> pl.Series:
+def _parse_text(column: pl.Series, scale: float) -> pl.Series:
     numbers = column.cast(pl.Float64, strict=False)
     given = column.drop_nulls()
     if not len(given) or numbers.is_not_null().sum() * 2 >= len(given):  # mostly numbers
-        return numbers
-    unique = given.unique()
-    parsed = pl.Series([_iso_seconds_or_none(text) for text in unique], dtype=pl.Float64)
+        return numbers / scale
+    return _by_value(column, _iso_seconds)
+
+
+def _parse_format(column: pl.Series, format: str) -> pl.Series:
+    return _by_value(column, lambda text: _utc(datetime.strptime(text, format)))
+
+
+def _by_value(column: pl.Series, read: Callable[[str], float]) -> pl.Series:
+    """Reads each different text once; null where it does not parse."""
+
+    def read_or_none(text: str) -> float | None:
+        try:
+            return read(text)
+        except (ValueError, OverflowError):
+            return None
+
+    unique = column.drop_nulls().unique()
+    parsed = pl.Series([read_or_none(text) for text in unique], dtype=pl.Float64)
     return column.replace_strict(unique, parsed, default=None, return_dtype=pl.Float64)
 
 
-def _iso_seconds_or_none(text: str) -> float | None:
-    try:
-        return _iso_seconds(text)
-    except ValueError:
-        return None
-
-
 def _iso_seconds(text: str) -> float:
-    date = datetime.fromisoformat(text)
+    return _utc(datetime.fromisoformat(text))
+
+
+def _utc(date: datetime) -> float:
     return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()

@@ -87,6 +87,8 @@ def opened(
             _check_open(run, recipe, resume=resume, overwrite=overwrite)
         data = planned.load_data()
         if main and announce:
+            for line in data.notes:
+                announce(line)
             announce(_announcement(recipe, data.split, accelerator))
         vocabulary = None
         if planned.objective.attributes is not None:

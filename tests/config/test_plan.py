@@ -49,6 +49,29 @@ def test_every_shipped_recipe_can_be_planned(name: str) -> None:
     assert found.width % int(found.backbone.get("heads", 1)) == 0
 
 
+def test_the_recbole_section_of_the_data_page_works_as_printed(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+    section = page.partition("## From RecBole files")[2].split("```yaml\n")[1].partition("```")[0]
+    (tmp_path / "own.yaml").write_text(
+        "name: own\nstudent: {backbone: sasrec, score_with: id}\ntask: next_item\n"
+        f"objective: {{recommendation: softmax}}\n{section}"
+    )
+    films = tmp_path / "ml-100k"
+    films.mkdir()
+    (films / "ml-100k.item").write_text(
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+        "1\tToy Story\t1995\tAnimation Comedy\n2\tJumanji\t1995\tAdventure\n3\tHeat\t1995\t\n"
+    )
+    (films / "ml-100k.inter").write_text(
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+        "7\t3\t5\t30\n7\t1\t4\t10\n7\t2\t1\t20\n8\t9\t1\t5\n"
+    )
+    data = plan(load_recipe("own.yaml")).load_data()
+    assert data.items.text[1] == "Toy Story. Animation Comedy"
+    assert data.items.attributes[1] == ("Animation", "Comedy")
+    assert data.split.sequence(0).tolist() == [1, 2, 3] and data.split.train_end.tolist() == [1]
+
+
 def test_values_of_the_recipe_reach_the_parts() -> None:
     found = planned(
         "seed=9", "training.epochs=3", "student.embedding.width=48", "distiller.codes=7"

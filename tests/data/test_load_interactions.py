@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mmkd.data import InteractionLog, ItemTable, load_interactions
+from mmkd.data import InteractionLog, ItemTable, load_interactions, load_items
 from mmkd.data.readers import check_load_interactions
 from mmkd.errors import DataError
 
@@ -135,7 +135,9 @@ def test_unknown_items_are_an_error_with_a_suggestion_or_dropped(tmp_path: Path)
         match=r"log\.csv: 3 of 5 events are of 2 items.*'x11', '\?\?'; did you mean 'x1'.*drop",
     ):
         load(tmp_path, text)
-    log = load(tmp_path, text, unknown_items="drop")
+    with pytest.raises(DataError, match=r"3 of 5 .*has such as .*raise max_unknown \(0\.5\)"):
+        load(tmp_path, text, unknown_items="drop")
+    log = load(tmp_path, text, unknown_items="drop", max_unknown=0.6)
     assert events(log) == [("a", "x1", 1.0), ("a", "x2", 3.0)]
     assert log.user_ids == ("a",)
 
@@ -254,3 +256,86 @@ def test_a_million_events_load_in_seconds(tmp_path: Path) -> None:
     assert len(log) == count
     assert log.user_ids[log.user[-1]] == str(frame["user_id"][-1])
     assert items[log.item[-1] - 1] == frame["item_id"][-1]
+
+
+def numbered(folder: Path, *, users: int, films: range, **options: Any) -> InteractionLog:
+    """A log of ids that are all small numbers, each user with three films in turn."""
+    pairs = [
+        (user, films[(user * 7 + step) % len(films)]) for user in range(users) for step in range(3)
+    ]
+    lines = "".join(f"{user + 1},{film},{place}\n" for place, (user, film) in enumerate(pairs))
+    (folder / "numbers.csv").write_text("user_id,item_id,timestamp\n" + lines)
+    (folder / "films.csv").write_text("item_id\n" + "".join(f"{film}\n" for film in range(1, 41)))
+    return load_interactions(
+        load_items(path="films.csv", root=folder), path="numbers.csv", root=folder, **options
+    )
+
+
+def test_swapped_columns_are_refused_although_both_are_small_numbers(tmp_path: Path) -> None:
+    assert len(numbered(tmp_path, users=60, films=range(1, 41))) == 180
+    for unknown in ("error", "drop"):
+        with pytest.raises(
+            DataError, match=r"user and item are swapped: .*100%.*67%; set user to 'user_id' and"
+        ):
+            numbered(
+                tmp_path,
+                users=60,
+                films=range(1, 41),
+                user="item_id",
+                item="user_id",
+                unknown_items=unknown,
+            )
+
+
+def test_swapped_columns_are_told_by_name_where_all_numbers_fit(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"user and item are swapped: .*100%.*100%; set user to"):
+        numbered(tmp_path, users=20, films=range(1, 41), user="item_id", item="user_id")
+
+
+def test_a_catalogue_of_users_is_no_swap(tmp_path: Path) -> None:
+    log = numbered(tmp_path, users=40, films=range(1, 21), user="item_id", item="user_id")
+    assert len(log) == 120 and len(log.user_ids) == 20
+
+
+def test_users_among_the_catalogues_numbers_by_chance_are_no_swap(tmp_path: Path) -> None:
+    log = numbered(tmp_path, users=40, films=range(1, 61), unknown_items="drop")
+    assert set(log.item) == set(range(1, 41))
+
+
+def test_a_swap_under_right_names_is_told_where_hardly_an_item_fits(tmp_path: Path) -> None:
+    text = "user_id,item_id,timestamp\n" + "x1,ann,1\nx2,bob,2\n" * 3
+    with pytest.raises(DataError, match=r"'user_id' \(user\) holds the catalogue's items in 100%"):
+        load(tmp_path, text)
+
+
+def test_dates_in_a_format_and_numbers_in_a_unit(tmp_path: Path) -> None:
+    text = "user_id,item_id,timestamp\na,x1,31/12/2023 10:30\na,x2,01/02/2024 00:00\n"
+    with pytest.raises(DataError, match=r"say how dates are written with timestamp_format"):
+        load(tmp_path, text)
+    log = load(tmp_path, text, timestamp_format="%d/%m/%Y %H:%M")
+    wanted = [datetime.datetime(2023, 12, 31, 10, 30), datetime.datetime(2024, 2, 1)]
+    assert log.timestamp.tolist() == [
+        one.replace(tzinfo=datetime.UTC).timestamp() for one in wanted
+    ]
+    with pytest.raises(DataError, match=r"in row 2: '01/02/2024 00:00'; correct timestamp_format"):
+        load(tmp_path, text.replace("31/12/2023 10:30", "12.31.2023"), timestamp_format="%m.%d.%Y")
+    numbers = "user_id,item_id,timestamp\na,x1,1709251200000\na,x2,1709251201500\n"
+    assert load(tmp_path, numbers, timestamp_unit="ms").timestamp.tolist() == [
+        1709251200.0,
+        1709251201.5,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timestamp_unit": "minutes"}, r"timestamp_unit: got 'minutes', wanted one of s, ms, us"),
+        ({"timestamp_format": "%d/%Q"}, r"timestamp_format: got '%d/%Q', wanted strptime's codes"),
+        ({"timestamp_format": "%H:%M"}, r"timestamp_format: got '%H:%M'"),
+        ({"timestamp_format": "%Y", "timestamp_unit": "s"}, r"give one"),
+        ({"max_unknown": 1.5}, r"max_unknown: got 1.5, wanted 0 to 1"),
+    ],
+)
+def test_options_of_time_are_checked(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, **options)

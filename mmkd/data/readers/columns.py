@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mmkd.data.ids import ids_as_text
 from mmkd.data.readers.tables import Table
-from mmkd.data.timestamps import parse_numbers, parse_timestamps
+from mmkd.data.timestamps import Unit, parse_numbers, parse_timestamps
 from mmkd.errors import DataError, shown
 
 
@@ -98,8 +98,22 @@ def read_lists(table: Table, name: str, *, setting: str, separator: str) -> pl.S
     return labels.fill_null(pl.Series([[]], dtype=pl.List(pl.String)))
 
 
-def read_timestamps(table: Table, name: str, *, setting: str) -> NDArray[np.float64]:
+def read_timestamps(
+    table: Table,
+    name: str,
+    *,
+    setting: str,
+    unit: Unit | None = None,
+    format: str | None = None,
+) -> NDArray[np.float64]:
     """Reads numbers, dates, or ISO dates (to seconds; UTC where no zone is named).
+
+    Args:
+        table: The table.
+        name: The column.
+        setting: The setting that named it, for messages.
+        unit: What numbers count; None takes them as they are.
+        format: strptime's codes for text that is no ISO date.
 
     Returns:
         [n] float64, finite.
@@ -108,12 +122,18 @@ def read_timestamps(table: Table, name: str, *, setting: str) -> NDArray[np.floa
         DataError: If the column is absent or one is missing, not finite, or not parsable.
     """
     column = table.column(name, setting=setting)
-    values, bad = parse_timestamps(column)
+    values, bad = parse_timestamps(column, unit=unit, format=format)
     if bad.any():
+        remedy = (
+            "use numbers or ISO dates such as 2024-03-01T12:00:00, one kind throughout, say how "
+            "dates are written with timestamp_format such as '%d/%m/%Y %H:%M', or set timestamp to "
+            "null to take the order of the file"
+            if format is None
+            else f"correct timestamp_format ({format!r}), or the rows"
+        )
         raise DataError(
             f"{table.source}: column {name!r} ({setting}) has no usable timestamp in {_rows(bad)}: "
-            f"{_values(column, bad)}; use numbers or ISO dates such as 2024-03-01T12:00:00, one "
-            "kind throughout, or set timestamp to null to take the order of the file"
+            f"{_values(column, bad)}; {remedy}"
         )
     return values
 

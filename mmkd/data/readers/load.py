@@ -1,6 +1,9 @@
-"""A user's two files to the catalogue and the log: which columns they are, and what is left out."""
+"""A user's two tables to the catalogue and the log: which columns they are, what is left out."""
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +22,13 @@ from mmkd.data.interactions import (
 )
 from mmkd.data.items import ItemTable
 from mmkd.data.readers.columns import read_ids, read_lists, read_numbers, read_text, read_timestamps
+from mmkd.data.readers.guessing import is_usual
 from mmkd.data.readers.tables import Format, Table, check_read_table, read_table
 from mmkd.data.text_template import TextTemplate
-from mmkd.errors import DataError, refuse, shown
+from mmkd.data.timestamps import PER_SECOND, Unit
+from mmkd.errors import DataError, one_of, refuse, shown, within
+
+UnknownItems = Literal["error", "drop"]
 
 
 def load_items(
@@ -72,7 +79,32 @@ def load_items(
             or a picture's path is a web address or leaves `image_root`.
     """
     refuse(check_load_items(text=text), DataError)
-    table = read_table(path, root=root, format=format, separator=separator)
+    return items_of(
+        read_table(path, root=root, format=format, separator=separator),
+        root=root,
+        id=id,
+        title=title,
+        text=text,
+        image=image,
+        attributes=attributes,
+        attribute_separator=attribute_separator,
+        image_root=image_root,
+    )
+
+
+def items_of(
+    table: Table,
+    *,
+    root: Path,
+    id: str,
+    title: str | None,
+    text: str | None,
+    image: str | None,
+    attributes: str | None,
+    attribute_separator: str,
+    image_root: str,
+) -> ItemTable:
+    """A table's columns as a catalogue; as ``load_items``, whose options these are."""
     ids = read_ids(table, id, setting="id")
     if twice := repeated(ids):
         raise DataError(
@@ -127,7 +159,10 @@ def load_interactions(
     min_user_events: int = 1,
     min_item_events: int = 1,
     duplicates: Duplicates = "keep",
-    unknown_items: Literal["error", "drop"] = "error",
+    unknown_items: UnknownItems = "error",
+    max_unknown: float = 0.5,
+    timestamp_unit: Unit | None = None,
+    timestamp_format: str | None = None,
     format: Format = "auto",
     separator: str | None = None,
 ) -> InteractionLog:
@@ -162,6 +197,11 @@ def load_interactions(
         min_item_events: Fewest events of an item whose events stay.
         duplicates: Which event of a user with an item to keep, by time: ``keep`` keeps all.
         unknown_items: What to do with events of items outside the catalogue.
+        max_unknown: Largest share of the events that ``drop`` may drop as such; above it the two
+            files hardly mean the same items.
+        timestamp_unit: What numbers count, ``s``, ``ms``, ``us`` or ``ns``, so that they can be
+            compared with dates; None takes them as they are.
+        timestamp_format: How dates are written, in strptime's codes such as ``%d/%m/%Y %H:%M``.
         format: The file's format; ``auto`` goes by the suffix.
         separator: Column separator of a text format, where it is not the usual one.
 
@@ -170,33 +210,109 @@ def load_interactions(
 
     Raises:
         DataError: If the file or a column is missing or malformed, an id, timestamp or rating is
-            missing, an item is unknown, or no event is left.
+            missing, an item is unknown, `user` and `item` are swapped, or no event is left.
     """
-    options = dict(min_user_events=min_user_events, min_item_events=min_item_events)
-    refuse(
-        check_load_interactions(
-            rating=rating,
-            min_rating=min_rating,
-            duplicates=duplicates,
-            unknown_items=unknown_items,
-            **options,
-        ),
-        DataError,
+    options: dict[str, Any] = dict(
+        rating=rating,
+        min_rating=min_rating,
+        min_user_events=min_user_events,
+        min_item_events=min_item_events,
+        duplicates=duplicates,
+        unknown_items=unknown_items,
+        max_unknown=max_unknown,
+        timestamp_unit=timestamp_unit,
+        timestamp_format=timestamp_format,
     )
+    refuse(check_load_interactions(**options), DataError)
     table = read_table(path, root=root, format=format, separator=separator)
+    return events_of(table, items, user=user, item=item, timestamp=timestamp, **options)[0]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What of a log's events was left out, and why.
+
+    Attributes:
+        events: Events of the table.
+        unknown: Of items that the catalogue lacks.
+        unknown_items: Those items' ids, each once.
+        rated_low: Rated below ``min_rating``.
+        repeated: Of a user with an item that another event is kept of.
+        rare: Of users and items below the k-core's bounds.
+        users: Users of whom no event is left.
+    """
+
+    events: int = 0
+    unknown: int = 0
+    unknown_items: tuple[str, ...] = ()
+    rated_low: int = 0
+    repeated: int = 0
+    rare: int = 0
+    users: int = 0
+
+    def lines(self) -> Iterator[str]:
+        """One for each reason that holds, with its count."""
+        of = f"of {self.events:,} events"
+        if self.unknown:
+            count = len(self.unknown_items)
+            yield (
+                f"{self.unknown:,} {of} dropped: they are of {count:,} item{'s' * (count > 1)} "
+                f"that the catalogue lacks ({shown(self.unknown_items, limit=3)})"
+            )
+        for count, reason in (
+            (self.rated_low, "rated below min_rating"),
+            (self.repeated, "another event of the same user and item is kept (duplicates)"),
+            (self.rare, "fewer events than min_user_events or min_item_events"),
+        ):
+            if count:
+                yield f"{count:,} {of} dropped: {reason}"
+        if self.users:
+            yield (
+                f"{self.users:,} user{'s' * (self.users > 1)} dropped: no event of theirs is left"
+            )
+
+
+def events_of(
+    table: Table,
+    items: ItemTable,
+    *,
+    user: str,
+    item: str,
+    timestamp: str | None,
+    rating: str | None,
+    min_rating: float | None,
+    min_user_events: int,
+    min_item_events: int,
+    duplicates: Duplicates,
+    unknown_items: UnknownItems,
+    max_unknown: float,
+    timestamp_unit: Unit | None,
+    timestamp_format: str | None,
+) -> tuple[InteractionLog, LeftOut]:
+    """A table's columns as a log, and what was left out; as ``load_interactions``."""
     names = read_ids(table, user, setting="user")
     user_ids = names.unique(maintain_order=True)
-    rows = _item_rows(table, item, items, drop=unknown_items == "drop")
+    ids = read_ids(table, item, setting="item")
+    rows = items.find(ids)
+    unknown = ids.filter(pl.Series(rows == 0)).unique(maintain_order=True).to_list()
+    _refuse_swapped(table, items, user=(user, names), item=(item, ids), rows=rows)
+    if unknown:
+        _refuse_unknown(
+            table, items, rows, unknown, share=max_unknown if unknown_items == "drop" else None
+        )
     timestamps = (
         np.arange(len(table), dtype=np.float64)
         if timestamp is None
-        else read_timestamps(table, timestamp, setting="timestamp")
+        else read_timestamps(
+            table, timestamp, setting="timestamp", unit=timestamp_unit, format=timestamp_format
+        )
     )
-    kept = rows > 0
+    known = rows > 0
+    kept = known
     if rating is not None:
         ratings = read_numbers(table, rating, setting="rating")
         if min_rating is not None:
-            kept &= ratings >= min_rating
+            kept = known & (ratings >= min_rating)
     if not kept.any():
         bound = "" if min_rating is None else f" with {rating} >= {min_rating}"
         raise DataError(
@@ -208,11 +324,21 @@ def load_interactions(
         item=np.where(kept, rows, 1),  # a valid row for the dropped ones
         timestamp=timestamps,
         user_ids=tuple(user_ids),
-    )
+    ).keep(kept)
+    single = drop_duplicates(log, duplicates=duplicates)
     try:
-        return k_core(drop_duplicates(log.keep(kept), duplicates=duplicates), **options)
+        core = k_core(single, min_user_events=min_user_events, min_item_events=min_item_events)
     except DataError as error:
         raise DataError(f"{table.source}: {error}") from None
+    return core, LeftOut(
+        events=len(table),
+        unknown=int((~known).sum()),
+        unknown_items=tuple(unknown),
+        rated_low=int((known & ~kept).sum()),
+        repeated=len(log) - len(single),
+        rare=len(single) - len(core),
+        users=len(user_ids) - len(core.user_ids),
+    )
 
 
 def check_load_interactions(**options: Any) -> list[str]:
@@ -223,7 +349,24 @@ def check_load_interactions(**options: Any) -> list[str]:
     unknown = options.get("unknown_items", "error")
     if unknown not in ("error", "drop"):
         problems.append(f"unknown_items: got {unknown!r}, wanted 'error' or 'drop'")
+    problems += within(0, 1, "a share of the events", max_unknown=options.get("max_unknown"))
+    problems += one_of(PER_SECOND, timestamp_unit=options.get("timestamp_unit"))
+    format = options.get("timestamp_format")
+    if format is not None and not _is_date_format(format):
+        problems.append(
+            f"timestamp_format: got {format!r}, wanted strptime's codes such as '%d/%m/%Y %H:%M'"
+        )
+    if format is not None and options.get("timestamp_unit") is not None:
+        problems.append("timestamp_unit: is of numbers, timestamp_format of dates; give one")
     return problems + check_drop_duplicates(**options) + check_k_core(**options)
+
+
+def _is_date_format(format: str) -> bool:
+    example = datetime(2024, 3, 1, 12, 30)
+    try:
+        return datetime.strptime(example.strftime(format), format).year == example.year
+    except ValueError:
+        return False
 
 
 # ---- columns of the catalogue
@@ -279,16 +422,60 @@ def _leave(paths: pl.Series, folder: Path) -> pl.Series:
 # ---- columns of the log
 
 
-def _item_rows(table: Table, name: str, items: ItemTable, *, drop: bool) -> NDArray[np.int64]:
-    """Rows of the catalogue, [E]; 0 where the item is unknown and may be dropped."""
-    ids = read_ids(table, name, setting="item")
-    rows = items.find(ids)
-    unknown = rows == 0
-    if unknown.any() and not drop:
-        names = ids.filter(pl.Series(unknown)).unique(maintain_order=True).to_list()
+# Real logs have nearly all their items in the catalogue; ids that are small numbers are in it by
+# chance, as users 1 to 6,040 are among films 1 to 3,952.
+_MATCHES = 0.95
+_MISSES = 0.05
+
+
+def _refuse_swapped(
+    table: Table,
+    items: ItemTable,
+    *,
+    user: tuple[str, pl.Series],
+    item: tuple[str, pl.Series],
+    rows: NDArray[np.int64],
+) -> None:
+    """Raise DataError where the user column is the one that holds the catalogue's items."""
+    named_right = is_usual("user", user[0]) and is_usual("item", item[0])
+    named_wrong = is_usual("item", user[0]) and is_usual("user", item[0])
+    if rows.all() and not named_wrong:
+        return
+    as_items = items.find(user[1])
+    share, other = float((rows > 0).mean()), float((as_items > 0).mean())
+    covered, covered_other = (len(np.unique(found[found > 0])) for found in (rows, as_items))
+    if other - share >= _MISSES:
+        swapped = covered_other >= covered and not (named_right and share >= 0.5)
+    else:  # both fit: small numbers on either side
+        swapped = named_wrong and covered_other > covered
+    if swapped and other >= _MATCHES:
         raise DataError(
-            f"{table.source}: {unknown.sum()} of {len(ids)} events are of {len(names)} items that "
-            f"the catalogue lacks: {shown(names)}{items.suggestion(names[0])}; add the items, or "
-            "set unknown_items to drop"
+            f"{table.source}: user and item are swapped: column {user[0]!r} (user) holds the "
+            f"catalogue's items in {other:.0%} of the events, column {item[0]!r} (item) in "
+            f"{share:.0%}; set user to {item[0]!r} and item to {user[0]!r}"
         )
-    return rows
+
+
+def _refuse_unknown(
+    table: Table,
+    items: ItemTable,
+    rows: NDArray[np.int64],
+    unknown: list[str],
+    *,
+    share: float | None,
+) -> None:
+    """Raise DataError where events of unknown items may not be dropped, or more than a share."""
+    count = int((rows == 0).sum())
+    told = (
+        f"{table.source}: {count} of {len(rows)} events are of {len(unknown)} items that the "
+        f"catalogue lacks: {shown(unknown)}"
+    )
+    if share is None:
+        raise DataError(
+            f"{told}{items.suggestion(unknown[0])}; add the items, or set unknown_items to drop"
+        )
+    if share * len(rows) < count < len(rows):  # of a log without any known item more is told
+        raise DataError(
+            f"{told}; the catalogue has such as {shown(items.ids[1:4])}: check that both files "
+            f"write ids alike, and the item column; or raise max_unknown ({share})"
+        )

@@ -1,7 +1,8 @@
-"""Table files (CSV, TSV, Parquet, JSON lines, RecBole's atomic files; plain or gzip) to columns.
+"""Tables (CSV, TSV, Parquet, JSON lines, RecBole's atomic files; plain or gzip; frames) to columns.
 
-From a file's name to a Table. Text formats give text, with missing cells null: no type is guessed,
-as the id 007 is not 7. A file that cannot be read is refused with the line at fault.
+From a file's name, or a polars, pandas or Arrow frame, to a Table. Text formats give text, with
+missing cells null: no type is guessed, as the id 007 is not 7. A file that cannot be read is
+refused with the line at fault.
 """
 
 import csv
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 
 import polars as pl
 
@@ -37,21 +38,34 @@ _RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
+class ArrowStream(Protocol):
+    """What pandas, pyarrow, polars and others give each other a table by."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """The table as a PyCapsule of Arrow's C stream."""
+        ...
+
+
+Source: TypeAlias = str | Path | pl.DataFrame | pl.LazyFrame | ArrowStream
+
+
 @dataclass(frozen=True)
 class Table:
-    """A file's columns.
+    """A file's or a frame's columns.
 
     Attributes:
         frame: The columns; text formats hold only text, with missing cells null.
-        source: The file, for messages.
+        source: The file, or what the frame is, for messages.
         space_separated: Columns that the format itself declares to be lists separated by spaces.
         hint: What to try when a column is missing, or the empty string.
+        is_file: Whether ``source`` is a file's path.
     """
 
     frame: pl.DataFrame
     source: str
     space_separated: frozenset[str] = frozenset()
     hint: str = ""
+    is_file: bool = True
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -122,6 +136,61 @@ def read_table(
     if not len(table):
         raise DataError(f"{file}: the file has columns but no rows; give at least one row")
     return table
+
+
+def table_of(source: Source, *, root: Path, name: str) -> Table:
+    r"""A file, read by ``read_table``, or a frame that is in memory, as a Table.
+
+        >>> import polars as pl
+        >>> from pathlib import Path
+        >>> from mmkd.data.readers import table_of
+        >>> table_of(pl.DataFrame({"sku": ["A1"]}), root=Path(), name="items").source
+        'items (frame)'
+
+    Args:
+        source: A path, relative to `root` or absolute; or a polars, pandas or Arrow frame. The
+            index of a pandas frame is no column.
+        root: The data folder.
+        name: What a frame is called in messages.
+
+    Returns:
+        The table, with at least one row.
+
+    Raises:
+        DataError: As for ``read_table``; or the source is none of these, or its columns cannot be
+            taken over.
+    """
+    if isinstance(source, (str, Path)):
+        return read_table(str(source), root=root)
+    told = f"{name} (frame)"
+    with outside(
+        DataError,
+        told,
+        "its columns cannot be taken over",
+        remedy="give each column values of one type",
+        also=(TypeError, ValueError),
+    ):
+        frame = _frame(source, told)
+    if not len(frame):
+        raise DataError(f"{told}: the frame has no rows; give at least one row")
+    return Table(frame, told, is_file=False)
+
+
+def _frame(source: Any, told: str) -> pl.DataFrame:
+    if isinstance(source, pl.LazyFrame):
+        return source.collect()
+    if isinstance(source, pl.DataFrame):
+        return source
+    if type(source).__module__.partition(".")[0] == "pandas" and hasattr(source, "columns"):
+        _refuse_repeated([str(name) for name in source.columns], told)
+        return pl.from_pandas(source)
+    if hasattr(source, "__arrow_c_stream__"):
+        if (names := getattr(source, "column_names", None)) is not None:
+            _refuse_repeated(list(names), told)
+        return pl.DataFrame(source)
+    raise DataError(
+        f"{told}: got {type(source).__name__}, wanted a path, or a polars, pandas or Arrow frame"
+    )
 
 
 def check_read_table(**options: Any) -> list[str]:

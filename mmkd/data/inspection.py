@@ -1,0 +1,270 @@
+"""Inspection: a recipe's data section, read and judged before anything is trained on it.
+
+From the options of the readers to every problem that can be told at once, or to the facts of what
+would train: how many users, items and events, what is left out and why, which texts and pictures
+are missing. Nothing is written and no picture is opened.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmkd.data.dataset import Dataset, Split
+from mmkd.data.items import ItemTable
+from mmkd.data.readers import Table, items_of, read_table, usual_column
+from mmkd.data.readers.columns import read_ids, read_numbers, read_timestamps
+from mmkd.data.text_template import TextTemplate
+from mmkd.errors import DataError, shown
+
+# numbers of today's dates in milliseconds, microseconds and nanoseconds
+_UNITS = ((1e17, "ns"), (1e14, "us"), (1e11, "ms"))
+_FIRST_DATE, _LAST_DATE = 631_152_000, 4_102_444_800  # 1990 and 2100, in seconds
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        problems: Pairs of section (``items``, ``interactions`` or ``split``) and message.
+        notes: A line each for what is left out, missing, shared or tied.
+        facts: Counts by name; empty where there is a problem.
+        data: The data, where there is no problem.
+    """
+
+    problems: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    data: Dataset | None = None
+
+
+def inspect_data(
+    root: Path | str,
+    *,
+    items: Mapping[str, Any],
+    interactions: Mapping[str, Any],
+    split: str | Mapping[str, Any] | Split = "leave_one_out",
+) -> Inspection:
+    r"""Reads the two tables as ``Dataset.load`` would, and tells all that is wrong at once.
+
+        >>> from pathlib import Path
+        >>> from tempfile import mkdtemp
+        >>> from mmkd.data.inspection import inspect_data
+        >>> root = Path(mkdtemp())
+        >>> _ = (root / "items.csv").write_text("sku,name\nA1,Teapot\nB7,Cup\nC3,Tray\n")
+        >>> _ = (root / "log.csv").write_text("user_id,item_id\nada,A1\nada,C3\nada,B7\n")
+        >>> found = inspect_data(
+        ...     root,
+        ...     items={"path": "items.csv", "title": "names"},
+        ...     interactions={"path": "log.csv"},
+        ... )
+        >>> [(section, message.partition(";")[0].partition(": ")[2])
+        ...     for section, message in found.problems]
+        [('items', "no column 'item_id' (id)"), ('items', "no column 'names' (title)"),
+         ('interactions', "no column 'timestamp' (timestamp)")]
+
+    Args:
+        root: The data folder.
+        items: Options of ``load_items``.
+        interactions: Options of ``load_interactions``.
+        split: As for ``Dataset.load``.
+
+    Returns:
+        The problems, or the data and its facts.
+    """
+    folder, problems = Path(root), _Problems()
+    catalogue = _catalogue(folder, items, problems)
+    _log(folder, interactions, problems)
+    if problems.found or catalogue is None:
+        return Inspection(problems=tuple(problems.found))
+    data = problems.tried(
+        "interactions",
+        lambda: Dataset.load(folder, items=items, interactions=interactions, split=split),
+    )
+    if data is None:
+        [(section, message)] = problems.found
+        part = "split" if message.startswith(("split", "leave_", "ratio", "temporal")) else section
+        return Inspection(problems=((part, message),))
+    facts, notes = _facts(data), list(data.notes)
+    notes += _notes_of_items(data.items, facts)
+    notes += _notes_of_time(data, interactions.get("timestamp", "timestamp"))
+    missing, named = facts["pictures_missing"], facts["pictures"]
+    if named and missing == named:
+        first = next(path for path in data.items.image_path if path is not None)
+        problems.found.append(
+            (
+                "items",
+                f"none of the {named:,} pictures is there, the first would be {first}; correct "
+                "image or image_root",
+            )
+        )
+        return Inspection(problems=tuple(problems.found))
+    return Inspection(notes=tuple(notes), facts=facts, data=data)
+
+
+class _Problems:
+    """Problems by section; what raises one does not hide the next."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, str]] = []
+
+    def tried(self, section: str, what: Callable[[], Any]) -> Any:
+        """What was made, or None and one problem more."""
+        try:
+            return what()
+        except DataError as error:
+            self.found.append((section, str(error)))
+            return None
+
+    def columns(self, section: str, table: Table, named: Mapping[str, str | None]) -> bool:
+        """Whether all named columns are there; a problem for each that is not."""
+        all_there = True
+        for setting, name in named.items():
+            if name is None or self._has(section, table, setting.partition(" ")[0], name):
+                continue
+            all_there = False
+        return all_there
+
+    def _has(self, section: str, table: Table, setting: str, name: str) -> bool:
+        try:
+            table.column(name, setting=setting)
+        except DataError as error:
+            usual = usual_column(setting, table.frame.columns)
+            hint = f"; {setting}: {usual} looks right" if usual and "mean" not in str(error) else ""
+            self.found.append((section, f"{error}{hint}"))
+            return False
+        return True
+
+
+def _table(root: Path, options: Mapping[str, Any]) -> Table:
+    place = {key: options[key] for key in ("format", "separator") if key in options}
+    return read_table(options["path"], root=root, **place)
+
+
+def _catalogue(root: Path, options: Mapping[str, Any], problems: _Problems) -> ItemTable | None:
+    table: Table | None = problems.tried("items", lambda: _table(root, options))
+    if table is None:
+        return None
+    named = {"id": options.get("id", "item_id")}
+    named |= {key: options.get(key) for key in ("title", "image", "attributes")}
+    if options.get("text") is not None:
+        columns = TextTemplate.parse(options["text"]).columns
+        named |= {f"text {name}": name for name in columns}
+    if not problems.columns("items", table, named):
+        return None
+    found: ItemTable | None = problems.tried(
+        "items",
+        lambda: items_of(
+            table,
+            root=root,
+            id=named["id"],
+            title=named["title"],
+            text=options.get("text"),
+            image=named["image"],
+            attributes=named["attributes"],
+            attribute_separator=options.get("attribute_separator", "|"),
+            image_root=options.get("image_root", "."),
+        ),
+    )
+    return found
+
+
+def _log(root: Path, options: Mapping[str, Any], problems: _Problems) -> None:
+    table: Table | None = problems.tried("interactions", lambda: _table(root, options))
+    if table is None:
+        return
+    named = {
+        "user": options.get("user", "user_id"),
+        "item": options.get("item", "item_id"),
+        "timestamp": options.get("timestamp", "timestamp"),
+        "rating": options.get("rating"),
+    }
+    if not problems.columns("interactions", table, named):
+        return
+    user, item, name = named["user"], named["item"], named["timestamp"]
+    problems.tried("interactions", lambda: read_ids(table, user, setting="user"))
+    problems.tried("interactions", lambda: read_ids(table, item, setting="item"))
+    if name is not None:
+        unit, format = options.get("timestamp_unit"), options.get("timestamp_format")
+        problems.tried(
+            "interactions",
+            lambda: read_timestamps(table, name, setting="timestamp", unit=unit, format=format),
+        )
+    if (rating := named["rating"]) is not None:
+        problems.tried("interactions", lambda: read_numbers(table, rating, setting="rating"))
+
+
+def _facts(data: Dataset) -> dict[str, Any]:
+    items, log, split, out = data.items, data.log, data.split, data.left_out
+    texts = items.frame["text"][1:].drop_nulls()
+    paths = [path for path in items.image_path if path is not None]
+    return {
+        "users": split.user_count,
+        "items": len(items),
+        "events": len(log),
+        "items_without_events": len(items) - len(np.unique(log.item)),
+        "dropped": {
+            "unknown_items": out.unknown,
+            "low_ratings": out.rated_low,
+            "duplicates": out.repeated,
+            "k_core": out.rare,
+            "users": out.users,
+        },
+        "tied_events": log.tied(),
+        "train_events": int(split.is_train().sum()),
+        "valid_cases": len(split.valid),
+        "test_cases": len(split.test),
+        "texts": len(texts),
+        "texts_shared": int(texts.is_duplicated().sum()),
+        "pictures": len(paths),
+        "pictures_missing": sum(not path.is_file() for path in paths),
+        "first_event": {
+            "user": log.user_ids[log.user[0]],
+            "item": items.ids[log.item[0]],
+            "title": items.titles[log.item[0]],
+            "timestamp": _date(float(log.timestamp[0])),
+        },
+        "from": _date(float(log.timestamp.min())),
+        "until": _date(float(log.timestamp.max())),
+    }
+
+
+def _notes_of_items(items: ItemTable, facts: Mapping[str, Any]) -> Iterator[str]:
+    count = len(items)
+    if idle := facts["items_without_events"]:
+        yield f"{idle:,} of {count:,} items have no event; they stay, as cold candidates"
+    if facts["texts"] and (lacking := count - facts["texts"]):
+        yield f"{lacking:,} of {count:,} items have no text"
+    if shared := facts["texts_shared"]:
+        yield f"{shared:,} of {count:,} items share another's text"
+    if facts["pictures"] and (lacking := count - facts["pictures"]):
+        yield f"{lacking:,} of {count:,} items name no picture"
+    if missing := facts["pictures_missing"]:
+        lost = [str(p) for p in items.image_path if p is not None and not p.is_file()]
+        yield f"{missing:,} of {facts['pictures']:,} pictures are not there: {shown(lost, limit=2)}"
+
+
+def _notes_of_time(data: Dataset, column: str | None) -> Iterator[str]:
+    if column is None:
+        yield "timestamp is null: the order of the rows is taken as the order in time"
+        return
+    middle = float(np.median(data.log.timestamp))
+    unit = next((name for least, name in _UNITS if middle >= least), None)
+    if unit is not None:
+        yield (
+            f"timestamps such as {middle:.0f} look like {unit}; with timestamp_unit: {unit} they "
+            "become seconds, which dates can be compared with"
+        )
+    if len(data.log) > 1 and data.log.timestamp.min() == data.log.timestamp.max():
+        yield f"all timestamps are {middle:g}: they order nothing"
+
+
+def _date(timestamp: float) -> float | str:
+    """A number of seconds that is a date of our time, as one; any other number as it is."""
+    if _FIRST_DATE <= timestamp < _LAST_DATE:
+        return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return int(timestamp) if timestamp.is_integer() else timestamp
