@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.child import STATUS, peak_bytes, restart_peak
 from mmkd.data import ItemTable
-from mmkd.distiller.reduction import pca, present_rows
+from mmkd.distiller.reduction import fit_pca, present_rows
 from mmkd.embeddings import EmbeddingCache, EmbeddingTable
 from mmkd.encoders import EncoderCard
 from mmkd.encoders.base import unit_rows
@@ -114,7 +114,8 @@ def main() -> None:
 
     def reduce() -> None:
         assert opened is not None
-        pca(present_rows(opened.vectors, opened.present), 128)
+        vectors = present_rows(opened.vectors, opened.present)
+        fit_pca(vectors, 128)(vectors)
 
     def search(count: int) -> Callable[[], object]:
         return lambda: cache.neighbours(opened or table(), rows[:count], 10)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mmkd import __version__
-from mmkd.cli import baselines, cache, encoders, listing, recipes, runs
+from mmkd.cli import baselines, cache, encoders, items, listing, recipes, runs
 from mmkd.errors import MmkdError, remedied
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ for command in (
     encoders.encode,
 ):
     app.command()(command)
+app.command("add-items")(items.add_items)
 app.command("ls")(listing.list_)
 app.command("cp")(listing.copy)
 app.command()(recipes.demo)

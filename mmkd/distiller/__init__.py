@@ -9,19 +9,21 @@ from mmkd.distiller.correlation import (
     holistic_matrix,
 )
 from mmkd.distiller.distiller import CorrelationDistiller, CorrelationTargets, TeacherTable
-from mmkd.distiller.reduction import autoencoder, pca
+from mmkd.distiller.reduction import FittedReduction, fit_autoencoder, fit_pca, spread_over_facets
 
 __all__ = [
     "CorrelationCodebook",
     "CorrelationDistiller",
     "CorrelationTargets",
+    "FittedReduction",
     "Similarity",
     "TeacherTable",
-    "autoencoder",
     "dissected_correlation",
     "dissected_matrix",
+    "fit_autoencoder",
+    "fit_pca",
     "holistic_correlation",
     "holistic_matrix",
-    "pca",
     "sample_pairs",
+    "spread_over_facets",
 ]

@@ -26,9 +26,10 @@ from mmkd.distiller.correlation import (
     holistic_matrix,
 )
 from mmkd.distiller.reduction import (
+    FittedReduction,
     StoredTeacher,
-    autoencoder,
-    pca,
+    fit_autoencoder,
+    fit_pca,
     present_rows,
     spread_over_facets,
 )
@@ -117,6 +118,7 @@ class CorrelationDistiller:
 
     reduced: dict[str, Tensor]  # name -> [I+1, dim] float32, row 0 and missing rows zero
     present: dict[str, Tensor]  # name -> [I+1] bool
+    reductions: dict[str, FittedReduction]
     codebooks: dict[str, CorrelationCodebook]
 
     def __init__(
@@ -161,6 +163,7 @@ class CorrelationDistiller:
         self.seed = seed
         self.reduced = {}
         self.present = {}
+        self.reductions = {}
         self.codebooks = {}
 
     @staticmethod
@@ -204,7 +207,7 @@ class CorrelationDistiller:
         lengths = {name: len(table.vectors) for name, table in tables.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"tables must cover the same items, got rows {lengths}")
-        self.reduced, self.present, self.codebooks = {}, {}, {}
+        self.reduced, self.present, self.reductions, self.codebooks = {}, {}, {}, {}
         for name, table in tables.items():
             try:
                 self._fit_one(name, table)
@@ -248,10 +251,10 @@ class CorrelationDistiller:
         present[0] = False
         vectors = present_rows(table.vectors, present)
         if self.reduction == "pca":
-            x = pca(vectors, self.dim, center=self.center)
+            reduction = fit_pca(vectors, self.dim, center=self.center)
         else:
-            x = autoencoder(vectors, self.dim, center=self.center, seed=self.seed)
-        x = spread_over_facets(x, self.dim, self.facets)  # [n, dim]
+            reduction = fit_autoencoder(vectors, self.dim, center=self.center, seed=self.seed)
+        x = spread_over_facets(reduction(vectors), self.dim, self.facets)  # [n, dim]
         first, second = sample_pairs(x, self.sampled_pairs, seed=self.seed)
         rows = torch.from_numpy(x)
         _, r = self._correlate(rows, torch.from_numpy(first), torch.from_numpy(second))
@@ -265,6 +268,7 @@ class CorrelationDistiller:
         reduced = torch.zeros(len(present), self.dim)
         reduced[torch.from_numpy(present)] = rows
         self.reduced[name] = reduced
+        self.reductions[name] = reduction
         self.present[name] = torch.from_numpy(present)
 
     def _targets(

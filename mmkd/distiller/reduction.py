@@ -1,11 +1,13 @@
 """Reduced teachers: the present rows [n, D] of a table [I+1, D] to [n, d], d at most D.
 
 PCA, or the paper's one-layer autoencoder: KDSR (arXiv:2401.07257), section 3. A table may be an
-array, or stay on disk and be gone over a chunk at a time.
+array, or stay on disk and be gone over a chunk at a time. What was fitted stays usable, so that an
+item that comes later is reduced as those were that it was fitted on.
 """
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -64,14 +66,102 @@ def present_rows(
     return PresentRows(vectors, present)
 
 
-def pca(
-    vectors: NDArray[np.float32] | PresentRows, dim: int, *, center: bool = True
-) -> NDArray[np.float32]:
-    """Project on the leading principal directions.
+@dataclass(frozen=True)
+class FittedReduction:
+    """What a fit has learnt: any vectors [n, D] of the same encoder to [n, r].
 
-    Covariance and eigenvectors are computed in float64, in passes that hold a chunk of vectors:
-    for the mean, the covariance and the projection. Each direction's sign is chosen so that
-    its entry of largest magnitude is positive, so the same input always gives the same output.
+    PCA is ``(x - mean) @ weight``; the autoencoder's codes are
+    ``sigmoid((x - mean) / scale @ weight + bias) - offset``.
+
+    >>> import numpy as np
+    >>> from mmkd.distiller.reduction import FittedReduction, fit_pca
+    >>> vectors = np.random.default_rng(0).normal(size=(20, 6)).astype("float32")
+    >>> fitted = fit_pca(vectors, 4)
+    >>> fitted(vectors[:2]).shape
+    (2, 4)
+    >>> again = FittedReduction.from_arrays(fitted.arrays())
+    >>> bool((again(vectors) == fitted(vectors)).all())
+    True
+
+    Attributes:
+        mean: [D], subtracted first; float64 of PCA, float32 of the autoencoder, as the rest.
+        weight: [D, r], of the autoencoder [r, D].
+        scale: [1], the autoencoder's; None of PCA, as the next two.
+        bias: [r].
+        offset: [r].
+    """
+
+    mean: NDArray[Any]
+    weight: NDArray[Any]
+    scale: NDArray[Any] | None = None
+    bias: NDArray[Any] | None = None
+    offset: NDArray[Any] | None = None
+
+    @property
+    def width(self) -> int:
+        """D, the width of the encoder's vectors."""
+        return len(self.mean)
+
+    def __call__(self, vectors: NDArray[np.float32] | PresentRows) -> NDArray[np.float32]:
+        """Reduce vectors, a chunk of them at a time.
+
+        Args:
+            vectors: [n, D].
+
+        Returns:
+            [n, r].
+
+        Raises:
+            ValueError: The vectors are of another width, or one is not finite.
+        """
+        count, width = vectors.shape
+        if width != self.width:
+            raise ValueError(
+                f"got vectors of width {width}, wanted {self.width}, on which the reduction was "
+                "fitted; encode with the same card"
+            )
+        directions = self.weight.shape[1] if self.bias is None else len(self.bias)
+        reduced = np.empty((count, directions), dtype=np.float32)
+        broken = 0
+        for rows, part in _chunks(vectors):
+            broken += int((~np.isfinite(part).all(axis=1)).sum())
+            reduced[rows] = self._reduce(part)
+        _check_finite(broken, count)
+        return reduced
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Name to array, of what there is; what a file keeps."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """The other way round.
+
+        Raises:
+            TypeError: An array is missing or unknown.
+        """
+        return cls(**arrays)
+
+    def _reduce(self, part: NDArray[np.float32]) -> NDArray[Any]:
+        if self.bias is None:
+            projected: NDArray[np.float64] = (part.astype(np.float64) - self.mean) @ self.weight
+            return projected
+        data = torch.from_numpy(part - self.mean)
+        weight, bias = torch.from_numpy(self.weight), torch.from_numpy(self.bias)
+        codes = torch.sigmoid(
+            nn.functional.linear(data / torch.from_numpy(self.scale), weight, bias)
+        )
+        return np.asarray(codes.numpy() - self.offset)
+
+
+def fit_pca(
+    vectors: NDArray[np.float32] | PresentRows, dim: int, *, center: bool = True
+) -> FittedReduction:
+    """The projection on the leading principal directions.
+
+    Covariance and eigenvectors are computed in float64, in passes that hold a chunk of vectors.
+    Each direction's sign is chosen so that its entry of largest magnitude is positive, so the same
+    input always gives the same output.
 
     Args:
         vectors: [n, D], the items that have the modality.
@@ -80,8 +170,8 @@ def pca(
             second moments, which keep the raw inner products best.
 
     Returns:
-        [n, r] with r = min(dim, numerical rank). Directions of rounding noise are left out,
-        because a cosine would weigh them like real ones.
+        To r = min(dim, numerical rank) directions. Those of rounding noise are left out, because a
+        cosine would weigh them like real ones.
 
     Raises:
         ValueError: if the vectors are not finite, fewer than two, or all equal.
@@ -107,13 +197,10 @@ def pca(
     directions = directions[:, real]
     largest = np.abs(directions).argmax(axis=0)
     directions = directions * np.sign(directions[largest, np.arange(directions.shape[1])])
-    reduced = np.empty((count, directions.shape[1]), dtype=np.float32)
-    for rows, part in _chunks(vectors):
-        reduced[rows] = (part.astype(np.float64) - mean) @ directions
-    return reduced
+    return FittedReduction(mean, directions)
 
 
-def autoencoder(
+def fit_autoencoder(
     vectors: NDArray[np.float32] | PresentRows,
     dim: int,
     *,
@@ -124,8 +211,8 @@ def autoencoder(
     patience: int = 5,
     min_improvement: float = 1e-3,
     seed: int = 0,
-) -> NDArray[np.float32]:
-    """Encode with a one-layer sigmoid autoencoder trained on the vectors themselves.
+) -> FittedReduction:
+    """The encoder of a one-layer sigmoid autoencoder that is trained on the vectors themselves.
 
     The vectors are centred and divided by their overall standard deviation before training (an
     affine map the linear layers could learn anyway), so the learning rate fits every encoder.
@@ -144,7 +231,7 @@ def autoencoder(
         seed: of the weights and the order of rows.
 
     Returns:
-        [n, dim] codes.
+        To codes of width dim.
 
     Raises:
         ValueError: if the vectors are not finite, fewer than two, or all equal.
@@ -152,7 +239,8 @@ def autoencoder(
     vectors = np.asarray(vectors)
     _check_shape(vectors.shape, dim)
     _check_finite(int((~np.isfinite(vectors).all(axis=1)).sum()), len(vectors))
-    data = torch.from_numpy(vectors - vectors.mean(axis=0))  # [n, D]
+    mean = vectors.mean(axis=0)
+    data = torch.from_numpy(vectors - mean)  # [n, D]
     spread = data.std()
     if not spread > 0:
         raise ValueError(f"all {len(data)} vectors are equal; they hold no correlation to distil")
@@ -182,9 +270,13 @@ def autoencoder(
             break
     with torch.no_grad():
         codes: Tensor = torch.sigmoid(encoder(data))
-        if center:
-            codes = codes - codes.mean(dim=0)
-    return np.asarray(codes.numpy(), dtype=np.float32)
+        offset = codes.mean(dim=0) if center else torch.zeros(dim)
+    learnt = {"weight": encoder.weight, "bias": encoder.bias, "scale": spread[None]}
+    return FittedReduction(
+        mean=mean,
+        offset=offset.numpy(),
+        **{name: np.asarray(value.detach().numpy()) for name, value in learnt.items()},
+    )
 
 
 def spread_over_facets(x: NDArray[np.float32], dim: int, facets: int) -> NDArray[np.float32]:

@@ -221,6 +221,46 @@ class EmbeddingCache:
             store.discard(damaged)
         raise CacheError(f"{store.folder}: shards stay damaged; check the disk")
 
+    def beside(
+        self,
+        card: EncoderCard,
+        items: ItemTable,
+        *,
+        catalogue: ItemTable,
+        encoder_factory: Callable[[], Encoder] | None = None,
+        batch_size: int = 64,
+    ) -> EmbeddingTable:
+        """Vectors of items by an encoder that is fitted on a catalogue without them.
+
+        Its vectors in a larger catalogue would be others. It is fitted anew, on the same texts in
+        the same order and so to the same end, and what it gives is not stored.
+
+        Args:
+            card: Of a kind that is fitted.
+            items: The items to encode.
+            catalogue: What it is fitted on.
+            encoder_factory: As for `table`.
+            batch_size: Inputs at once.
+
+        Returns:
+            A table of `items`, possibly without any vector.
+        """
+        files = FileKeys(self.folder / "files.parquet")
+        encoder = (encoder_factory or card.build)()
+        fit = getattr(encoder, "fit", None)
+        if not card.fitted or fit is None:
+            raise CacheError(f"card {card.name}: kind {card.kind} is not fitted; use table()")
+        fit(_texts_to_fit(catalogue, inputs_of(card, catalogue, files)))
+        inputs = inputs_of(card, items, files).drop_nulls("key")
+        rows = inputs["row"].to_numpy()
+        vectors = np.zeros((len(items) + 1, encoder.dim), np.float32)
+        if len(rows):
+            texts = [items.text[row] for row in rows]
+            vectors[rows] = np.asarray(encoder.encode(texts, batch_size=batch_size))
+        present = np.zeros(len(items) + 1, np.bool_)
+        present[rows] = True
+        return EmbeddingTable(vectors, present, card.name, card.modality, "")
+
     def neighbours(
         self, table: EmbeddingTable, rows: Sequence[int] | NDArray[np.int64], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -298,6 +338,11 @@ def item_statuses(
     )
 
 
+def _texts_to_fit(items: ItemTable, inputs: pl.DataFrame) -> list[str | None]:
+    rows = inputs.drop_nulls("key").sort("key")["row"]
+    return [items.text[row] for row in rows]
+
+
 def _ready_encoder(
     factory: Callable[[], Encoder],
     card: EncoderCard,
@@ -329,8 +374,7 @@ def _ready_encoder(
                 f"card {card.name}: kind {card.kind} is fitted on the catalogue, which the cache "
                 "can do for a text encoder with a `fit` method only"
             )
-        rows = inputs.drop_nulls("key").sort("key")["row"]
-        fit([items.text[row] for row in rows])
+        fit(_texts_to_fit(items, inputs))
     if dim is not None and encoder.dim != dim:
         raise CacheError(
             f"card {card.name}: the encoder gives width {encoder.dim}, its stored vectors have "

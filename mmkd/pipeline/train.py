@@ -19,6 +19,7 @@ from mmkd.pipeline.baselines import evaluate_baselines, in_passing
 from mmkd.pipeline.embed import EmbedProgress, embed
 from mmkd.pipeline.opening import check_same, opened
 from mmkd.runs.folder import RunFolder
+from mmkd.runs.placement import Placement
 from mmkd.student.build import StudentSpec
 from mmkd.training.progress import peak_memory_bytes, start_trackers
 from mmkd.training.trainer import Trainer
@@ -98,10 +99,15 @@ def train(
             width=planned.width,
             vocabulary=run.vocabulary,
         )
+        placements = None
+        if distiller is not None:
+            fingerprints = {name: card.fingerprint() for name, card in planned.cards.items()}
+            placements = Placement.all_of(distiller, student, fingerprints)
         run.write(
             items=data.items,
             users=data.log.user_ids,
             spec=spec,
+            placements=placements,
             attributes=run.vocabulary.names if run.vocabulary else None,
         )
         prepared_s = time.monotonic() - began

@@ -3,7 +3,9 @@
 ``run.json`` marks the folder as a run: the recipe's name and digests of the data, of the encoders'
 tables and of the run that it compresses; ``recipe.yaml`` what was run; ``items.parquet`` the id
 map and titles; ``users.parquet`` row number to external user id; ``student.json`` and
-``student.safetensors`` the trained networks; ``attributes.json`` the labels they predicted;
+``student.safetensors`` the trained networks; ``reduction.safetensors`` how an encoder's vectors
+became their modality tables, for items that come later; ``attributes.json`` the labels they
+predicted;
 ``history.json`` one record an epoch; ``result.json`` the test metrics; ``test_ranks.parquet`` the
 rank of every test case, for paired tests (its ``user`` is a row of ``users.parquet``);
 ``checkpoints/`` while it trains. Every file is written whole or not at all; none is a pickle.
@@ -15,29 +17,38 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mmkd import __version__
 from mmkd.data.items import ItemTable
 from mmkd.errors import RunError, out_of_memory, outside
 from mmkd.evaluation import CaseRanks
 from mmkd.files import read_json, read_records, replacing, write_json, write_text
+from mmkd.runs.placement import Placement, read_placements, write_placements
 from mmkd.student import Ensemble, StudentSpec, backbone_class
 
 _MARKER = "run.json"
 _LOCK = ".lock"
+_KEPT = (  # what a run with added items has from the run it was
+    "attributes.json",
+    "history.json",
+    "recipe.yaml",
+    "reduction.safetensors",
+    "users.parquet",
+)
 _FILES = (  # result.json first: a run whose deletion is cut short must not look finished
     "result.json",
     "attributes.json",
     "history.json",
     "items.parquet",
     "recipe.yaml",
+    "reduction.safetensors",
     "student.json",
     "student.safetensors",
     "test_ranks.parquet",
@@ -88,6 +99,9 @@ class RunFolder:
         items: ItemTable | None = None,
         users: Sequence[str] | None = None,
         spec: StudentSpec | None = None,
+        placements: Mapping[str, Placement] | None = None,
+        student: Ensemble | None = None,
+        kept_of: "RunFolder | None" = None,
         attributes: Sequence[str] | None = None,
         ranks: CaseRanks | None = None,
         history: Sequence[Mapping[str, Any]] | None = None,
@@ -97,12 +111,17 @@ class RunFolder:
 
         Args:
             marker: What the run is begun with: ``recipe``, its name; ``data``, of
-                ``data_digests``; ``teacher``, of ``weights_digest`` of the run it compresses.
+                ``data_digests``; ``teacher``, of ``weights_digest`` of the run it compresses;
+                ``added``, where items were added without training: how many ``items``, to which
+                ``run``.
             recipe: What is run, as YAML.
             tables: The embedding tables, modality to key, added to the marker once they are known.
             items: The catalogue it trains on.
             users: Which external id each user row stands for.
             spec: What the networks are built from again.
+            placements: Modality to how its encoder's vectors became the networks' table.
+            student: The networks' weights; training writes its own when they are the best so far.
+            kept_of: A run whose recipe, users, history, placements and attributes are copied.
             attributes: What the attribute heads predicted: label number c is ``names[c - 1]``.
             ranks: Every test case's rank.
             history: A record an epoch.
@@ -129,6 +148,17 @@ class RunFolder:
                 self._write_table("users.parquet", pl.DataFrame(columns, schema=schema))
             if spec is not None:
                 write_json(self.path / "student.json", spec.to_json())
+            if placements is not None:
+                with replacing(self.path / "reduction.safetensors") as temporary:
+                    write_placements(temporary, placements)
+            if student is not None:
+                with replacing(self.path / "student.safetensors") as temporary:
+                    state = student.state_dict()
+                    save_file({k: v.contiguous() for k, v in state.items()}, temporary)
+            for name in _KEPT if kept_of is not None else ():
+                if (source := cast(RunFolder, kept_of).path / name).is_file():
+                    with replacing(self.path / name) as temporary:
+                        shutil.copyfile(source, temporary)
             if attributes is not None:
                 write_json(self.path / "attributes.json", {"names": list(attributes)})
             if ranks is not None:
@@ -184,6 +214,21 @@ class RunFolder:
             student.load_state_dict(load_file(path))
         return student.to(device).eval()
 
+    def placements(self) -> dict[str, Placement]:
+        """By modality how its encoder's vectors became the networks' table.
+
+        Raises:
+            RunError: An earlier version trained the run and did not keep it; or it is damaged.
+        """
+        if not (self.path / "reduction.safetensors").is_file():
+            raise RunError(
+                f"{self.path}: holds no reduction.safetensors, without which an encoder's vector "
+                "has no place in the trained space (runs of an earlier version lack it, and those "
+                "without an encoder); train again (mmkd train) with an encoder"
+            )
+        with self._reading("reduction.safetensors") as path:
+            return read_placements(path)
+
     def weights_digest(self) -> str:
         """SHA-256 of the trained weights, hexadecimal."""
         with self._reading("student.safetensors") as path, path.open("rb") as file:
@@ -220,6 +265,12 @@ class RunFolder:
         Args:
             data: Of ``data_digests``, now.
         """
+        if added := self.marker().get("added"):
+            raise RunError(
+                f"{self.path}: holds {added['items']} items that were added without training, of "
+                f"which its recipe's data knows nothing; evaluate {added['run']}, to which they "
+                "were added"
+            )
         self._check_same("the data", self.marker()["data"], data)
 
     def check_tables(self, tables: Mapping[str, str]) -> None:

@@ -4,7 +4,8 @@ from mmkd.student.backbones import BACKBONES, Backbone, backbone_class, build_ba
 from mmkd.student.build import StudentSpec
 from mmkd.student.ensemble import Ensemble, build_ensemble, check_build_ensemble
 from mmkd.student.fusion import ConcatFusion, GateFusion, SumFusion
-from mmkd.student.item_embedding import FusedItemEmbedding
+from mmkd.student.item_embedding import FusedItemEmbedding, TeacherStart
+from mmkd.student.new_items import with_new_items
 from mmkd.student.recommender import Recommender, StudentOutput
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "StudentOutput",
     "StudentSpec",
     "SumFusion",
+    "TeacherStart",
     "backbone_class",
     "build_backbone",
     "build_ensemble",
     "check_build_ensemble",
+    "with_new_items",
 ]

@@ -6,7 +6,8 @@ token) and their fusion. KDSR (arXiv:2401.07257), section 3.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +30,12 @@ class FusedItemEmbedding(nn.Module):
     the orthogonal projection that keeps inner products best (on a PCA teacher: its leading
     columns); a wider one is padded with zero columns.
 
+    `starts` says by modality how its table was made of the teacher.
+
     Missing. An item without a modality has a zero row there, which takes no part in the fusion and
     gets no gradient from it. The mask token has an id row only. The padding row is never read, so
-    its zeros stay zeros; its fused vector is zero.
+    its zeros stay zeros; its fused vector is zero. `has` [I+2, S] says which sources a row has, the
+    ids first: those of an item that was added after training are not read either.
 
     Dropout falls on the vectors that `lookup` and `forward` return, that is on a sequence's inputs,
     and not on `table`: the fused table is also the matrix to score with, where noise would hit
@@ -104,16 +108,18 @@ class FusedItemEmbedding(nn.Module):
         id_table[0] = 0.0
         self.id_table = nn.Parameter(id_table)
         self.tables = nn.ParameterDict()
+        self.starts: dict[str, TeacherStart] = {}
         has = [torch.ones(rows, dtype=torch.bool)]
         std = id_std if modality_std is None else modality_std
         everywhere = torch.ones(item_count + 1, dtype=torch.bool)
         for name, teacher in (modalities or {}).items():
-            mask = (present or {}).get(name, everywhere).to("cpu", torch.bool)
-            mask = F.pad(mask, (0, 1))  # [I+2], the mask token has none
+            mask = (present or {}).get(name, everywhere).to("cpu", torch.bool).clone()
             mask[0] = False
-            table = _start(teacher, mask, width=width, norm=std * width**0.5)
-            self.tables[name] = nn.Parameter(table)
-            has.append(mask)
+            start = TeacherStart.fit(teacher, mask, width=width, norm=std * width**0.5)
+            rows_held = torch.where(mask[:, None], start(teacher), 0.0)
+            self.tables[name] = nn.Parameter(F.pad(rows_held, (0, 0, 0, 1)))
+            self.starts[name] = start
+            has.append(F.pad(mask, (0, 1)))  # [I+2], the mask token has none
         self.has: Tensor
         self.register_buffer("has", torch.stack(has, dim=1))  # [I+2, S] S sources, id first
         self.fuse = (
@@ -224,46 +230,62 @@ class FusedItemEmbedding(nn.Module):
         return [self.id_table, *self.tables.values()]
 
 
-def _start(teacher: Tensor, mask: Tensor, *, width: int, norm: float) -> Tensor:
-    """A modality's table at the start of training.
+@dataclass(frozen=True)
+class TeacherStart:
+    """How reduced teacher vectors become a modality table's rows at the start of training.
 
-    Args:
-        teacher: [I+1, d_t].
-        mask: [I+2] bool, the rows that hold something.
+    >>> import torch
+    >>> from mmkd.student import TeacherStart
+    >>> teacher = torch.randn(5, 6)
+    >>> teacher[0] = 0  # padding
+    >>> start = TeacherStart.fit(teacher, torch.arange(5) > 0, width=4, norm=0.2)
+    >>> rows = start(teacher)
+    >>> rows.shape, round(rows[1:].norm(dim=1).mean().item(), 4)
+    (torch.Size([5, 4]), 0.2)
+
+    Attributes:
         width: d.
-        norm: Mean Euclidean norm to give these rows, by one factor for all.
-
-    Returns:
-        [I+2, d], the other rows zero; all of it where no row holds anything but zeros.
+        factor: One for all rows.
+        basis: [d_t, d] float64, where d is below d_t; None where zero columns fill up to d.
     """
-    table = F.pad(teacher.detach().to("cpu", torch.float32), (0, 0, 0, 1))  # [I+2, d_t]
-    table = _fit_width(torch.where(mask[:, None], table, 0.0), width)
-    norms = table[mask].norm(dim=1)
-    mean = norms.mean().item() if len(norms) else 0.0
-    return table * (norm / mean) if mean > 0 else table
 
+    width: int
+    factor: float
+    basis: Tensor | None
 
-def _fit_width(table: Tensor, width: int) -> Tensor:
-    """Map rows to `width` columns, keeping inner products as well as a linear map can.
+    @classmethod
+    def fit(cls, teacher: Tensor, mask: Tensor, *, width: int, norm: float) -> Self:
+        """What the rows that hold something ask for.
 
-    A narrower target takes the leading eigenvectors of the second moment `X^T X`: of all
-    orthogonal projections that one keeps the Gram matrix best (Eckart and Young). On columns that
-    come from PCA it picks the leading ones. Each eigenvector's largest entry is made positive, so
-    the result is the same on every run.
+        A narrower table takes the leading eigenvectors of the second moment `X^T X`: of all
+        orthogonal projections that one keeps the Gram matrix best (Eckart and Young). On columns
+        that come from PCA it picks the leading ones. Each eigenvector's largest entry is made
+        positive, so the result is the same on every run.
 
-    Args:
-        table: [N, d_t], missing rows zero.
-        width: d.
+        Args:
+            teacher: [N, d_t].
+            mask: [N] bool, the rows that hold something.
+            width: d.
+            norm: Mean Euclidean norm to give these rows, by one factor for all; where they hold
+                nothing but zeros it is 1.
+        """
+        table = torch.where(mask[:, None], teacher.detach().to("cpu", torch.float32), 0.0)
+        basis = None
+        if width < table.shape[1]:
+            exact = table.double()
+            _, vectors = torch.linalg.eigh(exact.mT @ exact)  # ascending eigenvalues
+            basis = vectors.flip(1)[:, :width]  # [d_t, d]
+            largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))  # [1, d]
+            basis = basis * largest.sign()
+        norms = cls(width, 1.0, basis)(table[mask]).norm(dim=1)
+        mean = norms.mean().item() if len(norms) else 0.0
+        return cls(width, norm / mean if mean > 0 else 1.0, basis)
 
-    Returns:
-        [N, d]; `table` itself when the widths agree, zero columns appended when d is larger.
-    """
-    extra = width - table.shape[1]
-    if extra >= 0:
-        return F.pad(table, (0, extra)) if extra else table
-    exact = table.double()
-    _, vectors = torch.linalg.eigh(exact.mT @ exact)  # ascending eigenvalues
-    basis = vectors.flip(1)[:, :width]  # [d_t, d]
-    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))  # [1, d]
-    fitted: Tensor = exact @ (basis * largest.sign())
-    return fitted.to(table.dtype)
+    def __call__(self, teacher: Tensor) -> Tensor:
+        """[n, d_t] to [n, d]."""
+        table = teacher.detach().to("cpu", torch.float32)
+        if self.basis is None:
+            fitted = F.pad(table, (0, self.width - table.shape[1]))
+        else:
+            fitted = (table.double() @ self.basis).to(table.dtype)
+        return fitted * self.factor
