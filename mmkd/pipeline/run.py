@@ -21,6 +21,7 @@ from mmkd.data.dataset import Dataset
 from mmkd.data.items import ItemTable
 from mmkd.errors import DataError, RunError, did_you_mean
 from mmkd.evaluation.significance import holm
+from mmkd.pipeline.add_items import add_items
 from mmkd.pipeline.embed import encoder_vectors
 from mmkd.pipeline.evaluate import compare_runs, evaluate
 from mmkd.pipeline.train import train as train_run
@@ -193,6 +194,20 @@ class Run:
         """Ids, and the student's item vectors [I, d]: what a nearest-neighbour index is made of."""
         vectors = student_vectors(self.student)[1:].float().numpy()
         return list(self.items.ids[1:]), vectors
+
+    def add_items(self, new_items: Any, *, out: Path | str) -> "Run":
+        """A new run that recommends new items too, without training; this one stays as it is.
+
+        Args:
+            new_items: An `ItemTable`, or a file or frame with the columns of the catalogue.
+            out: The new run's folder.
+
+        Raises:
+            DataError: An id is in the catalogue already, or no item can be placed.
+            RunError: The run keeps no reduction, or does not score by fused vectors.
+        """
+        add_items(self.folder.path, new_items, out=out)
+        return Run(out)
 
     def evaluate(self, *, cases: str = "test") -> dict[str, Any]:
         """The report of ``Evaluator.report``, computed again; ``cases`` is test or valid."""

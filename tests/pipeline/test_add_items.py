@@ -23,9 +23,10 @@ from mmkd.errors import DataError, RunError
 from mmkd.pipeline.add_items import add_items
 from mmkd.pipeline.embed import embed
 from mmkd.pipeline.evaluate import evaluate
+from mmkd.pipeline.run import Run
 from mmkd.pipeline.train import train
 from mmkd.runs.folder import RunFolder
-from mmkd.runs.recommend import recommend, student_neighbours
+from mmkd.runs.recommend import similar, student_vectors
 from mmkd.student import FusedItemEmbedding
 
 HISTORY = ["item-004", "item-009"]
@@ -84,11 +85,14 @@ def test_a_copy_lands_where_its_original_is_most_alike(run: RunFolder, tmp_path:
     more = RunFolder(tmp_path / "more")
     for name in originals:
         for modality in ("text", "image"):
-            nearest = student_neighbours(more, f"new-{name}", modality=modality, k=1)
-            assert nearest[0]["item"] == name and nearest[0]["score"] > 0.97
-    found = {entry["item"] for entry in recommend(more, HISTORY, k=123)}
+            vectors = student_vectors(more.student(), modality)
+            items = more.items()
+            [nearest] = similar(vectors, items, items.rows([f"new-{name}"]), k=1).to_dicts()
+            assert nearest["item_id"] == name and nearest["score"] > 0.97
+    opened = Run(more.path)
+    found = set(opened.recommend(list(HISTORY), k=123)["item_id"])
     assert {f"new-{name}" for name in originals} < found
-    assert student_neighbours(more, f"new-{originals[0]}", k=1)
+    assert len(opened.similar([f"new-{originals[0]}"], k=1)) == 1
 
 
 @pytest.mark.parametrize("options", [(), ("distiller.reduction=autoencoder",), (*MASKED, *EMKD)])
