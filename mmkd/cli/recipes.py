@@ -115,11 +115,16 @@ def demo(
 ) -> None:
     """The main job on a made-up catalogue, offline: six variants and a table, in minutes."""
     from mmkd.cli import show
-    from mmkd.cli.progress import EmbeddingProgress
+    from mmkd.cli.progress import EmbeddingProgress, note
     from mmkd.demo.run import run_demo
 
     with EmbeddingProgress() as progress:
         results = run_demo(
-            folder, items=items, users=users, epochs=epochs, progress=progress.advance
+            folder,
+            items=items,
+            users=users,
+            epochs=epochs,
+            progress=progress.advance,
+            announce=note,
         )
     show.demo(results, folder, as_json=json)

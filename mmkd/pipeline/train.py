@@ -120,13 +120,16 @@ def train(
             seed=recipe.seed,
         )
 
+        tested = time.monotonic()
         ranks = planned.evaluator.ranks(student, data.split, data.split.test, processes=accelerator)
+        test = planned.evaluator.report(ranks, data.split, seed=recipe.seed)
+        tested_s = time.monotonic() - tested
         result = {
             "recipe": recipe.name,
             "digest": recipe_digest(recipe),
             "seed": recipe.seed,
             "split": recipe.data.split.kind,
-            "test": planned.evaluator.report(ranks, data.split, seed=recipe.seed),
+            "test": test,
             "valid": report.history[report.best_epoch]["valid"],
             "retention_at_start": report.retention_at_start,
             "best_epoch": report.best_epoch,
@@ -137,6 +140,8 @@ def train(
                 "train_and_validate": round(report.seconds, 1),
                 "epoch": _mean([record["train_seconds"] for record in report.history]),
                 "validation": _mean([record["valid_seconds"] for record in report.history]),
+                "test": round(tested_s, 1),
+                "total": round(prepared_s + report.seconds + tested_s, 1),
             },
             "peak_memory_bytes": peak_memory_bytes(),
             "processes": accelerator.num_processes,
