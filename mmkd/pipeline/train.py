@@ -15,7 +15,7 @@ from mmkd.config.plan import Plan, plan
 from mmkd.config.recipe import Recipe, recipe_digest
 from mmkd.distiller import CorrelationDistiller
 from mmkd.errors import RunError
-from mmkd.pipeline.embed import EmbedProgress, embed
+from mmkd.pipeline.embed import EmbedProgress, check_encoders, embed
 from mmkd.pipeline.opening import check_same, opened
 from mmkd.runs.folder import RunFolder
 from mmkd.student.build import StudentSpec
@@ -48,6 +48,7 @@ def train(
 
     Raises:
         RecipeError: The recipe has mistakes.
+        EncoderError: An encoder's weights are neither here nor to be had.
         RunError: As for ``opened``; or the encoders' vectors can't be distilled.
         TrainingInterrupted: After SIGINT or SIGTERM, once a checkpoint is written.
     """
@@ -56,6 +57,7 @@ def train(
     if resume and (done := RunFolder(folder)).finished:
         check_same(done, recipe)
         return done.result()
+    check_encoders(planned)
     with opened(planned, folder, resume=resume, overwrite=overwrite, announce=announce) as run:
         data, accelerator = run.data, run.accelerator
         if planned.training.trackers:
