@@ -1,5 +1,6 @@
 """The mmkd command: its verbs, and one clear message with exit status 2 for a user's mistake."""
 
+import inspect
 import os
 import sys
 from typing import Annotated
@@ -8,6 +9,7 @@ import typer
 
 from mmkd import __version__
 from mmkd.cli import cache, encoders, listing, recipes, runs
+from mmkd.cli.arguments import RecipeCommand
 from mmkd.errors import MmkdError, remedied
 
 app = typer.Typer(
@@ -28,7 +30,8 @@ for command in (
     runs.neighbours,
     encoders.encode,
 ):
-    app.command()(command)
+    overridden = "overrides" in inspect.signature(command).parameters
+    app.command(cls=RecipeCommand if overridden else None)(command)
 app.command("ls")(listing.list_)
 app.command("cp")(listing.copy)
 app.command()(recipes.demo)
