@@ -1,12 +1,18 @@
 """mmkd: multimodal knowledge distillation for sequential recommendation.
 
 The public names; each is imported when it is first used, so that ``import mmkd`` costs nothing.
+Where torch isn't loaded yet, its threads are told to sleep while they wait (`mmkd.threads`); set
+``OMP_WAIT_POLICY`` yourself and it stays as it is.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mmkd.threads import wait_passively
+
 __version__ = "0.1.0"
+
+wait_passively()  # here, because every way in passes before anything loads torch
 
 if TYPE_CHECKING:
     from mmkd.config.plan import plan as plan

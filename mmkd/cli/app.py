@@ -1,5 +1,6 @@
 """The mmkd command: its verbs, and one clear message with exit status 2 for a user's mistake."""
 
+import inspect
 import os
 import sys
 from typing import Annotated
@@ -8,6 +9,7 @@ import typer
 
 from mmkd import __version__
 from mmkd.cli import baselines, cache, encoders, items, listing, recipes, runs
+from mmkd.cli.arguments import RecipeCommand
 from mmkd.errors import MmkdError, remedied
 
 app = typer.Typer(
@@ -32,7 +34,8 @@ for command in (
     runs.neighbours,
     encoders.encode,
 ):
-    app.command()(command)
+    overridden = "overrides" in inspect.signature(command).parameters
+    app.command(cls=RecipeCommand if overridden else None)(command)
 app.command("add-items")(items.add_items)
 app.command("ls")(listing.list_)
 app.command("cp")(listing.copy)

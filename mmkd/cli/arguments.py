@@ -1,10 +1,11 @@
 """Arguments that several commands share; from names to a run's folder and to a recipe's plan."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from mmkd.config.plan import Plan
@@ -19,6 +20,49 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start the run anew.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept.", envvar="MMKD_RUNS")]
 RUNS = Path("runs")
+
+
+class RecipeCommand(TyperCommand):
+    """A command that takes overrides; what was written as an option is told as one of those."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer's.
+
+        Raises:
+            RecipeError: An option is none of the command's, but a key of the recipe.
+        """
+        known = {name for param in self.get_params(ctx) for name in param.opts}
+        for place, given in enumerate(args):
+            if given == "--":
+                break
+            name, equals, value = given.partition("=")
+            if not name.startswith("--") or name in known:
+                continue
+            if key := _recipe_key(name[2:], known):
+                following = "".join(args[place + 1 : place + 2])
+                if not equals:
+                    value = "VALUE" if following.startswith("-") or "=" in following else following
+                from mmkd.errors import RecipeError
+
+                raise RecipeError(f"{self.name} has no option {name}; write {key}={value}")
+        return super().parse_args(ctx, args)
+
+
+def _recipe_key(option: str, known: Collection[str]) -> str | None:
+    """The recipe's key that an unknown option spells, such as ``training.batch_size``."""
+    from mmkd.config.plan import option_keys
+    from mmkd.errors import closest
+
+    name, keys = option.replace("-", "_"), option_keys()
+    leaves = {key.rpartition(".")[2]: key for key in reversed(keys)}  # the first of a name wins
+    if name in keys or name in leaves:
+        return name if name in keys else leaves[name]
+    if closest(f"--{option}", known):  # typer says which of its own was meant
+        return None
+    if close := closest(name, keys):
+        return close
+    close = closest(name, leaves)
+    return leaves[close] if close else None
 
 
 def find_run(name: str, runs: Path) -> Path:

@@ -87,12 +87,13 @@ def embed(
     from mmkd.cli.progress import EmbeddingProgress
     from mmkd.data.readers import load_items
     from mmkd.embeddings import RunReport, share_cores
-    from mmkd.pipeline.embed import absent_reasons
+    from mmkd.pipeline.embed import absent_reasons, check_encoders
     from mmkd.pipeline.embed import embed as run_embed
 
     given = {"batch_size": batch_size, "device": device}
     changes = [f"embed.{key}={value}" for key, value in given.items() if value is not None]
     plan = planned(recipe, [*(overrides or []), *changes])
+    check_encoders(plan)
     share_cores()
     items = load_items(root=plan.recipe.data.folder, **plan.items)
     reports: dict[str, RunReport] = {}
@@ -150,11 +151,16 @@ def demo(
 ) -> None:
     """The main job on a made-up catalogue, offline: six variants and a table, in minutes."""
     from mmkd.cli import show
-    from mmkd.cli.progress import EmbeddingProgress
+    from mmkd.cli.progress import EmbeddingProgress, note
     from mmkd.demo.run import run_demo
 
     with EmbeddingProgress() as progress:
         results = run_demo(
-            folder, items=items, users=users, epochs=epochs, progress=progress.advance
+            folder,
+            items=items,
+            users=users,
+            epochs=epochs,
+            progress=progress.advance,
+            announce=note,
         )
     show.demo(results, folder, as_json=json)

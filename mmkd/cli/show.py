@@ -1,6 +1,7 @@
 """What the commands print: results as tables for a person, or as JSON for a program."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mmkd.cli.arguments import RUNS
 from mmkd.config.recipe import Recipe
 from mmkd.data.dataset import Dataset
 from mmkd.data.inspection import Inspection
 from mmkd.embeddings import EmbeddingTable, RunReport
+from mmkd.errors import MmkdError
+from mmkd.runs.folder import RunFolder
 
 METRICS = ("HR@10", "NDCG@10", "MRR@10")
 _FILE_WIDTH = 120  # of tables that go to a file or another program
@@ -115,19 +119,86 @@ def _pace(report: RunReport | None) -> dict[str, float | None]:
 
 
 def result(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
-    """A finished run."""
+    """A finished run: figures beside validation's and baselines', its cost, what is next."""
     if as_json:
         _json({**result, "folder": str(folder)})
         return
-    report(result["test"], as_json=False)
-    seconds, peak = result["seconds"], result["peak_memory_bytes"] / 2**20
-    processes = result["processes"]
+    _print(_beside(result))
+    if kept := {k: v for k, v in result["valid"].items() if k.startswith("retention.")}:
+        _print(f"kept of the encoders (Spearman, recall@10): {_kept(kept)}")
+    seconds, processes = result["seconds"], result["processes"]
+    parameters = f"{result['parameters']:,} parameters; " if "parameters" in result else ""
+    total = f"{seconds['total']:.1f} s in all, " if "total" in seconds else ""
     _print(
-        f"best epoch {result['best_epoch'] + 1} of {result['epochs']}; "
-        f"{seconds['epoch']:.1f} s an epoch, {seconds['validation']:.1f} s a validation; "
-        f"{processes} process{'es' if processes > 1 else ''}, peak memory {peak:.0f} MiB; "
-        f"run: {folder}"
+        f"best epoch {result['best_epoch'] + 1} of {result['epochs']}; {parameters}"
+        f"{result['test']['n']:,} test cases of {result['test']['users']:,} users"
     )
+    _print(
+        f"{total}{seconds['epoch']:.1f} s an epoch, {seconds['validation']:.1f} s a validation; "
+        f"{processes} process{'es' if processes > 1 else ''}, "
+        f"peak memory {result['peak_memory_bytes'] / 2**20:.0f} MiB"
+    )
+    name = shlex.quote(folder.name if folder.parent == RUNS else str(folder))
+    _print(
+        f"run: {folder}; next:\n"
+        f"  mmkd recommend {name} --history {_example(folder)} -k 5\n"
+        f"  mmkd recommend {name} --all-users -k 20 --out {shlex.quote(folder.name)}.parquet\n"
+        f"  mmkd evaluate {name} --against ANOTHER-RUN"
+    )
+
+
+def _beside(result: Mapping[str, Any]) -> Table:
+    """A row a figure; test with intervals, validation, and whatever baselines there are."""
+    test, baselines = result["test"], result.get("baselines") or {}
+    cutoffs = [int(name.partition("@")[2]) for name in test["metrics"] if name.startswith("HR@")]
+    k = 10 if 10 in cutoffs else max(cutoffs)
+    columns = [_figures(report, k) for report in baselines.values()]
+    grid = _grid("", "test", "95% interval", "validation", *baselines)
+    for name, value in _figures(test, k).items():
+        interval = test["intervals"].get(name)
+        valid = result["valid"].get(name)
+        part = test["slices"].get(name.rpartition(" ")[2])
+        grid.add_row(
+            f"{name} ({part['n']:,})" if part else name,
+            _four(value),
+            "[{:.4f}, {:.4f}]".format(*interval) if interval else "",
+            "" if valid is None else _four(valid),
+            *(_four(column.get(name)) for column in columns),
+        )
+    return grid
+
+
+def _figures(report: Mapping[str, Any], k: int) -> dict[str, float | None]:
+    """HR and NDCG at k, NDCG of the slices, coverage; None where a slice has no case."""
+    found: dict[str, float | None] = {}
+    for metric in (f"HR@{k}", f"NDCG@{k}"):
+        found[metric] = report["metrics"].get(metric)
+    for name in SLICES:
+        if part := report["slices"].get(name):
+            found[f"NDCG@{k} {name}"] = part.get(f"NDCG@{k}") if part["n"] else None
+    return found | {name: report[name] for name in report if name.startswith("coverage@")}
+
+
+def _four(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _kept(retention: Mapping[str, float]) -> str:
+    """``text 0.98 0.91, image 0.97 0.88``: each modality's two figures."""
+    names = dict.fromkeys(name.removeprefix("retention.").rpartition(".")[0] for name in retention)
+    return ", ".join(
+        " ".join([name, *(f"{v:.2f}" for k, v in retention.items() if f".{name}." in k)])
+        for name in names
+    )
+
+
+def _example(folder: Path) -> str:
+    """Two item ids to type; ``ID,ID`` where ids of this catalogue can't be typed so."""
+    try:
+        ids = [str(i) for i in RunFolder(folder).items().ids[1:3]]
+    except MmkdError:
+        return "ID,ID"
+    return shlex.quote(",".join(ids)) if ids and not any("," in i for i in ids) else "ID,ID"
 
 
 def report(report: Mapping[str, Any], *, as_json: bool) -> None:

@@ -4,6 +4,8 @@ From a ``Recipe`` to constructor arguments. Every mistake of the options is repo
 before any data or model is loaded; nothing is built to see whether it is refused.
 """
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,6 +172,39 @@ def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True)
         evaluator=Evaluator(**evaluation),
         baselines=baselines,
     )
+
+
+def option_keys() -> list[str]:
+    """Dotted keys that a recipe may hold, those of ``training`` first.
+
+    Of parts that a ``kind`` chooses, only the kind: their options are of that kind alone.
+
+    >>> from mmkd.config.plan import option_keys
+    >>> "training.lr" in option_keys(), "data.items.path" in option_keys()
+    (True, True)
+    """
+    sections: dict[str, Callable[..., Any]] = {
+        "training": TrainingArguments,
+        "evaluation": Evaluator,
+        "distiller": CorrelationDistiller,
+        "embed": EncodingSettings,
+        "cache": EmbeddingCache,
+        "ensemble": build_ensemble,
+        "student.embedding": FusedItemEmbedding,
+        "data.items": load_items,
+        "data.interactions": load_interactions,
+    }
+    given = {"build", "seed", "item_count", "modalities", "present", "items", "root"}
+    return [
+        *(
+            f"{section}.{name}"
+            for section, target in sections.items()
+            for name in inspect.signature(target).parameters
+            if name not in given
+        ),
+        *("name", "seed", "data.root", "data.split", "encoders.text", "encoders.image", "task"),
+        *("student.backbone", "student.score_with", "objective.recommendation", "asynchronous"),
+    ]
 
 
 Options = dict[str, Any]

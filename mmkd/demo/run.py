@@ -5,6 +5,7 @@ holds the modalities to the encoders' correlations; EMKD, three networks on ids 
 other; both together; and one network that learnt from those.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def run_demo(
     epochs: int | None = None,
     seed: int = 0,
     progress: EmbedProgress | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Make the catalogue and run every variant; runs of an earlier demo are replaced.
 
@@ -50,6 +52,7 @@ def run_demo(
         epochs: At most, for each variant; None for the recipe's own.
         seed: Of the catalogue and of every variant.
         progress: Told how far the embedding is.
+        announce: Told in one line what each variant trains on.
 
     Returns:
         Variant to the content of its ``result.json``.
@@ -72,6 +75,7 @@ def run_demo(
             folder=runs / changes[0].removeprefix("name="),
             overwrite=True,
             progress=progress,
+            announce=announce,
         )
         for title, changes in VARIANTS.items()
     }

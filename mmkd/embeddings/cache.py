@@ -261,6 +261,15 @@ class EmbeddingCache:
         present[rows] = True
         return EmbeddingTable(vectors, present, card.name, card.modality, "")
 
+    def holds(self, card: EncoderCard) -> bool:
+        """Whether there are vectors of a card that isn't fitted, for whatever catalogue.
+
+        Raises:
+            CacheError: They are of a newer format.
+        """
+        folder = store_folder(self.folder, card, pl.DataFrame(), dtype=self._dtype)
+        return bool(ShardStore(folder).contents().shards)
+
     def neighbours(
         self, table: EmbeddingTable, rows: Sequence[int] | NDArray[np.int64], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

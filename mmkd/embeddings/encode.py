@@ -23,6 +23,7 @@ from mmkd.embeddings.pictures import PictureLoader
 from mmkd.embeddings.shards import NOT_IN_FILE, Outcome, ShardStore, StoreContents
 from mmkd.encoders import Encoder
 from mmkd.errors import CacheError, EmbeddingInterrupted, at_least, refuse
+from mmkd.threads import thread_count, use_threads
 
 _POLL_S = 0.2
 # decoded pictures in one batch, as RGB: 768 MiB
@@ -88,11 +89,7 @@ def share_cores() -> None:
 
     Processes that each take every core run many times slower than one after the other.
     """
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if processes > 1:
-        import torch
-
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    use_threads(thread_count(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 @dataclass(frozen=True)

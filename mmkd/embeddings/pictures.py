@@ -25,11 +25,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmkd.embeddings.inputs import Loaded, Work, content_key, storable
 from mmkd.errors import CacheError
+from mmkd.threads import usable_cores
 
 Prepare = Callable[[Image.Image], NDArray[Any]]
 # Pillow's own threshold of suspicion: 256 MiB as RGB, more than any catalogue picture needs
 MAX_PIXELS = 89_478_485
-_THREADS = min(8, os.cpu_count() or 1)
+_MOST = 8  # threads or processes: more do not decode faster than an encoder reads
 _WORTH_PROCESSES = 512  # below, starting them takes longer than they save
 _AHEAD_WHOLE = 16  # whole pictures waiting for the encoder; one may be 256 MiB
 
@@ -50,8 +51,8 @@ class PictureLoader(AbstractContextManager["PictureLoader"]):
     ) -> None:
         if workers is None:
             beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of a launcher, on this machine
-            share = max(1, (os.cpu_count() or 1) // (2 * beside))
-            workers = min(8, share) if count >= _WORTH_PROCESSES else 0
+            share = max(1, usable_cores() // (2 * beside))
+            workers = min(_MOST, share) if count >= _WORTH_PROCESSES else 0
         self._prepare = prepare
         self._workers = workers
         self._ahead = max(ahead, 2 * workers) if prepare else max(_AHEAD_WHOLE, 2 * workers)
@@ -112,7 +113,7 @@ class PictureLoader(AbstractContextManager["PictureLoader"]):
 
     def _started(self) -> Executor:
         if self._workers == 0:
-            return ThreadPoolExecutor(_THREADS)
+            return ThreadPoolExecutor(min(_MOST, usable_cores()))
         # not fork: this process may hold a GPU, and threads that hold locks
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(

@@ -9,16 +9,24 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import logging
 import re
+import ssl
+import threading
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from mmkd.errors import EncoderError, outside
 
 PACKAGE_PREFIX = "package:"
+_PROBE_S = 3.0
+# that it lacks a faster kernel which no card here uses reads like a failure
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def load_model(
@@ -56,7 +64,7 @@ def load_model(
     quantization = _quantization(quantize_bits, getattr(torch, dtype))
     # quantised weights are made on the device where they stay
     placed = device == "auto" or quantization is not None
-    with loading(model), _quietly():
+    with loading(model), quietly():
         auto = _auto_class(AutoConfig.from_pretrained(source, **common))
         loaded, report = auto.from_pretrained(
             source,
@@ -86,7 +94,7 @@ def load_part(auto: Any, model: str, *, revision: str | None, trust_remote_code:
         EncoderError: The model has none.
     """
     source, revision = resolve_model(model, revision=revision)
-    with loading(model), _quietly():
+    with loading(model), quietly():
         return auto.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
 
 
@@ -164,7 +172,7 @@ def position_limit(loaded: Any) -> int | None:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without transformers' reports and bars: what matters in them becomes an error here."""
     import huggingface_hub.utils
     import transformers
@@ -243,18 +251,22 @@ def loading(what: str) -> Iterator[None]:
     """
     from huggingface_hub import constants
 
+    local = local_path(what) is not None or what.startswith(PACKAGE_PREFIX)
     try:
-        yield
+        with contextlib.nullcontext() if local else _asking_once():
+            yield
     except EncoderError:
         raise
     # the libraries, torch, the hub client and its transport each raise their own kind
     except Exception as error:
         # the first line is enough; the whole chain follows as the cause
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if local_path(what) is not None or what.startswith(PACKAGE_PREFIX):
+        if local:
             message = f"model {what} could not be loaded from its local files: {reason}"
         else:
             state = "on: nothing is downloaded" if constants.HF_HUB_OFFLINE else "off"
+            if state == "off" and not hub_reachable():
+                state = f"off, but {constants.ENDPOINT} can't be reached"
             message = (
                 f"model {what} could not be loaded: {reason} Looked in the hub cache "
                 f"{constants.HF_HUB_CACHE} (set by HF_HOME or HF_HUB_CACHE; HF_HUB_OFFLINE is "
@@ -262,6 +274,47 @@ def loading(what: str) -> Iterator[None]:
                 "as /models/NAME or ./NAME, in the card"
             )
         raise EncoderError(message) from error
+
+
+@contextlib.contextmanager
+def _asking_once() -> Iterator[None]:
+    """Where the hub can't be reached, as with HF_HUB_OFFLINE: its clients would try for minutes."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not hub_reachable()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@cache
+def hub_reachable() -> bool:
+    """Whether the hub answers at all; asked once, and for three seconds at most."""
+    from huggingface_hub import constants
+
+    answered = threading.Event()
+
+    def ask() -> None:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        try:
+            with urllib.request.urlopen(request, timeout=_PROBE_S):
+                answered.set()
+        except urllib.error.HTTPError:
+            answered.set()
+        except (OSError, ValueError) as error:
+            # a certificate that only the hub's own client knows still came from somebody
+            if isinstance(getattr(error, "reason", error), ssl.SSLError):
+                answered.set()
+        finally:
+            asked.set()
+
+    asked = threading.Event()
+    # beside this thread, because a name that doesn't resolve heeds no timeout
+    threading.Thread(target=ask, daemon=True).start()
+    asked.wait(_PROBE_S)
+    return answered.is_set()
 
 
 def resolve_model(model: str, *, revision: str | None) -> tuple[str, str | None]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmkd.encoders.base import checked_images, checked_texts, unit_rows
-from mmkd.encoders.loading import check_length, loading, position_limit, resolve_model
+from mmkd.encoders.loading import check_length, loading, position_limit, quietly, resolve_model
 from mmkd.encoders.tokens import TokenBatch, encode_batches, token_batches, tokenise
 from mmkd.errors import EncoderError, refuse
 
@@ -192,7 +192,7 @@ def _load(
     from sentence_transformers.util import is_sentence_transformer_model
 
     source, revision = resolve_model(model, revision=revision)
-    with loading(model):
+    with loading(model), quietly():
         loaded = SentenceTransformer(
             source,
             revision=revision,

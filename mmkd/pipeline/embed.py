@@ -13,6 +13,8 @@ from mmkd.config.plan import Plan
 from mmkd.data import ItemTable
 from mmkd.data.readers import load_items
 from mmkd.embeddings import EmbeddingCache, EmbeddingTable, RunReport
+from mmkd.encoders import Encoder, EncoderCard
+from mmkd.encoders.offline import check_at_hand
 from mmkd.errors import CacheError, Interrupted, RunError
 from mmkd.interruption import Interruption
 
@@ -51,7 +53,9 @@ def embed(
                 card,
                 items,
                 encoder_factory=partial(
-                    card.build,
+                    _built,
+                    card,
+                    name,
                     device=device or settings.resolved_device(),
                     batch_tokens=settings.batch_tokens,
                     allow_random_weights=planned.allow_random_weights,
@@ -65,6 +69,25 @@ def embed(
             if interruption.requested:  # while there was nothing to encode
                 raise Interrupted("stopped: what is encoded is kept; the same command goes on")
     return tables
+
+
+def check_encoders(planned: Plan) -> None:
+    """Say at once, before data is read, that an encoder's weights can't be had.
+
+    A card of which the cache holds vectors may need none: ``embed`` finds out.
+
+    Raises:
+        EncoderError: As for ``check_at_hand``.
+    """
+    cache = EmbeddingCache(**planned.cache)
+    for name, card in planned.cards.items():
+        if not card.fitted and not cache.holds(card):
+            check_at_hand(card, key=f"encoders.{name}")
+
+
+def _built(card: EncoderCard, name: str, **options: Any) -> Encoder:
+    check_at_hand(card, key=f"encoders.{name}")
+    return card.build(**options)
 
 
 def encoder_neighbours(

@@ -142,9 +142,8 @@ def _announcement(recipe: Recipe, split: SequenceSplit, accelerator: Accelerator
     return (
         f"{recipe.name}: {count} process{'es' if count > 1 else ''} on {accelerator.device.type}, "
         f"{threads} thread{'s' if threads > 1 else ''} each; {split.item_count} items, "
-        f"{split.user_count} users, {len(split.items)} events of which "
-        f"{int(split.is_train().sum())} train; {len(split.valid)} validation and "
-        f"{len(split.test)} test cases"
+        f"{split.user_count} users, {int(split.is_train().sum())} of {len(split.items)} events "
+        f"train, {len(split.valid)} validate, {len(split.test)} test"
     )
 
 

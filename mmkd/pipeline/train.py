@@ -16,7 +16,7 @@ from mmkd.config.recipe import Recipe, recipe_digest
 from mmkd.distiller import CorrelationDistiller
 from mmkd.errors import RunError
 from mmkd.pipeline.baselines import evaluate_baselines, in_passing
-from mmkd.pipeline.embed import EmbedProgress, embed
+from mmkd.pipeline.embed import EmbedProgress, check_encoders, embed
 from mmkd.pipeline.opening import check_same, opened
 from mmkd.runs.folder import RunFolder
 from mmkd.runs.placement import Placement
@@ -50,6 +50,7 @@ def train(
 
     Raises:
         RecipeError: The recipe has mistakes.
+        EncoderError: An encoder's weights are neither here nor to be had.
         RunError: As for ``opened``; or the encoders' vectors can't be distilled.
         TrainingInterrupted: After SIGINT or SIGTERM, once a checkpoint is written.
     """
@@ -58,6 +59,7 @@ def train(
     if resume and not overwrite and (done := RunFolder(folder)).finished:
         check_same(done, recipe)
         return done.result()
+    check_encoders(planned)
     with opened(planned, folder, resume=resume, overwrite=overwrite, announce=announce) as run:
         data, accelerator = run.data, run.accelerator
         if planned.training.trackers:
@@ -127,13 +129,16 @@ def train(
             seed=recipe.seed,
         )
 
+        tested = time.monotonic()
         ranks = planned.evaluator.ranks(student, data.split, data.split.test, processes=accelerator)
+        test = planned.evaluator.report(ranks, data.split, seed=recipe.seed)
+        tested_s = time.monotonic() - tested
         result: dict[str, Any] = {
             "recipe": recipe.name,
             "digest": recipe_digest(recipe),
             "seed": recipe.seed,
             "split": recipe.data.split.kind,
-            "test": planned.evaluator.report(ranks, data.split, seed=recipe.seed),
+            "test": test,
             "valid": report.history[report.best_epoch]["valid"],
             "retention_at_start": report.retention_at_start,
             "best_epoch": report.best_epoch,
@@ -144,6 +149,8 @@ def train(
                 "train_and_validate": round(report.seconds, 1),
                 "epoch": _mean([record["train_seconds"] for record in report.history]),
                 "validation": _mean([record["valid_seconds"] for record in report.history]),
+                "test": round(tested_s, 1),
+                "total": round(prepared_s + report.seconds + tested_s, 1),
             },
             "peak_memory_bytes": peak_memory_bytes(),
             "processes": accelerator.num_processes,

@@ -61,7 +61,8 @@ class TrainingArguments:
         select_metric: Which validation metric chooses the kept weights (higher is better).
         checkpoint_every_s: Seconds between checkpoints inside an epoch (each epoch's end has one).
         precision: ``bf16`` and ``fp16`` compute in half precision where that is safe.
-        threads: Of each process; None shares the cores evenly among the processes.
+        threads: Of each process; None takes ``OMP_NUM_THREADS``, or shares the cores that the
+            process may use evenly among the processes.
         cpu: Stay on the CPU where there is a GPU.
         trackers: Where each epoch's record goes besides the run folder, such as ``tensorboard``,
             ``wandb``, ``mlflow`` or ``trackio``: any that Accelerate knows.

@@ -3,9 +3,11 @@
 import json
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from accelerate import Accelerator
@@ -15,76 +17,177 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from torch import Tensor, nn
 
 from mmkd.errors import TrainingError
 
-_console = Console(stderr=True, soft_wrap=True)
 
+class TrainingProgress:
+    """What is said of a training: a bar for a person, a line now and then for a log.
 
-class EpochProgress:
-    """A progress bar over one epoch's batches; silent where stderr is no terminal.
+    An epoch ends in one line wherever it goes; off a terminal lines begin with a clock, and a long
+    epoch has one every half minute too. A line has at most 120 characters: the parts of
+    the loss and all figures are in ``history.json``.
 
     Args:
         batches: Batches an epoch.
-        epoch: From 0.
-        of: Epochs in all.
-        first: Batches already done, in a resumed epoch.
+        epochs: Epochs in all.
+        metric: What selects the best epoch.
         shown: False on all processes but the main one.
+        line_every_s: Least time between two lines within epochs, off a terminal.
     """
 
-    def __init__(self, batches: int, *, epoch: int, of: int, first: int, shown: bool) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=_console,
-            transient=True,
-            disable=not (shown and _console.is_terminal),
-        )
-        self._task = self._progress.add_task(
-            f"epoch {epoch + 1}/{of}", total=batches, completed=first, loss="-"
-        )
-
-    def __enter__(self) -> "EpochProgress":
-        self._progress.start()
-        return self
-
-    def __exit__(
+    def __init__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        batches: int,
+        *,
+        epochs: int,
+        metric: str,
+        shown: bool,
+        line_every_s: float = 30.0,
     ) -> None:
-        self._progress.stop()
+        self._console = Console(stderr=True, soft_wrap=True)
+        self._batches = batches
+        self._epochs = epochs
+        self._metric = metric
+        self._shown = shown
+        self._line_every_s = line_every_s
+        self._best = ""
+        self._epoch_s: list[float] = []  # of the whole epochs that this process saw
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._epoch = self._first = 0
+        self._began = self._told = time.monotonic()
+
+    def resumed(self, history: Sequence[Mapping[str, Any]], best: int, *, step: int) -> None:
+        """A checkpoint was read: so many epochs are recorded, and so many batches of the next done.
+
+        Args:
+            history: A record an epoch.
+            best: The best one, from 0; -1 where none is.
+            step: Batches of the next epoch that are done.
+        """
+        if best >= 0:
+            self._note_best(history[best])
+        self._say(f"continuing at epoch {len(history) + 1}, step {step + 1} of {self._batches}")
+
+    @contextmanager
+    def epoch(self, epoch: int, *, first: int) -> Iterator[None]:
+        """Around the batches of an epoch.
+
+        Args:
+            epoch: From 0.
+            first: Batches already done, in a resumed epoch.
+        """
+        self._epoch, self._first = epoch, first
+        self._began = self._told = time.monotonic()
+        if not (self._shown and self._console.is_terminal):
+            yield
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[told]}"),
+            console=self._console,
+            transient=True,
+        )
+        name = f"epoch {epoch + 1} of {self._epochs}"
+        self._task = self._bar.add_task(name, total=self._batches, completed=first, told="")
+        with self._bar:
+            yield
+        self._bar = None
 
     def advance(self, sums: Mapping[str, Tensor], done: int) -> None:
         """One more batch is done; ``sums`` are the losses summed over the epoch so far."""
-        if self._progress.disable:
-            return  # reading a loss would wait for the device
-        loss = f"{float(sums['total']) / max(1, done):.4f}"
-        self._progress.update(self._task, completed=done, loss=loss)
+        if not self._shown:
+            return
+        now = time.monotonic()
+        # reading a loss waits for the device, so not at every batch
+        if now - self._told < (_BAR_EVERY_S if self._bar else self._line_every_s):
+            return
+        self._told = now
+        best = f"{self._metric} {self._best}" if self._best else ""
+        parts = [f"loss {float(sums['total']) / max(1, done):.4f}", best]
+        parts.append(f"{_duration(self._left_s(done, now))} left")
+        told = "  ".join(filter(None, parts))
+        if self._bar:
+            self._bar.update(self._task, completed=done, told=told)
+        else:
+            where = f"epoch {self._epoch + 1} of {self._epochs}, batch {done} of {self._batches}"
+            self._say(f"{where}  {told}")
+
+    def closed(self, record: Mapping[str, Any], *, best: bool) -> None:
+        """An epoch is done: its record, and whether it is the best so far."""
+        seconds = record["train_seconds"] + record["valid_seconds"]
+        self._epoch_s.append(seconds)
+        valid = record.get("valid", {})
+        if best and valid:
+            self._note_best(record)
+        left = (self._epochs - record["epoch"] - 1) * _mean(self._epoch_s)
+        loss = f"loss {record['losses']['total']:.4f}"
+        metric = f"{self._metric} {valid[self._metric]:.4f}" if self._metric in valid else ""
+        so_far = "" if not metric else "(the best)" if best else f"({self._best})"
+        time_left = f"{_duration(left)} left" if left else ""
+        parts = [
+            f"epoch {record['epoch'] + 1} of {self._epochs}",
+            loss,
+            " ".join(filter(None, (metric, so_far))),
+            _kept(valid),
+            ", ".join(filter(None, (_duration(seconds), time_left))),
+        ]
+        line = "  ".join(filter(None, parts))
+        if len(line) > _WIDTH - _CLOCK:  # many modalities: history.json has them
+            line = "  ".join(filter(None, [*parts[:3], parts[4]]))
+        self._told = time.monotonic()
+        self._say(line)
+
+    def _note_best(self, record: Mapping[str, Any]) -> None:
+        value = record["valid"][self._metric]
+        self._best = f"best {value:.4f} in epoch {record['epoch'] + 1}"
+
+    def _left_s(self, done: int, now: float) -> float:
+        """Seconds left, by the pace of this epoch and of those before it."""
+        pace = (now - self._began) / max(1, done - self._first)
+        whole = _mean(self._epoch_s) or pace * self._batches
+        return pace * (self._batches - done) + whole * (self._epochs - self._epoch - 1)
+
+    def _say(self, line: str) -> None:
+        if self._shown:
+            clock = "" if self._console.is_terminal else f"{datetime.now():%H:%M:%S}  "
+            self._console.print(f"{clock}{line}"[:_WIDTH], highlight=False, markup=False)
 
 
-def print_record(record: Mapping[str, Any], metric: str, *, best: bool) -> None:
-    """Print one epoch's record as a line."""
-    losses = "  ".join(f"{k} {v:.4f}" for k, v in record["losses"].items())
-    valid = record.get("valid", {})
-    shown = {k: v for k, v in valid.items() if k == metric or k.startswith("retention")}
-    metrics = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
-    mark = " *" if best and valid else ""
-    seconds = record["train_seconds"] + record["valid_seconds"]
-    _console.print(
-        f"epoch {record['epoch'] + 1:>3}  {seconds:6.1f} s  {losses}  |  {metrics}{mark}",
-        highlight=False,
-    )
+_WIDTH = 120  # of a line, its clock included
+_CLOCK = len("00:00:00  ")
+_BAR_EVERY_S = 0.2
+
+
+def _kept(valid: Mapping[str, float]) -> str:
+    """Retention in short, such as ``kept text 0.98 image 0.97``: the Spearman correlations."""
+    figures = {
+        name.removeprefix("retention.").removesuffix(".spearman"): value
+        for name, value in valid.items()
+        if name.startswith("retention.") and name.endswith(".spearman")
+    }
+    return " ".join(["kept", *(f"{k} {v:.2f}" for k, v in figures.items())]) if figures else ""
+
+
+def _duration(seconds: float) -> str:
+    """A duration for a person: ``0.3 s``, ``42 s``, ``4 min``, ``2 h 05 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
 
 
 # ---- trackers

@@ -5,7 +5,6 @@ epochs, steps, validation, checkpoints.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -30,6 +29,7 @@ from mmkd.evaluation import Evaluator, Retention
 from mmkd.interruption import Interruption
 from mmkd.losses.objective import LossBreakdown, Objective
 from mmkd.student import Ensemble, Recommender
+from mmkd.threads import thread_count, use_threads
 from mmkd.training.arguments import TrainingArguments
 from mmkd.training.checkpoint import CheckpointFolder, read_tensors, write_tensors
 from mmkd.training.optimizer import (
@@ -41,11 +41,10 @@ from mmkd.training.optimizer import (
     parameter_groups,
 )
 from mmkd.training.progress import (
-    EpochProgress,
+    TrainingProgress,
     check_installed,
     flat_record,
     gradient_norms,
-    print_record,
     start_trackers,
 )
 from mmkd.training.step import TrainStep
@@ -295,8 +294,7 @@ class Trainer:
 
     def _set_threads(self, processes: int) -> None:
         # processes that each take every core run many times slower than one after the other
-        share = max(1, (os.cpu_count() or 1) // processes)
-        torch.set_num_threads(self.arguments.threads or share)
+        use_threads(self.arguments.threads or thread_count(processes))
 
 
 @dataclass
@@ -354,6 +352,12 @@ class _Run:
         self.sums: dict[str, Tensor] = {}
         self.gradient_norms: dict[str, float] = {}
         self.clock = self.saved = time.monotonic()
+        self.progress = TrainingProgress(
+            self.batches,
+            epochs=arguments.epochs,
+            metric=arguments.select_metric,
+            shown=accelerator.is_main_process,
+        )
 
     def restore(self) -> None:
         """Continue from the newest checkpoint, if there is one."""
@@ -383,6 +387,9 @@ class _Run:
         self.gradient_norms = progress["gradient_norms"]
         if self.accelerator.scaler is not None and progress["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(progress["scaler"])
+        if self.report.stopped:  # nothing is left to do
+            return
+        self.progress.resumed(self.report.history, self.report.best_epoch, step=self.at.step)
 
     def _check_same(self, checkpoint: Path, then: Mapping[str, Any] | None) -> None:
         """Refuse to go on with arguments under which the kept state means something else."""
@@ -404,13 +411,7 @@ class _Run:
         self.prepared.train()
         at, every = self.at, self.arguments.accumulate
         first = at.step
-        with EpochProgress(
-            self.batches,
-            epoch=at.epoch,
-            of=self.arguments.epochs,
-            first=first,
-            shown=self.accelerator.is_main_process,
-        ) as bar:
+        with self.progress.epoch(at.epoch, first=first):
             for batch in self.stream.epoch(at.epoch, first_step=first):
                 group_start = at.step - at.step % every
                 group = min(every, self.batches - group_start)
@@ -420,7 +421,7 @@ class _Run:
                 if ends_group:
                     self._optimizer_step()
                 at.step += 1
-                bar.advance(self.sums, at.step)
+                self.progress.advance(self.sums, at.step)
                 # a checkpoint can't hold half an accumulated gradient
                 if ends_group and at.step < self.batches:
                     self.pause(interruption)
@@ -497,8 +498,7 @@ class _Run:
         at.epoch, at.step, at.train_seconds = at.epoch + 1, 0, 0.0
         if self.accelerator.log_with:
             self.accelerator.log(flat_record(record), step=at.epoch)
-        if self.accelerator.is_main_process:
-            print_record(record, arguments.select_metric, best=report.bad_epochs == 0)
+        self.progress.closed(record, best=report.best_epoch == record["epoch"])
         self.save()
 
     def _judge(self, metrics: Mapping[str, float]) -> None:

@@ -64,6 +64,16 @@ def mistake(monkeypatch: pytest.MonkeyPatch, capsys: Any, *arguments: str) -> st
         (["cp", "quickstart", "file"], "file: is a file; give a folder"),
         (["cp", "quickstart", "file/x.yaml"], "file: "),
         (["cp", "quickstart", "folder.yaml", "--force"], "folder.yaml: Is a directory; give"),
+        (
+            ["train", "quickstart", "--epochs", "5"],
+            "no option --epochs; write training.epochs=5",
+        ),
+        (["train", "quickstart", "--lr=1e-3"], "write training.lr=1e-3\n"),
+        (["train", "quickstart", "--batch-size", "64", "a=b"], "write training.batch_size=64\n"),
+        (["validate", "quickstart", "--training.epochs", "3"], "write training.epochs=3\n"),
+        (["embed", "quickstart", "--workers", "name=x"], "write embed.workers=VALUE\n"),
+        (["compress", "shop", "--epoch", "3"], "write training.epochs=3\n"),
+        (["train", "quickstart", "--encoders.text", "minilm"], "write encoders.text=minilm\n"),
         (["cp", "mine", "recipes/mine.yaml", "--force"], "is what would be copied"),
     ],
 )
@@ -80,6 +90,12 @@ def test_mistakes_name_the_remedy(
     (tmp_path / "recipes" / "mine.yaml").write_text("name: mine\n", "utf-8")
     assert wanted in mistake(monkeypatch, capsys, *arguments)
     assert (tmp_path / "file").read_text("utf-8") == "precious"
+
+
+@pytest.mark.parametrize("option", ["--overwite", "--colour"])
+def test_another_unknown_option_is_typers_to_tell(option: str) -> None:
+    result = invoke("train", "quickstart", option)
+    assert result.exit_code == 2 and f"No such option: {option}" in result.stderr
 
 
 def test_a_place_that_cannot_be_written_is_one_message(

@@ -1,11 +1,14 @@
 """``embed``, ``train``, ``compress`` and what is asked of a run: against the API and each other."""
 
+import copy
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from commands import ID_ONLY, Shop, invoke, printed
 
+from mmkd.cli import show
 from mmkd.config.recipe import load_recipe
 from mmkd.errors import RunError
 from mmkd.runs.folder import RunFolder
@@ -32,6 +35,47 @@ def test_train_prints_what_it_keeps(shop: Shop) -> None:
     told = invoke("train", "quickstart", *shop.overrides, "--runs", shop.runs, "--resume").stdout
     assert f"{shop.kdsr['test']['metrics']['NDCG@10']:.4f}" in told
     assert "best epoch" in told and "1 process," in told
+
+
+def test_a_run_ends_in_test_beside_validation_and_what_to_type_next(shop: Shop) -> None:
+    test, valid = shop.kdsr["test"], shop.kdsr["valid"]
+    again = ("train", "quickstart", *shop.overrides, "--runs", str(shop.runs), "--resume")
+    lines = [line.rstrip() for line in invoke(*again).stdout.splitlines()]
+    rows = {re.split(r"\s{2,}", line.strip())[0]: re.split(r"\s{2,}", line) for line in lines}
+    assert max(map(len, lines[:8])) <= 80
+    assert lines[0].split() == ["test", "95%", "interval", "validation"]
+    for metric in ("HR@10", "NDCG@10"):
+        low, high = test["intervals"][metric]
+        figures = (test["metrics"][metric], valid[metric])
+        assert rows[metric][1:] == [
+            f"{figures[0]:.4f}",
+            f"[{low:.4f}, {high:.4f}]",
+            f"{figures[1]:.4f}",
+        ]
+    for name, part in test["slices"].items():
+        shown = f"{part['NDCG@10']:.4f}" if part["n"] else "-"
+        assert rows[f"NDCG@10 {name} ({part['n']})"][1].strip() == shown
+    assert rows["coverage@10"][1].strip() == f"{test['coverage@10']:.4f}"
+    told = "\n".join(lines)
+    assert f"text {valid['retention.text.spearman']:.2f} " in told
+    assert f"{shop.kdsr['parameters']:,} parameters" in told
+    assert f"{shop.kdsr['seconds']['total']:.1f} s in all" in told and "peak memory" in told
+    first, second = RunFolder(shop.runs / "quickstart").items().ids[1:3]
+    command = f"mmkd recommend {shop.runs / 'quickstart'} --history {first},{second} -k 5"
+    assert command in told
+    assert invoke(*command.split()[1:]).exit_code == 0
+
+
+def test_baselines_stand_beside(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    popular = copy.deepcopy(shop.kdsr["test"])
+    popular["metrics"]["HR@10"] = 0.12345
+    show.result(
+        {**shop.kdsr, "baselines": {"popularity": popular}},
+        shop.runs / "quickstart",
+        as_json=False,
+    )
+    head, first, *_ = capsys.readouterr().out.splitlines()
+    assert head.split()[-1] == "popularity" and first.split()[-1] in ("0.1234", "0.1235")
 
 
 def test_training_tells_first_what_it_trains_on(shop: Shop, tmp_path: Path) -> None:

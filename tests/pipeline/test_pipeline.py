@@ -305,8 +305,7 @@ def test_what_trains_on_what_is_told_first(recipe: Recipe, tmp_path: Path, data:
     trained = int(data.split.train_counts().sum())
     assert told == [
         "quickstart: 1 process on cpu, 1 thread each; 120 items, 200 users, "
-        f"{len(data.split.items)} events of which {trained} train; "
-        "200 validation and 200 test cases"
+        f"{trained} of {len(data.split.items)} events train, 200 validate, 200 test"
     ]
 
 

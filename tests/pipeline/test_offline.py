@@ -1,0 +1,60 @@
+"""A run whose encoder's weights can't be had says so before it reads data; vectors are enough."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+from synthetic_runs import recipe_of
+
+from mmkd.config.plan import Plan, plan
+from mmkd.data.readers import load_items
+from mmkd.embeddings import EmbeddingCache
+from mmkd.errors import EncoderError
+from mmkd.pipeline.embed import check_encoders, embed
+from mmkd.pipeline.train import train
+
+
+class Vectors:
+    modality, dim = "text", 384
+
+    def encode(self, inputs: Any, *, batch_size: int = 64) -> Any:
+        return np.random.default_rng(0).normal(size=(len(inputs), 384)).astype(np.float32)
+
+
+@pytest.fixture
+def planned(synthetic: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    options = ("encoders={text: minilm}", f"cache.folder={tmp_path / 'cache'}")
+    return plan(recipe_of(synthetic, *options))
+
+
+def test_no_data_is_read_and_no_folder_made(
+    planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Plan, "load_data", lambda _: pytest.fail("read the data"))
+    with pytest.raises(EncoderError, match=r"encoders\.text: minilm needs .*\n.*hashed-text"):
+        train(planned, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
+def test_vectors_in_the_cache_are_enough_until_an_item_is_new(planned: Plan) -> None:
+    cache, card = EmbeddingCache(**planned.cache), planned.cards["text"]
+    items = load_items(root=planned.recipe.data.folder, **planned.items)
+    assert not cache.holds(card)
+    table = cache.table(card, items, encoder_factory=Vectors)
+    assert cache.holds(card)
+    check_encoders(planned)
+    assert embed(planned, items)["text"].key == table.key
+    text = tuple(f"new {one}" if one else None for one in items.text)
+    changed = type(items)(
+        ids=items.ids,
+        titles=items.titles,
+        text=text,
+        image_path=items.image_path,
+        attributes=items.attributes,
+    )
+    with pytest.raises(EncoderError, match=r"encoders\.text: minilm needs"):
+        embed(planned, changed)
