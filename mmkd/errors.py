@@ -111,11 +111,19 @@ def outside(
     except MmkdError:
         raise
     except BaseException as error:  # a damaged Parquet file makes polars panic
+        if out_of_memory(error):
+            raise kind(
+                f"{path}: not enough memory; close other programs, or use a machine with more"
+            ) from error
         told = cause(error)
         if told is None and not isinstance(error, also):
             raise
         told = told or " ".join(str(error).split()) or type(error).__name__
-        number = error.errno if isinstance(error, OSError) else None
+        number = None
+        if isinstance(error, OSError):
+            number = error.errno
+            if error.filename and str(error.filename) != str(path):
+                told += f": {error.filename}"
         raise kind(f"{path}: {what} ({told}); {_REMEDIES.get(number, remedy)}") from error
 
 
@@ -125,12 +133,17 @@ def cause(error: BaseException) -> str | None:
         return error.strerror or " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    if isinstance(error, MemoryError):
-        return "not enough memory"
     library = type(error).__module__.partition(".")[0]
+    if library in ("omegaconf", "yaml"):  # line and column stand in their later lines
+        return " ".join(str(error).split())
     if library in _LIBRARIES or isinstance(error, (UnicodeError, EOFError)):
         return next(iter(str(error).splitlines()), "") or type(error).__name__
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of this machine or of a device."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def remedied(error: OSError) -> str | None:
@@ -210,29 +223,39 @@ def refuse(problems: Sequence[str], kind: type[ValueError] = ValueError) -> None
 
 
 def at_least(minimum: float, hint: str = "raise it", /, **values: object) -> list[str]:
-    """A line for each number below ``minimum``; None and what is no number pass."""
+    """A line for each value that is no number from ``minimum`` up; None passes."""
     return [
-        f"{name}: got {value}, wanted at least {minimum}; {hint}"
+        f"{name}: got {_said(value)}, wanted at least {minimum}; {hint}"
         for name, value in values.items()
-        if _number(value) and not value >= minimum  # type: ignore[operator]
+        if value is not None and not (_number(value) and value >= minimum)  # type: ignore[operator]
+    ]
+
+
+def whole(minimum: int, hint: str = "raise it", /, **values: object) -> list[str]:
+    """As ``at_least``, for counts: what is no integer is told too."""
+    problems = at_least(minimum, hint, **values)
+    return problems + [
+        f"{name}: got {value}, wanted a whole number; round it"
+        for name, value in values.items()
+        if isinstance(value, float) and value >= minimum
     ]
 
 
 def positive(hint: str = "such as 1e-3", /, **values: object) -> list[str]:
-    """A line for each number that is not finite and above 0; None passes."""
+    """A line for each value that is no finite number above 0; None passes."""
     return [
-        f"{name}: got {value}, wanted a number above 0; {hint}"
+        f"{name}: got {_said(value)}, wanted a number above 0; {hint}"
         for name, value in values.items()
-        if _number(value) and not 0 < value < math.inf  # type: ignore[operator]
+        if value is not None and not (_number(value) and 0 < value < math.inf)  # type: ignore[operator]
     ]
 
 
 def within(low: float, high: float, hint: str = "correct it", /, **values: object) -> list[str]:
-    """A line for each number outside ``low`` to ``high``, both included; None passes."""
+    """A line for each value that is no number from ``low`` to ``high``; None passes."""
     return [
-        f"{name}: got {value}, wanted {low} to {high}; {hint}"
+        f"{name}: got {_said(value)}, wanted {low} to {high}; {hint}"
         for name, value in values.items()
-        if _number(value) and not low <= value <= high  # type: ignore[operator]
+        if value is not None and not (_number(value) and low <= value <= high)  # type: ignore[operator]
     ]
 
 
@@ -248,3 +271,7 @@ def one_of(choices: Iterable[str], /, **values: object) -> list[str]:
 
 def _number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _said(value: object) -> str:
+    return repr(value) if isinstance(value, str) else str(value)

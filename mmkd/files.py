@@ -90,6 +90,19 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     return content
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Reads a JSON list of objects.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It holds something else.
+    """
+    content = json.loads(path.read_text("utf-8"))
+    if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
+        raise ValueError("no JSON list of objects")
+    return content
+
+
 def read_yaml(path: Path, *, resolve: bool = False) -> dict[str, Any]:
     """Reads a YAML mapping; ``1e-3`` is a number, and no object but plain ones is made.
 

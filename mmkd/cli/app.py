@@ -27,6 +27,8 @@ for command in (
     runs.compress,
     runs.evaluate,
     runs.recommend,
+    runs.similar,
+    runs.compare,
     runs.neighbours,
     encoders.encode,
 ):

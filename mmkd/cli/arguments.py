@@ -67,17 +67,9 @@ def _recipe_key(option: str, known: Collection[str]) -> str | None:
 
 def find_run(name: str, runs: Path) -> Path:
     """A run's folder from its path or its name below ``runs``."""
-    from mmkd.errors import RunError
-    from mmkd.runs.folder import RunFolder, run_folders
+    from mmkd.runs.folder import find_run as find
 
-    for path in (Path(name), runs / name):
-        if RunFolder(path).started:
-            return path
-    known = [run.path.name for run in run_folders(runs)]
-    raise RunError(
-        f"no run {name} (looked at {name} and {runs / name}); "
-        f"runs there are: {', '.join(known) or 'none'}"
-    )
+    return find(name, runs).path
 
 
 def planned(recipe: str, overrides: Sequence[str] | None = None) -> "Plan":

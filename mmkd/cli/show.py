@@ -209,6 +209,32 @@ def items(found: Sequence[Mapping[str, Any]], *, title: str, as_json: bool) -> N
     _print(_ranked(found, title))
 
 
+def written(found: Mapping[str, int], path: Path, *, as_json: bool) -> None:
+    """Lists that went to a file."""
+    if as_json:
+        _json({"path": str(path), **found})
+    else:
+        _print(f"{found['lists']} lists, {found['rows']} rows: {path}")
+
+
+def compared(found: Sequence[Mapping[str, Any]], first: str, metric: str, *, as_json: bool) -> None:
+    """One run against others."""
+    if as_json:
+        _json({"run": first, "metric": metric, "others": list(found)})
+        return
+    grid = _grid(f"{metric} of {first}", "against", "", "difference [95%]", "p", "p (Holm)")
+    for one in found:
+        grid.add_row(
+            f"{one['this']:.4f}",
+            one["run"],
+            f"{one['other']:.4f}",
+            f"{one['difference']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]",
+            f"{one['p_value']:.4f}",
+            f"{one['p_holm']:.4f}",
+        )
+    _print(grid)
+
+
 def neighbours(
     by_encoder: Sequence[Mapping[str, Any]],
     by_student: Sequence[Mapping[str, Any]] | None,

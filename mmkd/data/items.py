@@ -132,6 +132,31 @@ class ItemTable:
         """
         return int(self.rows([item_id])[0])
 
+    def named(self, name: str) -> str:
+        """The id of an item that a person named: an id, or ``title:`` and its title.
+
+        A title is found whatever its case; one that only one item's title contains is enough.
+
+        Raises:
+            DataError: No item, or more than one, has such a title.
+        """
+        if not name.startswith("title:") or bool(self.find([name])[0]):
+            return name
+        wanted = name.removeprefix("title:").strip()
+        titles = self.frame["title"].str.to_lowercase()
+        for found in (titles == wanted.lower(), titles.str.contains(wanted.lower(), literal=True)):
+            rows = found.arg_true().to_list()
+            if len(rows) == 1:
+                return str(self.ids[rows[0]])
+            if rows:
+                raise DataError(
+                    f"title {wanted!r} is that of {len(rows)} items: "
+                    f"{shown([self.ids[row] for row in rows])}; name one by its id"
+                )
+        raise DataError(
+            f"no item has the title {wanted!r}{did_you_mean(wanted, self.titles[1:2001])}"
+        )
+
     def rows(self, ids: Sequence[str] | pl.Series) -> NDArray[np.int64]:
         """The rows of external ids, [n] in 1..I.
 

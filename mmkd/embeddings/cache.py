@@ -167,6 +167,11 @@ class EmbeddingCache:
             CacheError: No item has a vector, the encoder fails on everything, or the folder
                 cannot be read or written or is of a newer format.
         """
+        if not isinstance(card, EncoderCard):
+            raise CacheError(
+                f"card: got {type(card).__name__}, wanted an EncoderCard, which says what the "
+                "vectors are; EncoderCard.of(encoder, name=..., identity=...) makes one"
+            )
         factory = functools.cache(encoder_factory or card.build)
         files = FileKeys(self.folder / "files.parquet")
         retry = self._retry_failed

@@ -106,10 +106,10 @@ class CorrelationLoss(nn.Module):
         return [
             *at_least(1, width=options.get("width")),
             *at_least(2, "fewer tell no pairs apart", codes=options.get("codes")),
-            *one_of(get_args(Similarity), similarity=options.get("similarity", "cosine")),
+            *one_of(get_args(Similarity), similarity=options.get("similarity")),
             *weight_problems(**weights),
             *positive("such as 1.5", temperature=options.get("temperature")),
-            *one_of(get_args(PairScale), pair_scale=options.get("pair_scale", "rms")),
+            *one_of(get_args(PairScale), pair_scale=options.get("pair_scale")),
             *at_least(1, "null takes the width", hidden=options.get("hidden")),
         ]
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmkd.config.plan import Plan
 from mmkd.data import ItemTable
@@ -14,7 +15,7 @@ from mmkd.data.readers import load_items
 from mmkd.embeddings import EmbeddingCache, EmbeddingTable, RunReport
 from mmkd.encoders import Encoder, EncoderCard
 from mmkd.encoders.offline import check_at_hand
-from mmkd.errors import CacheError, RunError
+from mmkd.errors import CacheError, Interrupted, RunError
 from mmkd.interruption import Interruption
 
 EmbedProgress = Callable[[str, int, int], None]  # (modality name, done, of)
@@ -66,7 +67,7 @@ def embed(
                 stop=lambda: interruption.requested,
             )
             if interruption.requested:  # while there was nothing to encode
-                raise KeyboardInterrupt
+                raise Interrupted("stopped: what is encoded is kept; the same command goes on")
     return tables
 
 
@@ -129,6 +130,24 @@ def encoder_neighbours(
         for r, score in zip(rows[0], scores[0], strict=True)
         if r > 0
     ]
+
+
+def encoder_vectors(
+    planned: Plan, items: ItemTable, *, modality: str, progress: EmbedProgress | None = None
+) -> NDArray[np.float32]:
+    """[I+1, D_m] one encoder's vectors, rows of zeros where an item has none.
+
+    Raises:
+        RunError: The recipe has no such modality.
+    """
+    if modality not in planned.cards:
+        raise RunError(
+            f"{planned.recipe.name} has no encoder for {modality}; it has "
+            f"{', '.join(planned.cards) or 'none'}"
+        )
+    only = replace(planned, cards={modality: planned.cards[modality]})
+    table = embed(only, items, progress=progress)[modality]
+    return np.asarray(table.vectors[np.arange(len(items) + 1)], dtype=np.float32)
 
 
 def absent_reasons(

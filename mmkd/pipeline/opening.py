@@ -101,9 +101,9 @@ def opened(
                 run.clear()
                 # first: what follows is then known to be a run's
                 run.write(
-                    marker={"recipe": recipe.name, "data": digests, "teacher": teacher_digest}
+                    marker={"recipe": recipe.name, "data": digests, "teacher": teacher_digest},
+                    recipe=recipe.to_yaml(),
                 )
-                recipe.save(run.recipe)
         yield OpenRun(run, data, accelerator, vocabulary, teacher)
 
 

@@ -3,23 +3,37 @@
 ``train`` makes a run of a recipe, ``load`` opens one that is there.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mmkd.config.plan import Plan
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from mmkd.config.plan import Plan, plan
 from mmkd.config.recipe import Recipe, load_recipe
+from mmkd.data.dataset import Dataset
 from mmkd.data.items import ItemTable
-from mmkd.errors import RunError
+from mmkd.errors import DataError, RunError, did_you_mean
+from mmkd.evaluation.significance import holm
+from mmkd.pipeline.embed import encoder_vectors
 from mmkd.pipeline.evaluate import compare_runs, evaluate
 from mmkd.pipeline.train import train as train_run
-from mmkd.runs.folder import RunFolder
+from mmkd.runs.folder import RunFolder, find_run
+from mmkd.runs.recommend import recommend, similar, student_vectors
 from mmkd.student import Ensemble
+from mmkd.student.recommender import answering
+
+Histories = Sequence[str] | Sequence[Sequence[str]] | Mapping[str, Sequence[str]]
 
 
 class Run:
-    """A trained run; weights and catalogue are read when they are first needed, and kept.
+    """A trained run; weights, catalogue and log are read when they are first needed, and kept.
 
         >>> import mmkd
         >>> from mmkd.demo import make_synthetic
@@ -28,9 +42,10 @@ class Run:
         ...     "quickstart", ["data.root=shop", "training.epochs=1", "training.cpu=true"]
         ... )
         >>> run = mmkd.train(recipe, folder="runs/shop")
-        >>> best = run.recommend(run.items.ids[1:3], k=2)
-        >>> [sorted(one) for one in best]
-        [['item', 'score', 'title'], ['item', 'score', 'title']]
+        >>> run.recommend(run.items.ids[1:3], k=2).columns
+        ['query', 'rank', 'item_id', 'title', 'score']
+        >>> len(run.recommend(users="all", k=5)) == 5 * 120
+        True
 
     Args:
         folder: The run's folder.
@@ -62,55 +77,203 @@ class Run:
 
     @cached_property
     def student(self) -> Ensemble:
-        """The trained networks, in evaluation mode, on the CPU."""
-        return self.folder.student()
+        """The trained networks on the CPU, in evaluation mode; their weights must not change."""
+        student = self.folder.student().requires_grad_(False)
+        self._answering = ExitStack()  # item tables are fused once, for as long as the run is open
+        self._answering.enter_context(answering(student))
+        return student
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data it was trained on, read again.
+
+        Raises:
+            RunError: The data changed since.
+        """
+        data = plan(self.recipe, needs_teacher=False).load_data()
+        self.folder.check_data(data.digests())
+        return data
 
     @cached_property
     def result(self) -> dict[str, Any]:
         """Test and validation metrics, slices, cost: the content of ``result.json``."""
         return self.folder.result()
 
+    @cached_property
+    def history(self) -> pl.DataFrame:
+        """An epoch a row: losses, validation metrics, retention, learning rates, seconds."""
+        return pl.DataFrame([_flat(record) for record in self.folder.history()])
+
     def recommend(
-        self, history: Sequence[str], *, k: int = 10, exclude_seen: bool = True
-    ) -> list[dict[str, Any]]:
-        """The k items that a user with this history is likeliest to take next.
+        self,
+        histories: Histories | None = None,
+        *,
+        users: Sequence[str] | Literal["all"] | None = None,
+        k: int = 10,
+        allow: Sequence[str] | None = None,
+        deny: Sequence[str] | None = None,
+        exclude_seen: bool = True,
+        batch_size: int = 512,
+    ) -> pl.DataFrame:
+        """The k items that are likeliest to be taken next.
 
         Args:
-            history: Item ids, oldest first.
-            k: How many.
-            exclude_seen: Leave the history's own items out.
+            histories: Item ids, oldest first: one history, several, or several by name.
+            users: Instead of histories: users of the log, whose every event is read; or ``"all"``.
+            k: How many a list.
+            allow: Ids that may be recommended, such as what is in stock; None allows all.
+            deny: Ids that may not.
+            exclude_seen: Leave a history's own items out.
+            batch_size: Histories scored at once; memory is bounded by it.
 
         Returns:
-            ``{"item", "title", "score"}`` each, best first.
+            ``query`` (the user, the name, or the place of the history, from 0), ``rank`` (from 1),
+            ``item_id``, ``title`` and ``score``, best first.
 
         Raises:
-            DataError: An id is not in the catalogue, or the history is empty.
+            DataError: An id or a user is unknown, a history is empty, or there are neither
+                histories nor users, or both.
+            RunError: Users are asked for and the data changed since the run.
         """
-        return self.student.recommend(self.items, history, k=k, exclude_seen=exclude_seen)
+        frames = self.lists(
+            histories,
+            users=users,
+            k=k,
+            allow=allow,
+            deny=deny,
+            exclude_seen=exclude_seen,
+            batch_size=batch_size,
+        )
+        return pl.concat(frames)
+
+    def lists(
+        self,
+        histories: Histories | None = None,
+        *,
+        users: Sequence[str] | Literal["all"] | None = None,
+        allow: Sequence[str] | None = None,
+        deny: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Iterator[pl.DataFrame]:
+        """As ``recommend``, some thousand lists a frame, for what does not fit into memory."""
+        queries, rows = self._queries(histories, users)
+        return recommend(
+            self.student,
+            self.items,
+            queries,
+            rows,
+            allow=None if allow is None else self.items.rows(allow),
+            deny=None if deny is None else self.items.rows(deny),
+            **options,
+        )
+
+    def similar(self, items: Sequence[str], *, k: int = 10, by: str | None = None) -> pl.DataFrame:
+        """The k items nearest to each item, by cosine.
+
+        Args:
+            items: Ids.
+            k: How many.
+            by: Whose vectors: None for the student's own, or the name of a modality for those of
+                its encoder, which the cache holds.
+
+        Returns:
+            As ``recommend``, the item's id as ``query``.
+
+        Raises:
+            DataError: An id is unknown, or an item has no such vector.
+            RunError: The run has no such modality.
+        """
+        rows = self.items.rows([items] if isinstance(items, str) else items)
+        if by is None:
+            return similar(student_vectors(self.student), self.items, rows, k=k)
+        vectors = encoder_vectors(plan(self.recipe, needs_teacher=False), self.items, modality=by)
+        return similar(torch.from_numpy(vectors), self.items, rows, k=k)
+
+    def item_vectors(self) -> tuple[list[str], NDArray[np.float32]]:
+        """Ids, and the student's item vectors [I, d]: what a nearest-neighbour index is made of."""
+        vectors = student_vectors(self.student)[1:].float().numpy()
+        return list(self.items.ids[1:]), vectors
 
     def evaluate(self, *, cases: str = "test") -> dict[str, Any]:
         """The report of ``Evaluator.report``, computed again; ``cases`` is test or valid."""
         return evaluate(self.folder.path, cases=cases)
 
-    def compare(
-        self, other: "Run", *, cases: str = "test", metric: str = "NDCG@10"
-    ) -> dict[str, Any]:
-        """Is this run better than another, case by case? As ``compare_runs``."""
-        return compare_runs(self.folder.path, other.folder.path, cases=cases, metric=metric)
+    def compare(self, *others: "Run", cases: str = "test", metric: str = "NDCG@10") -> pl.DataFrame:
+        """Is this run better than others, case by case?
+
+        Args:
+            *others: Runs on the same data.
+            cases: ``test``, or ``valid`` to choose between settings.
+            metric: Which metric to compare.
+
+        Returns:
+            A row for each other run: ``run``, both means, ``difference`` (this minus that) with
+            its 95% interval, ``p_value`` of the paired permutation test, and ``p_holm``, corrected
+            for the number of comparisons (Holm 1979).
+
+        Raises:
+            RunError: The runs were trained on different data or rank among different candidates.
+        """
+        found = [
+            compare_runs(self.folder.path, other.folder.path, cases=cases, metric=metric)
+            for other in others
+        ]
+        corrected = holm([one["p_value"] for one in found])
+        return pl.DataFrame(
+            {
+                "run": [other.folder.path.name for other in others],
+                "this": [one["first"] for one in found],
+                "other": [one["second"] for one in found],
+                "difference": [one["difference"] for one in found],
+                "low": [one["interval"][0] for one in found],
+                "high": [one["interval"][1] for one in found],
+                "p_value": [one["p_value"] for one in found],
+                "p_holm": corrected,
+            }
+        )
+
+    def _queries(
+        self, histories: Histories | None, users: Sequence[str] | Literal["all"] | None
+    ) -> tuple[Sequence[str | int], list[NDArray[np.int64]]]:
+        if (histories is None) == (users is None):
+            raise DataError("give either histories or users (ids of the log, or 'all')")
+        if users is not None:
+            return self._histories_of(users)
+        if isinstance(histories, Mapping):
+            return list(histories), [self.items.rows(list(ids)) for ids in histories.values()]
+        given: Sequence[Any] = list(histories or ())
+        one = bool(given) and all(isinstance(item, str) for item in given)
+        several = [given] if one or not given else given
+        return range(len(several)), [self.items.rows(list(ids)) for ids in several]
+
+    def _histories_of(
+        self, users: Sequence[str] | Literal["all"]
+    ) -> tuple[list[str], list[NDArray[np.int64]]]:
+        split, known = self.data.split, self.data.log.user_ids
+        if isinstance(users, str) and users == "all":
+            return list(known), [split.sequence(user) for user in range(len(known))]
+        asked = [users] if isinstance(users, str) else list(users)
+        row_of = {user: row for row, user in enumerate(known)}
+        for user in asked:
+            if user not in row_of:
+                raise DataError(
+                    f"user {user!r} is not among the {len(known)} users of the log"
+                    f"{did_you_mean(user, known)}; give a history instead"
+                )
+        return asked, [split.sequence(row_of[user]) for user in asked]
 
 
-def load(folder: Path | str) -> Run:
+def load(folder: Path | str, *, runs: Path | str | None = None) -> Run:
     """Open a trained run.
 
     Args:
-        folder: Its folder, or its name below ``runs/``.
+        folder: Its folder, or its name below ``runs``.
+        runs: Where runs are kept; None for MMKD_RUNS, or ``runs`` where that is not set.
 
     Raises:
         RunError: There is no finished run.
     """
-    path = Path(folder)
-    named = Path("runs") / path
-    return Run(named if not path.exists() and named.exists() else path)
+    return Run(find_run(folder, _runs(runs)).path)
 
 
 def train(recipe: Plan | Recipe, *, folder: Path | str | None = None, **options: Any) -> Run:
@@ -128,6 +291,21 @@ def train(recipe: Plan | Recipe, *, folder: Path | str | None = None, **options:
         MmkdError: As for `mmkd.pipeline.train.train`.
     """
     name = (recipe.recipe if isinstance(recipe, Plan) else recipe).name
-    path = Path("runs") / name if folder is None else Path(folder)
+    path = _runs(None) / name if folder is None else Path(folder)
     train_run(recipe, folder=path, **options)
     return Run(path)
+
+
+def _runs(given: Path | str | None) -> Path:
+    return Path(given or os.environ.get("MMKD_RUNS") or "runs")
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested record with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -54,7 +54,7 @@ def train(
     """
     planned = planned if isinstance(planned, Plan) else plan(planned)
     recipe, began = planned.recipe, time.monotonic()
-    if resume and (done := RunFolder(folder)).finished:
+    if resume and not overwrite and (done := RunFolder(folder)).finished:
         check_same(done, recipe)
         return done.result()
     check_encoders(planned)

@@ -25,10 +25,10 @@ from safetensors.torch import load_file
 
 from mmkd import __version__
 from mmkd.data.items import ItemTable
-from mmkd.errors import RunError, outside
+from mmkd.errors import RunError, out_of_memory, outside
 from mmkd.evaluation import CaseRanks
-from mmkd.files import read_json, replacing, write_json
-from mmkd.student import Ensemble, StudentSpec
+from mmkd.files import read_json, read_records, replacing, write_json, write_text
+from mmkd.student import Ensemble, StudentSpec, backbone_class
 
 _MARKER = "run.json"
 _LOCK = ".lock"
@@ -83,6 +83,7 @@ class RunFolder:
         self,
         *,
         marker: Mapping[str, Any] | None = None,
+        recipe: str | None = None,
         tables: Mapping[str, str] | None = None,
         items: ItemTable | None = None,
         users: Sequence[str] | None = None,
@@ -97,6 +98,7 @@ class RunFolder:
         Args:
             marker: What the run is begun with: ``recipe``, its name; ``data``, of
                 ``data_digests``; ``teacher``, of ``weights_digest`` of the run it compresses.
+            recipe: What is run, as YAML.
             tables: The embedding tables, modality to key, added to the marker once they are known.
             items: The catalogue it trains on.
             users: Which external id each user row stands for.
@@ -115,6 +117,8 @@ class RunFolder:
             if marker is not None:
                 content = dict.fromkeys(("mmkd", "recipe", "data", "tables", "teacher"))
                 write_json(self.path / _MARKER, content | {"mmkd": __version__} | dict(marker))
+            if recipe is not None:
+                write_text(self.recipe, recipe)
             if tables is not None:
                 write_json(self.path / _MARKER, self.marker() | {"tables": dict(tables)})
             if items is not None:
@@ -170,6 +174,10 @@ class RunFolder:
                 f"{self.path}: student.json is about {spec.item_count} items and items.parquet "
                 f"about {count}, so they are of different runs; put the right ones back"
             )
+        try:
+            backbone_class(spec.backbone["kind"])
+        except ValueError as error:  # the file is sound: it is the class that is not here
+            raise RunError(f"{self.path}: {error}") from error
         with self._reading("student.json"):
             student = spec.build()
         with self._reading("student.safetensors") as path:
@@ -188,6 +196,11 @@ class RunFolder:
             columns = {column: table[column].to_numpy() for column in table.columns}
             top = np.asarray(table["top_items"].to_list(), dtype=np.int64).reshape(len(table), -1)
             return CaseRanks(**(columns | {"top_items": top}))
+
+    def history(self) -> list[dict[str, Any]]:
+        """A record an epoch."""
+        with self._reading("history.json") as path:
+            return read_records(path)
 
     def result(self) -> dict[str, Any]:
         """Read ``result.json``."""
@@ -244,11 +257,13 @@ class RunFolder:
         if not self.started:
             return
         self.marker()  # somebody else's run.json is refused
-        for name in _FILES:
-            (self.path / name).unlink(missing_ok=True)
-        checkpoints = self.path / "checkpoints"
-        if checkpoints.is_dir() and not checkpoints.is_symlink():
-            shutil.rmtree(checkpoints)
+        remedy = "give another folder with --out"
+        with outside(RunError, self.path, "can't be cleared", remedy=remedy):
+            for name in _FILES:
+                (self.path / name).unlink(missing_ok=True)
+            checkpoints = self.path / "checkpoints"
+            if checkpoints.is_dir() and not checkpoints.is_symlink():
+                shutil.rmtree(checkpoints)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -296,6 +311,8 @@ class RunFolder:
                 yield path
             # what a wrong content makes fail, another part's own refusal of it too: in one line
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                if out_of_memory(error):
+                    raise
                 lines = str(error).splitlines() or [type(error).__name__]
                 raise TypeError(lines[0]) from error
 
@@ -318,6 +335,19 @@ class RunFolder:
 
     def _content(self) -> list[str]:
         return sorted(path.name for path in self.path.iterdir() if path.name != _LOCK)
+
+
+def find_run(name: str | Path, runs: Path) -> RunFolder:
+    """A run by its path, or by its name below ``runs``.
+
+    Raises:
+        RunError: There is none; those that there are are named.
+    """
+    for path in (Path(name), runs / name):
+        if (run := RunFolder(path)).started:
+            return run
+    known = ", ".join(run.path.name for run in run_folders(runs)) or "none"
+    raise RunError(f"no run {name} (looked at {name} and {runs / name}); runs there are: {known}")
 
 
 def run_folders(runs: Path) -> list[RunFolder]:

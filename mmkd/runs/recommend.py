@@ -1,67 +1,184 @@
-"""From a trained run and a user's history, or an item, to ranked items with titles and scores."""
+"""Lists: histories to the best items of each, and items to their neighbours, as frames.
 
-from collections.abc import Sequence
-from typing import Any
+Histories are scored a batch at a time, those of like length together; what is kept of a batch is
+its lists, so that memory does not grow with the number of users.
+"""
 
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import polars as pl
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
-from mmkd.errors import RunError
-from mmkd.runs.folder import RunFolder
-from mmkd.student.recommender import listed
+from mmkd.data.items import ItemTable
+from mmkd.errors import DataError, RunError, at_least, refuse, shown
+from mmkd.evaluation.ranking import top_k
+from mmkd.student import Ensemble
+from mmkd.student.recommender import answering
+
+_CHUNK_BATCHES = 16  # histories are sorted by length among so many batches
 
 
 def recommend(
-    run: RunFolder, history: Sequence[str], *, k: int = 10, exclude_seen: bool = True
-) -> list[dict[str, Any]]:
-    """The k items a user is likeliest to take next.
+    student: Ensemble,
+    items: ItemTable,
+    queries: Sequence[str | int],
+    histories: Sequence[NDArray[np.int64]],
+    *,
+    k: int = 10,
+    allow: NDArray[np.int64] | None = None,
+    deny: NDArray[np.int64] | None = None,
+    exclude_seen: bool = True,
+    batch_size: int = 512,
+) -> Iterator[pl.DataFrame]:
+    """The k likeliest next items of each history, some histories a frame, in their order.
 
     Args:
-        run: A trained run.
-        history: The user's item ids, oldest first.
-        k: How many.
-        exclude_seen: Leave the history's own items out.
+        student: Trained.
+        items: The catalogue it was trained on.
+        queries: [Q] what to call each history, such as a user's id.
+        histories: [Q] rows of the catalogue, [n] int64, oldest first, n at least 1.
+        k: Items a list; fewer where fewer are left.
+        allow: Rows that may be recommended; None allows all.
+        deny: Rows that may not, such as what is sold out.
+        exclude_seen: Leave a history's own items out, those too old to be read among them.
+        batch_size: Histories scored at once.
 
     Returns:
-        ``{"item", "title", "score"}`` each, best first; scores are logits added up over the
-        student's members (the log of added probabilities, where it is asked for those).
+        Frames of ``query``, ``rank`` (from 1), ``item_id``, ``title`` and ``score``, best first.
 
     Raises:
-        DataError: An id is not in the catalogue, or the history is empty.
-        RunError: The run is not a trained one.
+        DataError: A history is empty, or there is none.
+        ValueError: ``k`` or ``batch_size`` is below 1.
     """
-    return run.student().recommend(run.items(), history, k=k, exclude_seen=exclude_seen)
+    refuse(at_least(1, k=k, batch_size=batch_size))
+    if not len(histories):
+        raise DataError("there is no history to recommend for; give one or more")
+    if empty := [str(q) for q, rows in zip(queries, histories, strict=True) if not len(rows)]:
+        raise DataError(
+            f"the history is empty of {shown(empty)}; give at least one item id each, oldest first"
+        )
+    barred = torch.zeros(len(items) + 1, dtype=torch.bool)
+    if allow is not None:
+        barred[:] = True
+        barred[torch.from_numpy(allow)] = False
+    if deny is not None:
+        barred[torch.from_numpy(deny)] = True
+    barred = barred.to(next(student.parameters()).device)
+
+    def lists() -> Iterator[pl.DataFrame]:
+        step = batch_size * _CHUNK_BATCHES
+        with answering(student):
+            for start in range(0, len(histories), step):
+                chunk = histories[start : start + step]
+                order = np.argsort([len(_read(student, rows)) for rows in chunk], kind="stable")
+                found = np.zeros((len(chunk), k), dtype=np.int64)
+                scores = np.full((len(chunk), k), -np.inf, dtype=np.float32)
+                for at in range(0, len(chunk), batch_size):
+                    batch = order[at : at + batch_size]
+                    some = [chunk[i] for i in batch]
+                    best, values = _best(student, some, barred, k, exclude_seen=exclude_seen)
+                    found[batch], scores[batch] = best.cpu().numpy(), values.float().cpu().numpy()
+                yield _frame(items, queries[start : start + step], found, scores)
+
+    return lists()
 
 
-def student_neighbours(
-    run: RunFolder, item: str, *, modality: str | None = None, k: int = 10
-) -> list[dict[str, Any]]:
-    """The k nearest items by cosine in a student's own table, the members' mean where each has one.
+def similar(
+    vectors: torch.Tensor, items: ItemTable, rows: NDArray[np.int64], *, k: int = 10
+) -> pl.DataFrame:
+    """The k nearest items by cosine, the item itself left out.
 
     Args:
-        run: A trained run.
-        item: Its id.
-        modality: Which of the student's modality tables; None for the fused vectors.
+        vectors: [I+1, d], row r for item r; a row of zeros is an item without a vector.
+        items: The catalogue.
+        rows: [Q] rows of the items asked about.
         k: How many.
 
     Returns:
-        As ``recommend``, the cosines as scores.
+        As ``recommend``, the item's id as ``query`` and the cosine as ``score``.
 
     Raises:
-        DataError: The id is not in the catalogue.
-        RunError: The student has no such modality, or the run is not a trained one.
+        DataError: An item has no vector.
+        ValueError: ``k`` is below 1.
     """
-    items, student = run.items(), run.student()
+    refuse(at_least(1, k=k))
+    with torch.no_grad():
+        unit = F.normalize(vectors.float(), dim=1)
+        lacking = (unit == 0).all(1)
+        asked = torch.from_numpy(rows).to(unit.device)
+        if bool(lacking[asked].any()):
+            names = [items.ids[int(row)] for row in asked[lacking[asked]]]
+            raise DataError(f"{shown(names)}: no vector, so nothing is near; name another item")
+        cosine = unit[asked] @ unit.mT  # [Q, I+1]
+        cosine[:, lacking] = -torch.inf
+        every = torch.arange(len(asked), device=unit.device)
+        found, values = top_k(cosine, k, exclude_row=every, exclude_item=asked)
+    queries = [items.ids[int(row)] for row in rows]
+    return _frame(items, queries, found.cpu().numpy(), values.cpu().numpy())
+
+
+def student_vectors(student: Ensemble, modality: str | None = None) -> torch.Tensor:
+    """[I+1, d] a student's own item vectors: fused, or those of one modality.
+
+    Raises:
+        RunError: The student has no such modality.
+    """
     tables = student.modality_tables()
     if modality is not None and modality not in tables:
         raise RunError(
-            f"{run.path}: the student has no modality {modality}; it has "
-            f"{', '.join(tables) or 'none'}"
+            f"the student has no modality {modality}; it has {', '.join(tables) or 'none'}"
         )
-    row = items.row(item)
     with torch.no_grad():
-        unit = F.normalize(student.vectors(modality)[:-1], dim=1)  # [I+1, d], less the mask token
-        cosine = unit @ unit[row]  # [I+1]
-    cosine[(unit == 0).all(1)] = -torch.inf  # without a vector there is no cosine
-    cosine[[0, row]] = -torch.inf
-    return listed(items, cosine, k)
+        return student.vectors(modality)[:-1]  # less the mask token
+
+
+def _best(
+    student: Ensemble,
+    histories: Sequence[NDArray[np.int64]],
+    barred: torch.Tensor,
+    k: int,
+    *,
+    exclude_seen: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    device = barred.device
+    read = [_read(student, rows) for rows in histories]
+    length = max(map(len, read))
+    padded = np.zeros((len(read), length), dtype=np.int64)  # [B, L]
+    for row, events in enumerate(read):
+        padded[row, length - len(events) :] = events
+    scores = student.next_scores(torch.from_numpy(padded).to(device))  # [B, I+1]
+    scores = scores.masked_fill(barred, -torch.inf)
+    if not exclude_seen:
+        return top_k(scores, k)
+    who = np.repeat(np.arange(len(histories)), [len(rows) for rows in histories])
+    seen = torch.from_numpy(np.concatenate(histories)).to(device)
+    return top_k(scores, k, exclude_row=torch.from_numpy(who).to(device), exclude_item=seen)
+
+
+def _read(student: Ensemble, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What a student reads of a history: its latest items."""
+    return rows if student.max_length is None else rows[-student.max_length :]
+
+
+def _frame(
+    items: ItemTable,
+    queries: Sequence[str | int],
+    found: NDArray[np.int64],
+    scores: NDArray[np.float32],
+) -> pl.DataFrame:
+    """Lists [Q, k], 0 where a list is short, as rows of a frame."""
+    query, place = np.nonzero(found)
+    rows = found[query, place]
+    catalogue = items.frame[rows]
+    return pl.DataFrame(
+        {
+            "query": pl.Series(list(queries))[query],
+            "rank": place + 1,
+            "item_id": catalogue["id"],
+            "title": catalogue["title"],
+            "score": scores[query, place],
+        }
+    )

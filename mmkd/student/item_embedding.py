@@ -4,7 +4,8 @@ From the reduced teachers [I+1, d_t] to trainable tables [I+2, d] (row 0 padding
 token) and their fusion. KDSR (arXiv:2401.07257), section 3.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -97,6 +98,7 @@ class FusedItemEmbedding(nn.Module):
         self.width = width
         self.dropout = dropout
 
+        self._kept: Tensor | None = None
         rows = item_count + 2
         id_table = torch.randn(rows, width) * id_std
         id_table[0] = 0.0
@@ -154,12 +156,25 @@ class FusedItemEmbedding(nn.Module):
             ]
         return problems
 
+    @contextmanager
+    def table_kept(self) -> Iterator[None]:
+        """Fuse the table once for all that is asked inside, where no weight may change."""
+        before = self._kept
+        try:
+            if before is None:
+                self._kept = self.table()
+            yield
+        finally:
+            self._kept = before
+
     def table(self) -> Tensor:
         """Fuse every row, without dropout.
 
         Returns:
             [I+2, d] the fused table, row 0 zero.
         """
+        if self._kept is not None:
+            return self._kept
         if self.fuse is None:
             return self.id_table
         sources = [source[1:] for source in self._sources()]

@@ -5,7 +5,7 @@ The student of KDSR (arXiv:2401.07257), section 3: fused item embedding, backbon
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, get_args
 
@@ -279,11 +279,14 @@ def prompt(student: Student, histories: Tensor) -> Tensor:
 
 @contextmanager
 def answering(student: nn.Module) -> Iterator[None]:
-    """Without dropout and gradients; afterwards every part is in the mode it was in."""
+    """Without dropout and gradients, item tables fused once; then in the mode it was in."""
     modes = [(module, module.training) for module in student.modules()]
     student.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), ExitStack() as stack:
+            for module in student.modules():
+                if isinstance(module, FusedItemEmbedding):
+                    stack.enter_context(module.table_kept())
             yield
     finally:
         for module, mode in modes:

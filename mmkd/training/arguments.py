@@ -3,13 +3,14 @@
 From a recipe's ``training:`` section, or a notebook, to ``Trainer``.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from mmkd.errors import at_least, one_of, positive, refuse
+from mmkd.errors import at_least, one_of, positive, refuse, whole
 from mmkd.training.optimizer import Chosen, check_optimizer, check_schedule
 
 Precision = Literal["no", "bf16", "fp16"]
@@ -103,24 +104,25 @@ class TrainingArguments:
             return {name: options[name] for name in names if name in options}
 
         counts = ("epochs", "batch_size", "max_length", "accumulate", "patience", "validate_every")
-        problems = at_least(1, **given(*counts, "threads"))
+        problems = whole(1, **given(*counts, "threads"))
         problems += positive(**given("lr"))
         problems += positive("null does not clip", **given("gradient_clip"))
         for name, amount in given("warmup_steps", "weight_decay", "checkpoint_every_s").items():
-            if not amount >= 0:
+            if at_least(0, amount=amount) or amount is None or amount == math.inf:
                 problems.append(f"{name}: got {amount}, wanted 0 or more; raise it")
-        betas = options.get("betas", ())
-        if not all(0 <= beta < 1 for beta in betas):
+        betas = tuple(options.get("betas", (0.9, 0.999)) or ())
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             wanted = "two from 0 to below 1; such as [0.9, 0.999]"
             problems.append(f"betas: got {betas}, wanted {wanted}")
         if "optimizer" in options:
             changed = given("weight_decay", "betas")
-            defaults = {"weight_decay": 0.0, "betas": (0.9, 0.999)}
+            defaults = {field.name: field.default for field in fields(TrainingArguments)}
             changed = {k: v for k, v in changed.items() if v != defaults[k]}
             problems += check_optimizer(options["optimizer"], **changed)
         if "schedule" in options:
             problems += check_schedule(options["schedule"])
         problems += one_of(get_args(Precision), **given("precision"))
-        for tracker in options.get("trackers", ()):
+        trackers = options.get("trackers", ())
+        for tracker in [trackers] if isinstance(trackers, str) else trackers:
             problems += one_of(TRACKERS, trackers=tracker)
         return problems

@@ -4,6 +4,7 @@
 epochs, steps, validation, checkpoints.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -23,7 +24,7 @@ from mmkd.data.batches import BatchStream, batch_stream, seeded_generator
 from mmkd.data.dataset import Dataset
 from mmkd.data.tasks import Batch, Task
 from mmkd.distiller import CorrelationDistiller
-from mmkd.errors import TrainingError, TrainingInterrupted
+from mmkd.errors import CheckpointError, TrainingError, TrainingInterrupted, outside
 from mmkd.evaluation import Evaluator, Retention
 from mmkd.interruption import Interruption
 from mmkd.losses.objective import LossBreakdown, Objective
@@ -50,6 +51,10 @@ from mmkd.training.step import TrainStep
 
 TargetsOf = Callable[[Tensor, torch.Generator], Mapping[str, Any]]
 Validate = Callable[[], Mapping[str, float]]
+# arguments that a resumed training may be given anew
+_MAY_CHANGE = frozenset(
+    "checkpoint_every_s cpu epochs patience threads trackers validate_every".split()
+)
 
 
 @dataclass
@@ -148,7 +153,7 @@ class Trainer:
         arguments, evaluator = self.arguments, evaluator or Evaluator()
         split = data.split if isinstance(data, Dataset) else data
         ensemble = Ensemble.of(student)
-        _check_parts(ensemble, objective, task, distiller, teacher)
+        _check_parts(ensemble, split, objective, task, distiller, teacher)
         if folder is None and (resume or (arguments.trackers and accelerator is None)):
             wanted = "checkpoints to resume from" if resume else "the trackers' files"
             raise TrainingError(f"folder: got none, wanted a place for {wanted}; give fit a folder")
@@ -360,11 +365,21 @@ class _Run:
         if newest is None:
             return
         progress, state = self.checkpoints.load(newest, module=self.step, optimizer=self.optimizer)
-        self.asynchronous.load_state_dict(
-            {k: v.to(self.accelerator.device) for k, v in state.items()}
-        )
-        self.report = TrainReport(**progress["report"])
-        self.at = _Position(**progress["position"])
+        self._check_same(newest, progress.get("arguments"))
+        with outside(
+            CheckpointError,
+            newest,
+            "does not fit",
+            remedy="resume as the run was started, or train from the start",
+            also=(AttributeError, KeyError, TypeError),
+        ):
+            self.asynchronous.load_state_dict(
+                {k: v.to(self.accelerator.device) for k, v in state.items()}
+            )
+            self.report = TrainReport(**progress["report"])
+            self.at = _Position(**progress["position"])
+        if self.report.stopped == "epochs" and self.at.epoch < self.arguments.epochs:
+            self.report.stopped = ""  # more epochs are asked for than then
         self.sums = {
             k: torch.tensor(v, device=self.accelerator.device, dtype=torch.float64)
             for k, v in progress["sums"].items()
@@ -375,6 +390,21 @@ class _Run:
         if self.report.stopped:  # nothing is left to do
             return
         self.progress.resumed(self.report.history, self.report.best_epoch, step=self.at.step)
+
+    def _check_same(self, checkpoint: Path, then: Mapping[str, Any] | None) -> None:
+        """Refuse to go on with arguments under which the kept state means something else."""
+        now = self._kept_arguments()
+        if then is None or then == now:  # release 0.1 kept none
+            return
+        changed = sorted(name for name in now if then.get(name) != now[name])
+        raise CheckpointError(
+            f"{checkpoint}: written with another {', '.join(changed)}; resume with the arguments "
+            "the run was started with, or train from the start"
+        )
+
+    def _kept_arguments(self) -> dict[str, Any]:
+        kept = {k: v for k, v in asdict(self.arguments).items() if k not in _MAY_CHANGE}
+        return cast(dict[str, Any], json.loads(json.dumps(kept, default=str)))
 
     def train_epoch(self, targets: TargetsOf, interruption: Interruption) -> None:
         """The batches of this epoch that are still to do."""
@@ -452,7 +482,7 @@ class _Run:
             "gradient_norms": self.gradient_norms,
         }
         record["train_seconds"] = round(at.train_seconds + self._lap(), 3)
-        last = at.epoch + 1 == arguments.epochs
+        last = at.epoch + 1 >= arguments.epochs
         if (at.epoch + 1) % arguments.validate_every == 0 or last:
             self.step.eval()
             with torch.no_grad():
@@ -506,6 +536,7 @@ class _Run:
                     "position": asdict(self.at),
                     "sums": {k: float(v) for k, v in self.sums.items()},
                     "gradient_norms": self.gradient_norms,
+                    "arguments": self._kept_arguments(),
                     "scaler": None if scaler is None else scaler.state_dict(),
                 },
             )
@@ -532,12 +563,18 @@ class _Run:
 
 def _check_parts(
     student: Ensemble,
+    split: SequenceSplit,
     objective: Objective,
     task: Task,
     distiller: CorrelationDistiller | None,
     teacher: Ensemble | None,
 ) -> None:
     """Refuse parts that don't fit each other, before anything is computed."""
+    if student.item_count != split.item_count:
+        raise TrainingError(
+            f"student: made for {student.item_count} items, but the data has {split.item_count}; "
+            "build it for this catalogue"
+        )
     if task.causal != student.causal:
         kind = "causal" if student.causal else "bidirectional"
         wanted = "NextItem" if student.causal else "MaskedItem"

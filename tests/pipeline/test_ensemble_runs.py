@@ -15,9 +15,9 @@ from mmkd.config.plan import plan
 from mmkd.config.recipe import load_recipe
 from mmkd.errors import RecipeError
 from mmkd.pipeline.evaluate import evaluate
+from mmkd.pipeline.run import Run
 from mmkd.pipeline.train import train
 from mmkd.runs.folder import RunFolder
-from mmkd.runs.recommend import recommend, student_neighbours
 
 NEXT = ["task.views=2"]
 STILL = ["student.embedding.dropout=0", "student.backbone.dropout=0"]
@@ -74,7 +74,8 @@ def test_a_run_serves_as_it_was_tested(full: RunFolder) -> None:
     assert evaluate(full.path)["metrics"] == pytest.approx(full.result()["test"]["metrics"])
     items, student = full.items(), full.student()
     history = [items.ids[3], items.ids[8]]
-    found = recommend(full, history, k=5)
+    run = Run(full.path)
+    found = run.recommend(history, k=5).to_dicts()
     with torch.no_grad():
         mask = len(items) + 1
         outputs = student(torch.tensor([[3, 8, mask]]))
@@ -85,9 +86,9 @@ def test_a_run_serves_as_it_was_tested(full: RunFolder) -> None:
     assert isinstance(scores, torch.Tensor)
     scores[[2, 7]] = -torch.inf
     best = scores.topk(5)
-    assert [row["item"] for row in found] == [items.ids[i + 1] for i in best.indices.tolist()]
+    assert [row["item_id"] for row in found] == [items.ids[i + 1] for i in best.indices.tolist()]
     assert [row["score"] for row in found] == pytest.approx(best.values.tolist(), rel=1e-4)
-    assert len(student_neighbours(full, items.ids[4], modality="text", k=3)) == 3
+    assert len(run.similar([items.ids[4]], k=3)) == 3
 
 
 def test_a_next_item_backbone_takes_augmented_views(synthetic: list[str], tmp_path: Path) -> None:

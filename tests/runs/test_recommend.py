@@ -1,7 +1,10 @@
 """A run as a recommender: lists by the student itself, and neighbours against a loop."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -10,7 +13,7 @@ from torch import Tensor
 from mmkd.data.items import ItemTable
 from mmkd.errors import DataError, RunError
 from mmkd.runs.folder import RunFolder
-from mmkd.runs.recommend import recommend, student_neighbours
+from mmkd.runs.recommend import recommend, similar, student_vectors
 from mmkd.student import Ensemble, StudentSpec
 
 ITEMS = 12
@@ -48,12 +51,48 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path)
 
 
+def lists(run: RunFolder, *histories: str, **options: Any) -> list[dict[str, Any]]:
+    items = run.items()
+    rows = [items.rows(list(history)) for history in histories]
+    frames = recommend(run.student(), items, [*range(len(rows))], rows, **options)
+    return pl.concat(frames).to_dicts()
+
+
 def test_a_history_is_answered_by_the_student_itself(run: RunFolder) -> None:
-    found = recommend(run, ["b", "e"], k=20)
-    assert found == run.student().recommend(run.items(), ["b", "e"], k=20)
-    assert {entry["item"] for entry in found} == set("abcdefghijkl") - {"b", "e"}
-    assert all(entry["title"] == entry["item"].upper() for entry in found)
-    assert len(recommend(run, ["b", "e"], k=20, exclude_seen=False)) == ITEMS
+    found = lists(run, "be", k=20)
+    expected = run.student().recommend(run.items(), ["b", "e"], k=20)
+    assert [one["item_id"] for one in found] == [one["item"] for one in expected]
+    assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected])
+    assert {one["item_id"] for one in found} == set("abcdefghijkl") - {"b", "e"}
+    assert all(one["title"] == one["item_id"].upper() for one in found)
+    assert [one["rank"] for one in found] == [*range(1, 11)]
+    assert len(lists(run, "be", k=20, exclude_seen=False)) == ITEMS
+
+
+def test_many_histories_are_answered_each_as_if_alone(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmkd.runs.recommend._CHUNK_BATCHES", 2)
+    generator = np.random.default_rng(0)
+    histories = [
+        "".join(generator.choice([*"abcdefghijkl"], size=generator.integers(1, 9)))
+        for _ in range(23)
+    ]
+    found = lists(run, *histories, k=3, batch_size=4)
+    assert [one["query"] for one in found] == [q for q in range(23) for _ in range(3)]
+    alone = [one | {"query": q} for q, h in enumerate(histories) for one in lists(run, h, k=3)]
+    for one, other in zip(found, alone, strict=True):
+        assert one | {"score": 0} == other | {"score": 0}
+        assert one["score"] == pytest.approx(other["score"], abs=1e-6)
+
+
+def test_only_what_is_allowed_and_not_denied_is_recommended(run: RunFolder) -> None:
+    items = run.items()
+    every = [one["item_id"] for one in lists(run, "be", k=20)]
+    allow, deny = items.rows(list("acdf")), items.rows(["c"])
+    found = lists(run, "be", k=20, allow=allow, deny=deny)
+    assert [one["item_id"] for one in found] == [name for name in every if name in "adf"]
+    assert lists(run, "be", k=20, allow=items.rows(["b"])) == []
 
 
 def text_tables(student: Ensemble) -> list[Tensor]:
@@ -62,7 +101,7 @@ def text_tables(student: Ensemble) -> list[Tensor]:
 
 def test_neighbours_are_by_the_members_mean_cosine(run: RunFolder) -> None:
     student = run.student()
-    found = student_neighbours(run, "b", modality="text", k=20)
+    found = near(run, "b", modality="text", k=20)
     cosines = {
         name: sum(float(torch.cosine_similarity(t[2], t[row], dim=0)) for t in text_tables(student))
         / 2
@@ -70,15 +109,25 @@ def test_neighbours_are_by_the_members_mean_cosine(run: RunFolder) -> None:
         if name not in "bc"  # itself, and one that has no text
     }
     expected = sorted(cosines, key=lambda name: -cosines[name])
-    assert [entry["item"] for entry in found] == expected
+    assert [entry["item_id"] for entry in found] == expected
     assert [entry["score"] for entry in found] == pytest.approx([cosines[n] for n in expected])
-    assert len(student_neighbours(run, "b", k=3)) == 3  # of the fused vectors
+    assert len(near(run, "b", k=3)) == 3  # of the fused vectors
+
+
+def near(run: RunFolder, item: str, *, modality: str | None = None, k: int) -> list[dict[str, Any]]:
+    items = run.items()
+    vectors = student_vectors(run.student(), modality)
+    return similar(vectors, items, items.rows([item]), k=k).to_dicts()
 
 
 def test_what_the_run_does_not_know_is_told(run: RunFolder) -> None:
-    with pytest.raises(DataError, match="item 'z' is not among the 12 items"):
-        recommend(run, ["z"])
-    with pytest.raises(DataError, match="the history is empty"):
-        recommend(run, [])
+    with pytest.raises(DataError, match="the history is empty of '1'"):
+        lists(run, "a", "")
+    with pytest.raises(DataError, match="there is no history to recommend for"):
+        recommend(run.student(), run.items(), [], [])
+    with pytest.raises(ValueError, match="k: got 0, wanted at least 1"):
+        lists(run, "a", k=0)
     with pytest.raises(RunError, match="the student has no modality image; it has text"):
-        student_neighbours(run, "a", modality="image")
+        near(run, "a", modality="image", k=1)
+    with pytest.raises(DataError, match="'c': no vector, so nothing is near"):
+        near(run, "c", modality="text", k=1)

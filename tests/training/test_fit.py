@@ -2,6 +2,7 @@
 
 import math
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from training.tiny import LENGTH, tiny_distiller, tiny_split, tiny_step
 
 from mmkd.data.tasks import MaskedItem, NextItem
 from mmkd.distiller import CorrelationDistiller
-from mmkd.errors import TrainingError, TrainingInterrupted
+from mmkd.errors import CheckpointError, TrainingError, TrainingInterrupted
 from mmkd.evaluation.evaluator import Evaluator
 from mmkd.training.arguments import TrainingArguments
-from mmkd.training.optimizer import Ramp
+from mmkd.training.optimizer import Interval, Ramp
 from mmkd.training.step import TrainStep
 from mmkd.training.trainer import Trainer, TrainReport
 
@@ -164,3 +165,56 @@ def test_a_trackers_files_go_into_the_folder(nowhere: Path) -> None:
     fit(tiny_step(distiller), distiller, arguments=options, folder=nowhere / "run")
     assert list((nowhere / "run").rglob("events.out.tfevents.*"))
     assert not traces(nowhere / "work")
+
+
+def test_a_student_of_another_catalogue_is_refused_before_it_trains(nowhere: Path) -> None:
+    distiller = tiny_distiller()
+    step = tiny_step(distiller)
+    other = replace(tiny_split(), item_count=tiny_split().item_count + 1)
+    with pytest.raises(TrainingError, match=r"made for \d+ items, but the data has \d+"):
+        trainer().fit(step.student, step.objective, other, task=NextItem(), distiller=distiller)
+
+
+def test_resuming_with_other_arguments_is_refused_and_more_epochs_go_on(tmp_path: Path) -> None:
+    distiller = tiny_distiller()
+
+    def again(**arguments: Any) -> TrainReport:
+        step = tiny_step(distiller)
+        return fit(step, distiller, arguments=arguments, folder=tmp_path, resume=True)
+
+    fit(tiny_step(distiller), distiller, arguments={"epochs": 1}, folder=tmp_path)
+    for name, value in {"optimizer": "sgd", "batch_size": 4, "lr": 0.02}.items():
+        with pytest.raises(CheckpointError, match=f"written with another {name};"):
+            again(**{name: value})
+    report = again(epochs=3, patience=7)
+    assert [record["epoch"] for record in report.history] == [0, 1, 2]
+    fewer = again(epochs=2)
+    assert fewer.stopped == "epochs" and len(fewer.history) == 3
+
+
+def test_resuming_with_another_asynchrony_is_told(tmp_path: Path) -> None:
+    distiller = tiny_distiller()
+    fit(tiny_step(distiller), distiller, arguments={"epochs": 1}, folder=tmp_path)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        fit(
+            tiny_step(distiller),
+            distiller,
+            folder=tmp_path,
+            resume=True,
+            asynchronous=Interval(every=2),
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"epochs": 2.5}, "epochs: got 2.5, wanted a whole number"),
+        ({"epochs": "3"}, "epochs: got '3', wanted at least 1"),
+        ({"weight_decay": None}, "weight_decay: got None, wanted 0 or more"),
+        ({"betas": (0.9,)}, r"betas: got \(0.9,\), wanted two"),
+        ({"trackers": "wanb"}, "trackers: got 'wanb', wanted one of"),
+    ],
+)
+def test_a_wrong_type_in_a_notebook_is_told(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        TrainingArguments(**options)
