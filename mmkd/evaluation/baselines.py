@@ -23,6 +23,8 @@ from mmkd.errors import at_least, refuse
 _BLOCK_PAIRS = 20_000_000  # item pairs counted before they are cut to the nearest
 _EXACT_IN_FLOAT32 = 2**22  # whole numbers up to here keep a distance that is never rounded away
 _NO_VECTOR = -2.0  # below every cosine
+_ROWS = 8192  # of an encoder's vectors, compared at once
+_KEPT_BYTES = 2**28  # an encoder's vectors up to here are read once and not for every batch
 
 
 class VectorTable(Protocol):
@@ -30,14 +32,11 @@ class VectorTable(Protocol):
 
     @property
     def vectors(self) -> Any:
-        """[I+1, D] float32, indexed by rows."""
+        """[I+1, D] float32, indexed by a slice or by rows; absent ones are zero."""
 
     @property
     def present(self) -> NDArray[np.bool_]:
         """[I+1] whether a row holds a vector."""
-
-    def chunks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Present rows [n] and their vectors [n, D], some at a time."""
 
 
 class Popularity:
@@ -189,6 +188,8 @@ class ContentKNN:
 
     def __init__(self, table: VectorTable) -> None:
         self._table = table
+        size = len(table.present) * table.vectors.shape[1] * 4
+        self._kept = list(self._unit_rows()) if size <= _KEPT_BYTES else None
 
     def __call__(self, histories: Tensor) -> Tensor:
         """Score histories [B, L]: [B, I+1] cosines to the last item."""
@@ -199,13 +200,19 @@ class ContentKNN:
         distinct, where = np.unique(asked, return_inverse=True)
         vectors = torch.from_numpy(np.asarray(self._table.vectors[distinct])).to(device)
         queries = F.normalize(vectors, dim=1)  # [Q, D]
-        scores = vectors.new_full((len(distinct), len(self._table.present)), _NO_VECTOR)
-        for rows, part in self._table.chunks():
-            unit = F.normalize(torch.from_numpy(part).to(device), dim=1)  # [n, D]
-            scores[:, torch.from_numpy(rows).to(device)] = queries @ unit.T
+        scores = queries.new_empty(len(distinct), len(self._table.present))
+        for rows, unit in self._kept or self._unit_rows():
+            scores[:, rows] = queries @ unit.to(device).T  # [Q, n]
+        scores[:, torch.from_numpy(~self._table.present)] = _NO_VECTOR
         scores[torch.arange(len(distinct)), torch.from_numpy(distinct)] = _NO_VECTOR
         scores[torch.from_numpy(distinct == 0)] = 0.0
         return scores[torch.from_numpy(where)]  # [B, I+1]
+
+    def _unit_rows(self) -> Iterator[tuple[slice, Tensor]]:
+        """All rows, some at a time, their vectors [n, D] of length 1."""
+        for start in range(0, len(self._table.present), _ROWS):
+            rows = slice(start, start + _ROWS)
+            yield rows, F.normalize(torch.from_numpy(np.asarray(self._table.vectors[rows])), dim=1)
 
 
 def _bought(split: SequenceSplit) -> Any:

@@ -220,7 +220,12 @@ def _table(seed: int = 0) -> EmbeddingTable:
     return EmbeddingTable(vectors, present, "mine", "text", "1")
 
 
-def test_content_knn_is_the_cosine_to_the_latest_item_that_has_a_vector() -> None:
+@pytest.mark.parametrize("kept_bytes", [0, 2**20])
+def test_content_knn_is_the_cosine_to_the_latest_item_that_has_a_vector(
+    kept_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "_KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(baselines, "_ROWS", 10)
     table = _table()
     vectors = np.asarray(table.vectors, dtype=np.float64)
     histories = [[3, 9], [9, 4, 7], [12], [ITEMS, 9, 9]]
