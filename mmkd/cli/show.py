@@ -152,7 +152,7 @@ def _beside(result: Mapping[str, Any]) -> Table:
     test, baselines = result["test"], result.get("baselines") or {}
     cutoffs = [int(name.partition("@")[2]) for name in test["metrics"] if name.startswith("HR@")]
     k = 10 if 10 in cutoffs else max(cutoffs)
-    columns = [_figures(report, k) for report in baselines.values()]
+    columns = [_figures(found["test"], k) for found in baselines.values()]
     grid = _grid("", "test", "95% interval", "validation", *baselines)
     for name, value in _figures(test, k).items():
         interval = test["intervals"].get(name)

@@ -71,6 +71,7 @@ def test_the_run_folder_tells_all_and_holds_no_checkpoint(run: RunFolder, recipe
         "history.json",
         "items.parquet",
         "recipe.yaml",
+        "reduction.safetensors",
         "result.json",
         "run.json",
         "student.json",
