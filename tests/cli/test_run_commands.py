@@ -43,7 +43,8 @@ def test_a_run_ends_in_test_beside_validation_and_what_to_type_next(shop: Shop) 
     lines = [line.rstrip() for line in invoke(*again).stdout.splitlines()]
     rows = {re.split(r"\s{2,}", line.strip())[0]: re.split(r"\s{2,}", line) for line in lines}
     assert max(map(len, lines[:8])) <= 100
-    assert lines[0].split() == ["test", "95%", "interval", "validation"]
+    columns = ["test", "95%", "interval", "validation", "popularity", "transition", "item-knn"]
+    assert lines[0].split() == columns
     for metric in ("HR@10", "NDCG@10"):
         low, high = test["intervals"][metric]
         figures = (test["metrics"][metric], valid[metric])
