@@ -48,10 +48,12 @@ def test_a_run_ends_in_test_beside_validation_and_what_to_type_next(shop: Shop) 
     for metric in ("HR@10", "NDCG@10"):
         low, high = test["intervals"][metric]
         figures = (test["metrics"][metric], valid[metric])
+        beside = [b["test"]["metrics"][metric] for b in shop.kdsr["baselines"].values()]
         assert rows[metric][1:] == [
             f"{figures[0]:.4f}",
             f"[{low:.4f}, {high:.4f}]",
             f"{figures[1]:.4f}",
+            *(f"{value:.4f}" for value in beside),
         ]
     for name, part in test["slices"].items():
         shown = f"{part['NDCG@10']:.4f}" if part["n"] else "-"
