@@ -18,16 +18,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmkd.config.checks import filled
 from mmkd.config.plan import Plan, plan
 from mmkd.config.recipe import load_recipe
 from mmkd.data import ItemTable
-from mmkd.data.readers import load_items
+from mmkd.data.readers import load_items, table_of
+from mmkd.data.readers.load import items_of
 from mmkd.embeddings import EmbeddingCache, EmbeddingTable
 from mmkd.errors import DataError, RunError, shown
 from mmkd.pipeline.embed import EmbedProgress, embed
 from mmkd.runs.folder import RunFolder
 from mmkd.runs.placement import Placement
 from mmkd.student import with_new_items
+
+_OF_FILES = frozenset(("path", "format", "separator"))
 
 
 @dataclass(frozen=True)
@@ -193,10 +197,11 @@ def _read(planned: Plan, given: Any) -> ItemTable:
             if Path(given).suffix != Path(options["path"]).suffix:
                 options = {k: v for k, v in options.items() if k not in ("format", "separator")}
             options["path"] = str(Path(given).absolute())
+            new = load_items(root=planned.recipe.data.folder, **options)
         else:
-            options = {k: v for k, v in options.items() if k not in ("format", "separator")}
-            options["path"] = given
-        new = load_items(root=planned.recipe.data.folder, **options)
+            root = planned.recipe.data.folder
+            of_items = {k: v for k, v in filled(load_items, options).items() if k not in _OF_FILES}
+            new = items_of(table_of(given, root=root, name="new items"), root=root, **of_items)
     if not len(new):
         raise DataError("got no new items; give at least one")
     if pl.Binary in new.frame.dtypes:

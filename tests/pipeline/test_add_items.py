@@ -221,3 +221,24 @@ def test_the_command_adds_and_says_so(run: RunFolder, tmp_path: Path) -> None:
     again = invoke("add-items", run.path, tmp_path / "new.csv", "--out", tmp_path / "again")
     assert "1 new item (1 with text, 0 with image), 121 in all" in again.stdout
     assert "left out" in again.stdout and "n2" in again.stdout
+
+
+def test_a_frame_is_read_as_a_file_is(run: RunFolder, tmp_path: Path) -> None:
+    frame = pl.DataFrame(
+        {
+            "item_id": ["n1"],
+            "title": ["Red vase"],
+            "description": ["A red vase with stripes."],
+            "attributes": ["striped|low"],
+            "image": pl.Series([None], dtype=pl.String),
+        }
+    )
+    frame.write_csv(tmp_path / "new.csv")
+    opened = Run(run.path)
+    by_frame = opened.add_items(frame, out=tmp_path / "one")
+    by_file = opened.add_items(tmp_path / "new.csv", out=tmp_path / "two")
+    assert by_frame.items == by_file.items and by_frame.items.titles[-1] == "Red vase"
+    near = [one.similar(["n1"], k=3) for one in (by_frame, by_file)]
+    assert near[0].equals(near[1]) and len(near[0]) == 3
+    with pytest.raises(DataError, match=r"wanted|frame"):
+        opened.add_items(7, out=tmp_path / "three")
