@@ -1,5 +1,7 @@
 """What every test starts from: one random state, whatever ran before it; and an ensemble's run."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from synthetic_runs import EMKD, MASKED, recipe_of, write_data
@@ -9,8 +11,10 @@ from mmkd.runs.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
-def random_state() -> None:
+def random_state() -> Iterator[None]:
     torch.manual_seed(0)
+    yield
+    assert torch.is_grad_enabled(), "the test left the thread without gradients"
 
 
 @pytest.fixture(scope="session")

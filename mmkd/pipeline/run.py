@@ -28,7 +28,7 @@ from mmkd.pipeline.train import train as train_run
 from mmkd.runs.folder import RunFolder, find_run
 from mmkd.runs.recommend import recommend, similar, student_vectors
 from mmkd.student import Ensemble
-from mmkd.student.recommender import answering
+from mmkd.student.recommender import settled
 
 Histories = Sequence[str] | Sequence[Sequence[str]] | Mapping[str, Sequence[str]]
 
@@ -80,8 +80,8 @@ class Run:
     def student(self) -> Ensemble:
         """The trained networks on the CPU, in evaluation mode; their weights must not change."""
         student = self.folder.student().requires_grad_(False)
-        self._answering = ExitStack()  # item tables are fused once, for as long as the run is open
-        self._answering.enter_context(answering(student))
+        self._settled = ExitStack()  # item tables are fused once, for as long as the run is open
+        self._settled.enter_context(settled(student))
         return student
 
     @cached_property

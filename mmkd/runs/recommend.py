@@ -16,7 +16,7 @@ from mmkd.data.items import ItemTable
 from mmkd.errors import DataError, RunError, at_least, refuse, shown
 from mmkd.evaluation.ranking import top_k
 from mmkd.student import Ensemble
-from mmkd.student.recommender import answering
+from mmkd.student.recommender import settled
 
 _CHUNK_BATCHES = 16  # histories are sorted by length among so many batches
 
@@ -70,7 +70,7 @@ def recommend(
 
     def lists() -> Iterator[pl.DataFrame]:
         step = batch_size * _CHUNK_BATCHES
-        with answering(student):
+        with settled(student):
             for start in range(0, len(histories), step):
                 chunk = histories[start : start + step]
                 order = np.argsort([len(_read(student, rows)) for rows in chunk], kind="stable")

@@ -278,19 +278,31 @@ def prompt(student: Student, histories: Tensor) -> Tensor:
 
 
 @contextmanager
-def answering(student: nn.Module) -> Iterator[None]:
-    """Without dropout and gradients, item tables fused once; then in the mode it was in."""
+def settled(student: nn.Module) -> Iterator[None]:
+    """In evaluation mode, item tables fused once; then in the mode it was in.
+
+    May be held open across calls: it does not touch the caller's gradient mode, which is the whole
+    thread's.
+    """
     modes = [(module, module.training) for module in student.modules()]
     student.eval()
     try:
-        with torch.no_grad(), ExitStack() as stack:
-            for module in student.modules():
-                if isinstance(module, FusedItemEmbedding):
-                    stack.enter_context(module.table_kept())
+        with ExitStack() as stack:
+            with torch.no_grad():
+                for module in student.modules():
+                    if isinstance(module, FusedItemEmbedding):
+                        stack.enter_context(module.table_kept())
             yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def answering(student: nn.Module) -> Iterator[None]:
+    """`settled`, and without gradients: for one answer, never across a `yield` of one's own."""
+    with settled(student), torch.no_grad():
+        yield
 
 
 def best_items(

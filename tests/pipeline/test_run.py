@@ -10,6 +10,7 @@ from synthetic_runs import recipe_of
 import mmkd
 from mmkd.errors import DataError, RunError
 from mmkd.evaluation.significance import holm
+from mmkd.runs.recommend import recommend
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,23 @@ def test_lists_for_all_users_are_those_of_one_user_after_another(run: mmkd.Run) 
         assert mine["score"].to_list() == pytest.approx([one["score"] for one in alone], abs=1e-5)
         assert not set(mine["item_id"]) & set(ids)
         assert run.recommend(users=[user], k=4)["item_id"].to_list() == mine["item_id"].to_list()
+
+
+def test_an_open_run_leaves_the_callers_gradients_alone(run: mmkd.Run) -> None:
+    """Gradient mode is the whole thread's: whoever trains beside an open run must not lose it."""
+    run.recommend([run.items.ids[1]], k=2)
+    assert torch.is_grad_enabled()
+    assert not run.student.training
+    lists = recommend(
+        run.student,
+        run.items,
+        ["a", "b", "c"],
+        [np.array([1])] * 3,
+        k=2,
+        batch_size=1,
+    )
+    next(lists)
+    assert torch.is_grad_enabled()
 
 
 def test_lists_are_what_the_test_ranked(run: mmkd.Run) -> None:
