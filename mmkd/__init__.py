@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from mmkd.data.items import ItemTable as ItemTable
     from mmkd.data.readers import load_interactions as load_interactions
     from mmkd.data.readers import load_items as load_items
+    from mmkd.data.soft_targets import SoftTargets as SoftTargets
     from mmkd.data.splits import SequenceSplit as SequenceSplit
     from mmkd.data.tasks import MaskedItem as MaskedItem
     from mmkd.data.tasks import NextItem as NextItem
     from mmkd.distiller import CorrelationDistiller as CorrelationDistiller
+    from mmkd.distiller import TeacherNeighbours as TeacherNeighbours
     from mmkd.embeddings import EmbeddingCache as EmbeddingCache
     from mmkd.embeddings import EmbeddingTable as EmbeddingTable
     from mmkd.encoders import EncoderCard as EncoderCard
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from mmkd.losses.contrastive import ContrastiveLoss as ContrastiveLoss
     from mmkd.losses.correlation import CorrelationLoss as CorrelationLoss
     from mmkd.losses.mutual import MutualLoss as MutualLoss
+    from mmkd.losses.neighbours import NeighbourLoss as NeighbourLoss
     from mmkd.losses.objective import Objective as Objective
     from mmkd.losses.recommendation import GBCE as GBCE
     from mmkd.losses.recommendation import SampledSoftmax as SampledSoftmax
@@ -65,9 +68,10 @@ _HOMES = {
     "mmkd.data.interactions": ("InteractionLog",),
     "mmkd.data.items": ("ItemTable",),
     "mmkd.data.readers": ("load_interactions", "load_items"),
+    "mmkd.data.soft_targets": ("SoftTargets",),
     "mmkd.data.splits": ("SequenceSplit",),
     "mmkd.data.tasks": ("MaskedItem", "NextItem"),
-    "mmkd.distiller": ("CorrelationDistiller",),
+    "mmkd.distiller": ("CorrelationDistiller", "TeacherNeighbours"),
     "mmkd.embeddings": ("EmbeddingCache", "EmbeddingTable"),
     "mmkd.encoders": ("EncoderCard", "load_card"),
     "mmkd.errors": ("MmkdError",),
@@ -77,6 +81,7 @@ _HOMES = {
     "mmkd.losses.contrastive": ("ContrastiveLoss",),
     "mmkd.losses.correlation": ("CorrelationLoss",),
     "mmkd.losses.mutual": ("MutualLoss",),
+    "mmkd.losses.neighbours": ("NeighbourLoss",),
     "mmkd.losses.objective": ("Objective",),
     "mmkd.losses.recommendation": ("GBCE", "SampledSoftmax", "Softmax"),
     "mmkd.pipeline.run": ("Run", "load", "train"),

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from mmkd.config.checks import Checks, filled
 from mmkd.config.options import show
 from mmkd.data.items import AttributeVocabulary
+from mmkd.data.soft_targets import SoftTargets, soft_targets
+from mmkd.data.splits import SequenceSplit
 from mmkd.distiller import CorrelationDistiller
 from mmkd.losses.attributes import AttributeLoss
 from mmkd.losses.compression import CompressionLoss
 from mmkd.losses.contrastive import ContrastiveLoss
 from mmkd.losses.correlation import CorrelationLoss
 from mmkd.losses.mutual import MutualLoss
+from mmkd.losses.neighbours import NeighbourLoss
 from mmkd.losses.objective import Objective
 from mmkd.losses.recommendation import LOSSES
 from mmkd.runs.folder import RunFolder
@@ -41,6 +44,7 @@ class ObjectivePlan:
         mutual: For ``MutualLoss``.
         compression: For ``CompressionLoss``.
         teacher: The run to compress.
+        neighbours: For ``soft_targets``.
     """
 
     kind: str
@@ -51,11 +55,26 @@ class ObjectivePlan:
     mutual: Options | None
     compression: Options | None
     teacher: RunFolder | None
+    neighbours: Options | None
+
+    def soften(
+        self,
+        distiller: CorrelationDistiller | None,
+        split: SequenceSplit,
+        *,
+        epochs: int,
+        seed: int,
+    ) -> SoftTargets | None:
+        """Soft targets of a fitted distiller, where the recipe has them."""
+        if self.neighbours is None or distiller is None:
+            return None
+        return soft_targets(distiller, split, epochs=epochs, seed=seed, **self.neighbours)
 
     def build(
         self,
         *,
         train_counts: Tensor,
+        soften: SoftTargets | None,
         distiller: CorrelationDistiller | None,
         members: int,
         width: int,
@@ -65,12 +84,18 @@ class ObjectivePlan:
 
         Args:
             train_counts: [I + 1], how often each item trains.
+            soften: Of ``soften``; an item that gets a share of others' targets is a candidate, for
+                it has positives.
             distiller: Fitted, where the recipe distils.
             members: N.
             width: D.
             vocabulary: Of the catalogue, where attributes are predicted.
         """
-        attributes = correlation = None
+        attributes = correlation = neighbours = None
+        if soften is not None:
+            train_counts = soften.counts(train_counts)
+            if soften.form == "expected":
+                neighbours = NeighbourLoss(soften.neighbours)
         if self.attributes is not None and vocabulary is not None:
             attributes = AttributeLoss(
                 width=width,
@@ -88,6 +113,7 @@ class ObjectivePlan:
             contrastive=None if self.contrastive is None else ContrastiveLoss(**self.contrastive),
             mutual=None if self.mutual is None else MutualLoss(**self.mutual),
             compression=None if self.compression is None else CompressionLoss(**self.compression),
+            neighbours=neighbours,
         )
 
 
@@ -105,9 +131,13 @@ def plan_objective(
     recipe, section = checks.recipe, checks.recipe.objective
     kind, key = section.recommendation.kind, "objective.recommendation"
     options = checks.chosen(section.recommendation, LOSSES, key, given={"train_counts": None})
+    if recipe.encoders and recipe.student.score_with == "fused":
+        # an item that never trains can be scored by its content, so it is no negative
+        options = {"candidates": "trained"} | options
     correlation = None
     if recipe.encoders:  # else it can't be, and the plan says so
         correlation = _term(checks, CorrelationLoss, "correlation", "width", "codes", "similarity")
+    neighbours = _neighbours(checks)
     attributes = _term(checks, AttributeLoss, "attributes", "width", "count", "labels", "members")
     contrastive = _term(checks, ContrastiveLoss, "contrastive")
     mutual = _term(checks, MutualLoss, "mutual")
@@ -142,7 +172,31 @@ def plan_objective(
         mutual=mutual,
         compression=compression,
         teacher=None if compression is None else _teacher(checks, needs_teacher=needs_teacher),
+        neighbours=neighbours,
     )
+
+
+def _neighbours(checks: Checks) -> Options | None:
+    """Options of soft targets; None without any, or without an encoder (the plan says so)."""
+    recipe, key = checks.recipe, "objective.neighbours"
+    options = recipe.objective.neighbours
+    if options is None or not recipe.encoders:
+        return None
+    given = dict.fromkeys(("distiller", "split", "epochs", "seed"))
+    checked = checks.options(soft_targets, options, key, given=given)
+    for name in checked.get("modalities") or ():
+        if name not in recipe.encoders:
+            checks.problem(
+                f"{key}.modalities", f"got {name}, wanted some of {', '.join(recipe.encoders)}"
+            )
+    if checked.get("form") == "expected" and recipe.objective.recommendation.kind != "softmax":
+        checks.problem(
+            f"{key}.form",
+            "got expected, wanted drawn: the closed form is that of a full softmax, and the "
+            f"recommendation loss is {recipe.objective.recommendation.kind}",
+        )
+    full = filled(soft_targets, checked)
+    return checked if full["share"] or full["input_share"] else None
 
 
 def _term(

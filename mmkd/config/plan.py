@@ -194,7 +194,7 @@ def option_keys() -> list[str]:
         "data.items": load_items,
         "data.interactions": load_interactions,
     }
-    given = {"build", "seed", "item_count", "modalities", "present", "items", "root"}
+    given = {"build", "seed", "item_count", "modalities", "present", "trained", "items", "root"}
     return [
         *(
             f"{section}.{name}"
@@ -263,6 +263,7 @@ def _distiller(checks: Checks) -> Options | None:
     for key, value in (
         ("distiller", recipe.distiller),
         ("objective.correlation", recipe.objective.correlation),
+        ("objective.neighbours", recipe.objective.neighbours),
     ):
         if value is not None:
             checks.problem(key, "set, but there is no encoder to distil; add one to encoders")
@@ -276,7 +277,7 @@ def _student(checks: Checks, *, max_length: int | None) -> tuple[Options, Option
         FusedItemEmbedding,
         {"width": DEFAULT_WIDTH} | student.embedding,
         "student.embedding",
-        given={"item_count": None, "modalities": None, "present": None},
+        given=dict.fromkeys(("item_count", "modalities", "present", "trained")),
     )
     spec, key = student.backbone, "student.backbone"
     try:

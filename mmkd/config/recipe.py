@@ -89,7 +89,8 @@ class ObjectiveSection(Section):
     """The recommendation loss and, unless null, what is added to it.
 
     `correlation` is KDSR's, `attributes`, `contrastive` and `mutual` are EMKD's, `compression`
-    holds the student to a trained run.
+    holds the student to a trained run, `neighbours` shares every target with the items that the
+    encoders find like it.
     """
 
     recommendation: Spec
@@ -98,6 +99,7 @@ class ObjectiveSection(Section):
     contrastive: Options | None = None
     mutual: Options | None = None
     compression: Options | None = None
+    neighbours: Options | None = None
 
 
 class Recipe(Section):

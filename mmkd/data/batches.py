@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmkd.data.soft_targets import SoftTargets
 from mmkd.data.splits import SequenceSplit
 from mmkd.data.tasks import Batch, Task
 from mmkd.errors import DataError
@@ -133,6 +134,7 @@ class BatchStream:
         world_size: How many processes share each batch.
         accumulate: See ``TrainingWindows.epoch``.
         clean: Put the sequences themselves among the views, for losses that read their states.
+        soften: Shares the targets with neighbours.
     """
 
     def __init__(
@@ -146,6 +148,7 @@ class BatchStream:
         world_size: int = 1,
         accumulate: int = 1,
         clean: bool = False,
+        soften: SoftTargets | None = None,
     ) -> None:
         self.windows = windows
         self.task = task
@@ -155,6 +158,7 @@ class BatchStream:
         self.world_size = world_size
         self.accumulate = accumulate
         self.clean = clean
+        self.soften = soften
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -173,6 +177,9 @@ class BatchStream:
                 # a last part other than 0 parts this stream from the shuffle's
                 generator=seeded_generator(self.seed, epoch, step, 2),
             )
+            if self.soften is not None:
+                drawn = seeded_generator(self.seed, epoch, step, 3)
+                batch = self.soften(batch, epoch=epoch, generator=drawn)
             batch = batch.with_clean_view() if self.clean else batch
             yield batch.rows(self.rank, self.world_size)
 
@@ -196,6 +203,7 @@ def batch_stream(
     world_size: int = 1,
     accumulate: int = 1,
     clean: bool = False,
+    soften: SoftTargets | None = None,
 ) -> BatchStream:
     """The batches of a split's training events, cut as the task wants its windows.
 
@@ -210,6 +218,7 @@ def batch_stream(
         world_size: See ``task``.
         accumulate: See ``task``.
         clean: See ``task``.
+        soften: See ``task``.
 
     Raises:
         DataError: No user has enough training events for a single window.
@@ -232,6 +241,7 @@ def batch_stream(
         world_size=world_size,
         accumulate=accumulate,
         clean=clean,
+        soften=soften and soften.to(device),
     )
 
 

@@ -25,6 +25,7 @@ class Batch:
         targets: Item to predict at each position of each view, [V, B, L] int64; 0 = unsupervised.
         clean: Whether ``views[0]`` is ``items`` itself.
         supervised_views: How many of the views have targets.
+        soft_share: Share of every target that its neighbours get in the loss, see ``SoftTargets``.
     """
 
     items: Tensor
@@ -32,6 +33,7 @@ class Batch:
     targets: Tensor
     clean: bool = False
     supervised_views: int = 1
+    soft_share: float = 0.0
 
     def with_clean_view(self) -> "Batch":
         """The same with the sequences themselves before the other views, without targets."""

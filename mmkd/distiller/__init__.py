@@ -9,6 +9,7 @@ from mmkd.distiller.correlation import (
     holistic_matrix,
 )
 from mmkd.distiller.distiller import CorrelationDistiller, CorrelationTargets, TeacherTable
+from mmkd.distiller.neighbours import TeacherNeighbours
 from mmkd.distiller.reduction import FittedReduction, fit_autoencoder, fit_pca, spread_over_facets
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "CorrelationTargets",
     "FittedReduction",
     "Similarity",
+    "TeacherNeighbours",
     "TeacherTable",
     "dissected_correlation",
     "dissected_matrix",

@@ -238,6 +238,11 @@ class CorrelationDistiller:
         with torch.autocast(items.device.type, enabled=False):  # targets are exact in any run
             return {name: self._targets(name, items, generator, share) for name in self.reduced}
 
+    @torch.no_grad()
+    def correlations(self, name: str, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Holistic [P] and dissected [P, F] correlations of pairs of rows [P] in a modality."""
+        return self._correlate(self.reduced[name], first, second)
+
     def to(self, device: torch.device | str) -> Self:
         """Move every tensor to ``device`` and return self."""
         self.reduced = {name: tensor.to(device) for name, tensor in self.reduced.items()}

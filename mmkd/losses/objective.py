@@ -14,6 +14,7 @@ from mmkd.losses.contrastive import ContrastiveLoss
 from mmkd.losses.correlation import CorrelationLoss
 from mmkd.losses.distributed import global_mean
 from mmkd.losses.mutual import MutualLoss
+from mmkd.losses.neighbours import NeighbourLoss
 from mmkd.losses.recommendation import RecommendationLoss, Softmax
 from mmkd.student import StudentOutput
 from mmkd.student.ensemble import Inference
@@ -51,7 +52,7 @@ class Objective(nn.Module):
     With N networks and V supervised views:
 
         L_rec + 1/N [mu KD + 1/V (w_a BCE + w_i ICL + w_c CCL)]
-              + sum over modalities (w_h holistic + w_d dissected) + compression
+              + sum over modalities (w_h holistic + w_d dissected) + compression + e neighbours
 
     L_rec is the mean over networks and views, the terms in brackets are sums over networks (BCE,
     ICL), over ordered pairs of networks (CCL) and over pairs (KD). This is EMKD's total
@@ -81,9 +82,11 @@ class Objective(nn.Module):
         contrastive: ICL and CCL; None for none.
         mutual: KD; None for none. It makes the cross-entropy of a ``Softmax`` itself.
         compression: Distances to a trained ensemble; None for none.
+        neighbours: Of soft targets in closed form; a batch says their share. None for none.
 
     Raises:
-        ValueError: ``mutual`` or ``compression`` beside another recommendation than ``Softmax``.
+        ValueError: ``mutual``, ``compression`` or ``neighbours`` beside another recommendation than
+            ``Softmax``.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Objective(nn.Module):
         contrastive: ContrastiveLoss | None = None,
         mutual: MutualLoss | None = None,
         compression: CompressionLoss | None = None,
+        neighbours: NeighbourLoss | None = None,
     ) -> None:
         super().__init__()
         self.recommendation = recommendation
@@ -105,7 +109,8 @@ class Objective(nn.Module):
         self.contrastive = contrastive if contrastive and contrastive.weights else None
         self.mutual = mutual if mutual and mutual.weight else None
         self.compression = compression if compression and compression.weights else None
-        for name in ("mutual", "compression"):
+        self.neighbours = neighbours
+        for name in ("mutual", "compression", "neighbours"):
             if getattr(self, name) is not None and not isinstance(recommendation, Softmax):
                 raise ValueError(
                     f"{name}: got a recommendation loss of {type(recommendation).__name__}, wanted "
@@ -143,6 +148,7 @@ class Objective(nn.Module):
             *self._terms_of_sequences(outputs, batch),
             *self._terms_of_tables(outputs, batch, targets),
             *self._terms_of_teacher(states, outputs, asked[at], at, teacher),
+            *self._terms_of_neighbours(states, outputs, asked[at], batch.soft_share),
         ]
         for name, weight, value in terms:
             total = total + weight * value
@@ -220,6 +226,21 @@ class Objective(nn.Module):
         ]
         for name, weight in self.compression.weights.items():
             yield name, weight, _mean(each[name] for each in found)
+
+    def _terms_of_neighbours(
+        self,
+        states: Sequence[Tensor],
+        outputs: Sequence[StudentOutput],
+        target: Tensor,
+        share: float,
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        if self.neighbours is None or not share:
+            return
+        found = (
+            global_mean(self.neighbours(h, out.item_matrix, target), len(target))
+            for h, out in zip(states, outputs, strict=True)
+        )
+        yield "neighbours", share, _mean(found)
 
 
 def _states(outputs: Sequence[StudentOutput], at: Tensor) -> list[Tensor]:

@@ -93,9 +93,16 @@ def train(
             ensemble=planned.ensemble,
             modalities={name: teacher.shape[1] for name, teacher in teachers.items()},
         )
-        student = spec.build(teachers, distiller.present if distiller else {}, seed=recipe.seed)
+        counts = torch.from_numpy(data.split.train_counts())
+        student = spec.build(
+            teachers, distiller.present if distiller else {}, counts > 0, seed=recipe.seed
+        )
+        soften = planned.objective.soften(
+            distiller, data.split, epochs=planned.training.epochs, seed=recipe.seed
+        )
         objective = planned.objective.build(
-            train_counts=torch.from_numpy(data.split.train_counts()),
+            train_counts=counts,
+            soften=soften,
             distiller=distiller,
             members=len(student.members),
             width=planned.width,
@@ -124,6 +131,7 @@ def train(
             asynchronous=planned.asynchronous,
             evaluator=planned.evaluator,
             teacher=run.teacher,
+            soften=soften,
             accelerator=accelerator,
             resume=resume,
             seed=recipe.seed,

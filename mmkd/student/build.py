@@ -45,6 +45,7 @@ class StudentSpec:
         self,
         teachers: Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
+        trained: Tensor | None = None,
         *,
         seed: int | None = None,
     ) -> Ensemble:
@@ -53,6 +54,7 @@ class StudentSpec:
         Args:
             teachers: Reduced teachers [I+1, d_t] by name to start from; None for zeros.
             present: Masks [I+1] by name that go with them.
+            trained: [I+1] bool, see `FusedItemEmbedding`.
             seed: Network n is drawn from ``seed + n``; None where weights are loaded afterwards.
         """
         if teachers is None:
@@ -65,6 +67,7 @@ class StudentSpec:
                     item_count=self.item_count,
                     modalities=teachers,
                     present=present,
+                    trained=trained,
                     **self.embedding,
                 ),
                 backbone=build_backbone(

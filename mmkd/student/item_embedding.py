@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd.errors import at_least, one_of, positive, refuse
+from mmkd.errors import at_least, one_of, positive, refuse, within
 from mmkd.student.fusion import FUSIONS, Fusion
 from mmkd.student.layers import check_dropout, check_modality_name, dropout
 
@@ -60,7 +60,9 @@ class FusedItemEmbedding(nn.Module):
         modalities: Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
         fusion: Fusion = "gate",
+        trained: Tensor | None = None,
         dropout: float = 0.1,
+        id_dropout: float = 0.0,
         id_std: float = 0.02,
         modality_std: float | None = None,
         gate_width: int | None = None,
@@ -75,7 +77,11 @@ class FusedItemEmbedding(nn.Module):
             present: Name to [I+1] bool, False where an item lacks the modality; a name left out
                 means that every item has it.
             fusion: `gate`, `concat` or `sum`, see `mmkd.student.fusion`.
+            trained: [I+1] bool, False where no event of the item trains: its ids, which stay
+                noise, are then read nowhere if it has a modality. None means that all are trained.
             dropout: Share of the input vectors' entries that is dropped in training.
+            id_dropout: Share of the items with a modality whose ids are left out of a training
+                step, so that the content learns to carry (DropoutNet, NeurIPS 2017).
             id_std: Standard deviation of the id table at the start.
             modality_std: The same for the modality tables; None means `id_std`.
             gate_width: Hidden width of the gate's network; None means a quarter of `width`.
@@ -93,6 +99,7 @@ class FusedItemEmbedding(nn.Module):
                 present=present,
                 fusion=fusion,
                 dropout=dropout,
+                id_dropout=id_dropout,
                 id_std=id_std,
                 modality_std=modality_std,
                 gate_width=gate_width,
@@ -101,6 +108,7 @@ class FusedItemEmbedding(nn.Module):
         self.item_count = item_count
         self.width = width
         self.dropout = dropout
+        self.id_dropout = id_dropout
 
         self._kept: Tensor | None = None
         rows = item_count + 2
@@ -120,6 +128,9 @@ class FusedItemEmbedding(nn.Module):
             self.tables[name] = nn.Parameter(F.pad(rows_held, (0, 0, 0, 1)))
             self.starts[name] = start
             has.append(F.pad(mask, (0, 1)))  # [I+2], the mask token has none
+        if trained is not None and len(has) > 1:
+            content = torch.stack(has[1:]).any(0)  # [I+2]
+            has[0] &= ~content | F.pad(trained.to("cpu", torch.bool), (0, 1), value=True)
         self.has: Tensor
         self.register_buffer("has", torch.stack(has, dim=1))  # [I+2, S] S sources, id first
         self.fuse = (
@@ -139,6 +150,7 @@ class FusedItemEmbedding(nn.Module):
             *at_least(1, item_count=rows, width=get("width"), gate_width=get("gate_width")),
             *one_of(FUSIONS, fusion=get("fusion")),
             *check_dropout(options),
+            *within(0, 1, "it is a share", id_dropout=get("id_dropout")),
             *positive("such as 0.02", id_std=get("id_std"), modality_std=get("modality_std")),
             *(line for name in teachers for line in check_modality_name(name)),
         ]
@@ -184,7 +196,7 @@ class FusedItemEmbedding(nn.Module):
         if self.fuse is None:
             return self.id_table
         sources = [source[1:] for source in self._sources()]
-        fused: Tensor = self.fuse(sources, self.has[1:])
+        fused: Tensor = self.fuse(sources, self._read(self.has[1:]))
         return F.pad(fused, (0, 0, 1, 0))  # [I+2, d]; the padding row is written, never learnt
 
     def lookup(self, items: Tensor, table: Tensor) -> Tensor:
@@ -214,9 +226,19 @@ class FusedItemEmbedding(nn.Module):
             return self.lookup(items, self.table())
         flat = items.reshape(-1)
         sources = [F.embedding(flat, source, padding_idx=0) for source in self._sources()]
-        fused: Tensor = self.fuse(sources, self.has[flat])  # [B*L, d]; sources of zeros give zero
+        fused: Tensor = self.fuse(
+            sources, self._read(self.has[flat])
+        )  # [B*L, d]; sources of zeros give zero
         x = fused.view(*items.shape, self.width)  # [B, L, d]
         return dropout(x, self.dropout, self.training)
+
+    def _read(self, has: Tensor) -> Tensor:
+        """The sources [N, S] that are read this time: ids drop out where there is content."""
+        if not (self.training and self.id_dropout):
+            return has
+        drop = torch.rand(len(has), device=has.device) < self.id_dropout
+        ids = has[:, 0] & ~(drop & has[:, 1:].any(1))
+        return torch.cat([ids[:, None], has[:, 1:]], dim=1)
 
     def modality_tables(self) -> dict[str, Tensor]:
         """Name to student table S_m [I+2, d], the parameter itself."""

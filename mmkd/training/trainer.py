@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mmkd.data import SequenceSplit
 from mmkd.data.batches import BatchStream, batch_stream, seeded_generator
 from mmkd.data.dataset import Dataset
+from mmkd.data.soft_targets import SoftTargets
 from mmkd.data.tasks import Batch, Task
 from mmkd.distiller import CorrelationDistiller
 from mmkd.errors import CheckpointError, TrainingError, TrainingInterrupted, outside
@@ -120,6 +121,7 @@ class Trainer:
         asynchronous: AsynchronousUpdate | None = None,
         evaluator: Evaluator | None = None,
         teacher: Ensemble | None = None,
+        soften: SoftTargets | None = None,
         accelerator: Accelerator | None = None,
         resume: bool = False,
         seed: int = 0,
@@ -138,6 +140,8 @@ class Trainer:
             asynchronous: How the modality tables lag behind; None = not at all.
             evaluator: Of the validation metrics; None takes the defaults.
             teacher: A trained ensemble that the objective's compression holds the student to.
+            soften: Shares every target with its teacher neighbours; its ``expected`` form needs the
+                objective that was built with it.
             accelerator: Of ``accelerator()``; None builds one.
             resume: Continue from the folder's newest checkpoint, if there is one.
             seed: Of batches, dropout and what else is drawn; torch's generator is set by it.
@@ -177,6 +181,7 @@ class Trainer:
                 world_size=count,
                 accumulate=arguments.accumulate,
                 clean=objective.clean,
+                soften=soften,
             )
             correlations = distiller.to(device) if distiller and objective.correlation else None
 

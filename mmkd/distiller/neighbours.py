@@ -1,0 +1,242 @@
+"""Teacher neighbours: fitted distiller to the items that could have been taken instead of an item.
+
+For each item its k nearest by the teachers' holistic correlations, and how likely each is to stand
+in for it: ``softmax_k(rho(y, .) / t)``. With pairs of items that were taken together the dissected
+correlations say which kinds of likeness count: P(type | taken together) / P(type | by chance).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmkd.distiller.distiller import CorrelationDistiller
+from mmkd.errors import at_least, positive, refuse
+
+_EXACT_BELOW = 50_000
+_WIDER = 4  # candidates a modality and neighbour, of which the correlations choose
+_CHUNK_ITEMS = 2048
+_PRIOR = 1.0  # pairs a type is thought to have been seen in, taken together and by chance
+
+
+@dataclass(frozen=True)
+class TeacherNeighbours:
+    """The items nearest to each item, and their shares.
+
+    >>> from types import SimpleNamespace
+    >>> import numpy as np
+    >>> from mmkd import CorrelationDistiller, TeacherNeighbours
+    >>> vectors = np.random.default_rng(0).normal(size=(21, 12)).astype("float32")
+    >>> table = SimpleNamespace(vectors=vectors, present=np.arange(21) > 0)
+    >>> distiller = CorrelationDistiller(dim=8, facets=4, codes=5).fit({"text": table})
+    >>> found = TeacherNeighbours.fit(distiller, k=3)
+    >>> found.rows.shape, found.shares[5].sum().item()
+    (torch.Size([21, 3]), 1.0)
+
+    Attributes:
+        rows: [I+1, k] int64, nearest first; 0 where there is none.
+        shares: [I+1, k] float32, each row's sum 1; 0 where there is none.
+        lift: Modality to [K] float32: how many times more often a correlation type occurs among
+            items taken together than by chance; empty where no pairs were given.
+    """
+
+    rows: Tensor
+    shares: Tensor
+    lift: dict[str, Tensor]
+
+    @classmethod
+    def fit(
+        cls,
+        distiller: CorrelationDistiller,
+        *,
+        k: int = 20,
+        temperature: float = 0.05,
+        modalities: Sequence[str] | None = None,
+        taken_together: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Find every item's neighbours; items that never trained are among them.
+
+        Args:
+            distiller: Fitted.
+            k: Neighbours an item; fewer in a smaller catalogue.
+            temperature: t; the lower, the more the nearest takes.
+            modalities: Whose correlations count, as the mean over those that both items have; None
+                means all.
+            taken_together: Two arrays [P] of rows, such as neighbours in the training events; with
+                them the shares are ``softmax_k(rho / t + log lift)``, with the lift of the pair's
+                correlation types, summed over the modalities.
+            seed: Draws the pairs by chance: the second items dealt out anew, so that popularity
+                stays.
+
+        Raises:
+            ValueError: An option is out of range, a modality is unknown, or no pair was given.
+        """
+        refuse(cls.check(k=k, temperature=temperature))
+        names = list(distiller.reduced) if modalities is None else list(modalities)
+        if not names or (unknown := [name for name in names if name not in distiller.reduced]):
+            raise ValueError(
+                f"modalities: got {', '.join(unknown if names else []) or 'none'}, wanted some of "
+                f"{', '.join(distiller.reduced) or 'a fitted distiller'}"
+            )
+        lift = {}
+        if taken_together is not None:
+            lift = {name: _lift(distiller, name, *taken_together, seed=seed) for name in names}
+        count = len(distiller.reduced[names[0]])
+        k = min(k, max(count - 2, 1))
+        candidates = _candidates(distiller, names, min(_WIDER * k, max(count - 2, 1)))  # [I+1, c]
+        rows = torch.zeros(count, k, dtype=torch.int64)
+        shares = torch.zeros(count, k)
+        for start in range(1, count, _CHUNK_ITEMS):
+            items = torch.arange(start, min(start + _CHUNK_ITEMS, count))
+            others = candidates[items]  # [n, c]
+            logits = _correlation(distiller, names, items, others) / temperature
+            for name, each in lift.items():
+                logits = logits + _log_lift(distiller, name, items, others, each)
+            best, place = logits.topk(min(k, logits.shape[1]), dim=1)
+            kept = best > -torch.inf
+            found = others.gather(1, place).masked_fill(~kept, 0)
+            rows[items, : found.shape[1]] = found
+            shares[items, : found.shape[1]] = best.softmax(dim=1).nan_to_num(0.0)
+        return cls(rows, shares, lift)
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """A line for each of these options that is out of range."""
+        return [
+            *at_least(1, k=options.get("k")),
+            *positive("such as 0.05", temperature=options.get("temperature")),
+        ]
+
+    def to(self, device: torch.device | str) -> "TeacherNeighbours":
+        """The same on a device."""
+        lift = {name: each.to(device) for name, each in self.lift.items()}
+        return TeacherNeighbours(self.rows.to(device), self.shares.to(device), lift)
+
+    def draw(self, items: Tensor, draws: Tensor) -> Tensor:
+        """A neighbour of each item, as likely as its share; the item itself where it has none.
+
+        Args:
+            items: [...] int64 in 0..I.
+            draws: [...] float32 in [0, 1).
+        """
+        below = self.shares.cumsum(1)[items] <= draws[..., None]  # [..., k]
+        place = below.sum(-1, keepdim=True).clamp_(max=self.rows.shape[1] - 1)
+        found = self.rows[items].gather(-1, place).squeeze(-1)
+        return torch.where(found > 0, found, items)
+
+    def spread(self, counts: Tensor) -> Tensor:
+        """[I+1] how often each item is drawn, if every item is asked about ``counts`` [I+1] times.
+
+        An item without neighbours stays itself.
+        """
+        alone = self.shares.sum(1) == 0
+        kept = torch.where(alone, counts, 0.0)
+        flow = counts[:, None] * self.shares  # [I+1, k]
+        return kept.index_add(0, self.rows.flatten(), flow.flatten())
+
+    def mean(self, item_matrix: Tensor) -> Tensor:
+        """[I+1, D] each item's neighbours' vectors [I, D], in their shares; its own without any.
+
+        Row 0 is zero.
+        """
+        vectors = torch.nn.functional.pad(item_matrix, (0, 0, 1, 0))  # [I+1, D]
+        alone = self.shares.sum(1) == 0
+        rows = torch.where(alone[:, None], torch.arange(len(alone))[:, None].to(alone.device), 0)
+        rows = torch.where(self.rows > 0, self.rows, rows)
+        first = torch.zeros_like(self.shares)
+        first[:, 0] = 1.0
+        shares = torch.where(alone[:, None], first, self.shares)
+        return torch.nn.functional.embedding_bag(
+            rows, vectors, mode="sum", per_sample_weights=shares.to(vectors.dtype)
+        )
+
+
+def _candidates(distiller: CorrelationDistiller, names: Sequence[str], count: int) -> Tensor:
+    """[I+1, c] rows near each row by the sum of the modalities' cosines, 0 where there is none."""
+    parts = [torch.nn.functional.normalize(distiller.reduced[name].cpu(), dim=1) for name in names]
+    vectors = torch.cat(parts, dim=1).numpy()
+    present = np.flatnonzero(np.any([distiller.present[name].cpu().numpy() for name in names], 0))
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    kind = "Flat"
+    if len(present) >= _EXACT_BELOW:
+        kind = f"IVF{2 ** int(np.log2(4 * np.sqrt(len(present))))},Flat"
+    index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors[present])
+    if hasattr(index, "nprobe"):
+        index.nprobe = max(16, index.nlist // 32)
+    index.add(vectors[present])
+    _, found = index.search(vectors[present], min(count + 1, len(present)))
+    near = np.where(found < 0, 0, present[found])
+    near[near == present[:, None]] = 0
+    rows = np.zeros((len(vectors), near.shape[1]), np.int64)
+    rows[present] = near
+    return torch.from_numpy(rows)
+
+
+def _correlation(
+    distiller: CorrelationDistiller, names: Sequence[str], items: Tensor, others: Tensor
+) -> Tensor:
+    """[n, c] mean correlation over the modalities both have; -inf where there is none."""
+    total = torch.zeros(others.shape)
+    shared = torch.zeros(others.shape)
+    for name in names:
+        both = distiller.present[name].cpu()[items][:, None] & distiller.present[name].cpu()[others]
+        first, second = _flat(items, others)
+        rho, _ = distiller.correlations(name, first, second)
+        total += torch.where(both, rho.view(others.shape), 0.0)
+        shared += both
+    found = (others > 0) & (shared > 0)
+    return torch.where(found, total / shared.clamp(min=1), -torch.inf)
+
+
+def _log_lift(
+    distiller: CorrelationDistiller, name: str, items: Tensor, others: Tensor, lift: Tensor
+) -> Tensor:
+    """[n, c] expected log lift of each pair's types; 0 where one lacks the modality."""
+    both = distiller.present[name].cpu()[items][:, None] & distiller.present[name].cpu()[others]
+    first, second = _flat(items, others)
+    types = _types(distiller, name, first, second)
+    return torch.where(both, (types @ lift.log()).view(others.shape), 0.0)
+
+
+def _lift(
+    distiller: CorrelationDistiller,
+    name: str,
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    *,
+    seed: int,
+) -> Tensor:
+    """[K] P(type | taken together) / P(type | by chance)."""
+    here = distiller.present[name].cpu().numpy()
+    other = second[np.random.default_rng(seed).permutation(len(second))]
+    seen = []
+    for a, b in ((first, second), (first, other)):
+        kept = here[a] & here[b] & (a != b)
+        if not kept.any():
+            raise ValueError(
+                f"{name}: no two items that were taken together have it; leave `types` out"
+            )
+        pairs = torch.from_numpy(a[kept]), torch.from_numpy(b[kept])
+        total = _PRIOR + _types(distiller, name, *pairs).sum(0)  # [K]
+        seen.append(total / total.sum())
+    return seen[0] / seen[1]
+
+
+def _types(distiller: CorrelationDistiller, name: str, first: Tensor, second: Tensor) -> Tensor:
+    """[P, K] shares of the correlation types of pairs."""
+    _, dissected = distiller.correlations(name, first, second)
+    codes = distiller.codebooks[name].assign(dissected)
+    if codes.ndim == 2:
+        return codes
+    return torch.nn.functional.one_hot(codes, distiller.codes).to(torch.float32)
+
+
+def _flat(items: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    return items[:, None].expand(others.shape).reshape(-1), others.reshape(-1)
