@@ -155,6 +155,31 @@ def test_correlation_without_encoders_is_refused() -> None:
     assert found.distiller is None and found.cards == {}
 
 
+def test_soft_targets_are_planned_and_checked() -> None:
+    found = planned("objective.neighbours={share: 0.1, modalities: [text]}")
+    assert found.objective.neighbours == {"share": 0.1, "modalities": ["text"]}
+    assert planned("objective.neighbours={share: 0}").objective.neighbours is None
+    told = problems(
+        [
+            "objective.neighbours={share: 2, temperature: 0, kk: 1, modalities: [sound], "
+            "form: expected}",
+            "objective.recommendation={kind: gbce}",
+        ]
+    )
+    assert {problem.split(":")[0] for problem in told} == {
+        f"objective.neighbours.{name}"
+        for name in ("share", "temperature", "kk", "modalities", "form")
+    }
+
+
+def test_items_that_content_can_score_are_no_negatives_untrained() -> None:
+    loss = "objective.recommendation={kind: softmax}"
+    assert planned(loss).objective.recommendation == {"candidates": "trained"}
+    assert planned(loss, "student.score_with=id").objective.recommendation == {}
+    kept = planned("objective.recommendation={kind: softmax, candidates: all}")
+    assert kept.objective.recommendation == {"candidates": "all"}
+
+
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     [problem] = problems(["student.backbone.heads=3"])
     assert problem.startswith("student.backbone.heads: ")

@@ -302,3 +302,68 @@ def test_errors_name_what_was_wanted() -> None:
 def test_a_modality_name_that_torch_cannot_store_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"modality .*: (wanted letters|torch keeps this name)"):
         FusedItemEmbedding(item_count=9, width=8, modalities={name: torch.zeros(10, 8)})
+
+
+def trained_mask() -> torch.Tensor:
+    trained = torch.ones(ITEMS + 1, dtype=torch.bool)
+    trained[[3, 5]] = False  # 5 has no modality either, so its ids are all there is
+    return trained
+
+
+@pytest.mark.parametrize("fusion", FUSION_NAMES)
+def test_ids_of_an_untrained_item_are_never_read(fusion: Fusion) -> None:
+    torch.manual_seed(1)
+    e = FusedItemEmbedding(
+        item_count=ITEMS,
+        width=WIDTH,
+        modalities=teachers(),
+        present=masks(),
+        fusion=fusion,
+        trained=trained_mask(),
+        dropout=0.0,
+    )
+    assert e.has[:, 0].tolist() == [True, True, True, False, *[True] * 7]
+    for mode in (e.train(), e.eval()):
+        before = mode.table().detach().clone()
+        mode.table().square().sum().backward()
+        grad = mode.id_table.grad
+        assert grad is not None
+        assert not grad[3].any()
+        assert grad[4].any()
+        with torch.no_grad():
+            mode.id_table[[3, 5]] += 7.0
+        after = mode.table().detach()
+        assert_close(after[3], before[3])
+        assert_close(mode(torch.tensor([[3]])).detach()[0, 0], before[3])
+        assert (after[5] != before[5]).any()
+
+
+def test_dropped_ids_leave_the_content_in_their_share() -> None:
+    torch.manual_seed(1)
+    items = 4000
+    teacher = torch.randn(items + 1, WIDTH)
+    present = torch.ones(items + 1, dtype=torch.bool)
+    present[[0, 9]] = False
+    e = FusedItemEmbedding(
+        item_count=items,
+        width=WIDTH,
+        modalities={"text": teacher},
+        present={"text": present},
+        fusion="sum",
+        dropout=0.0,
+        id_dropout=0.3,
+    )
+    text, ids = e.tables["text"].detach(), e.id_table.detach()
+    table = e.table().detach()
+    alone = (table[1:-1] - text[1:-1]).abs().amax(1) < 1e-6
+    both = (table[1:-1] - (text + ids)[1:-1] / 2).abs().amax(1) < 1e-6
+    assert bool((alone ^ both)[torch.arange(items) != 8].all())
+    assert float(alone.float().mean()) == pytest.approx(0.3, abs=0.03)
+    assert_close(table[9], ids[9])
+    assert_close(table[-1], ids[-1])
+    drawn = torch.randint(1, items, (2, 500))
+    x = e(drawn).detach().flatten(0, 1)
+    alone = (x - text[drawn.flatten()]).abs().amax(1) < 1e-6
+    assert float(alone.float().mean()) == pytest.approx(0.3, abs=0.06)
+    e.eval()
+    assert_close(e.table().detach()[1], (text + ids)[1] / 2)
