@@ -27,7 +27,9 @@ def init(
     user: Annotated[str, typer.Option(help="The log's column of users.")] = "auto",
     item: Annotated[str, typer.Option(help="The log's column of items.")] = "auto",
     timestamp: Annotated[str, typer.Option(help="The log's column of times.")] = "auto",
-    split: Annotated[str, typer.Option(help="leave_one_out, ratio or temporal.")] = "leave_one_out",
+    split: Annotated[
+        str, typer.Option(help="leave_one_out, cold_items, ratio or temporal.")
+    ] = "leave_one_out",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     json: AsJson = False,
 ) -> None:

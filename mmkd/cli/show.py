@@ -62,7 +62,8 @@ def _inspected(found: Inspection, split: str) -> None:
     )
     _print(
         f"{facts['train_events']:,} events train, {facts['valid_cases']:,} cases validate and "
-        f"{facts['test_cases']:,} test ({split})"
+        f"{facts['test_cases']:,} test ({split}); of these {facts['valid_cases_cold']:,} and "
+        f"{facts['test_cases_cold']:,} ask for items that never train"
     )
     for line in found.notes:
         _print(f"* {line}")
@@ -152,31 +153,49 @@ def _beside(result: Mapping[str, Any]) -> Table:
     test, baselines = result["test"], result.get("baselines") or {}
     cutoffs = [int(name.partition("@")[2]) for name in test["metrics"] if name.startswith("HR@")]
     k = 10 if 10 in cutoffs else max(cutoffs)
-    columns = [_figures(found["test"], k) for found in baselines.values()]
+    parted = result.get("breakdown") or {}
+    valid = result["valid"] | _parted(parted.get("valid"), k)
+    columns = [
+        _figures(found["test"], (found.get("breakdown") or {}).get("test"), k)
+        for found in baselines.values()
+    ]
+    cases = parted.get("test", {}) | test["slices"]
     grid = _grid("", "test", "95% interval", "validation", *baselines)
-    for name, value in _figures(test, k).items():
+    for name, value in _figures(test, parted.get("test"), k).items():
         interval = test["intervals"].get(name)
-        valid = result["valid"].get(name)
-        part = test["slices"].get(name.rpartition(" ")[2])
+        part = cases.get(name.rpartition(" ")[2])
         grid.add_row(
             f"{name} ({part['n']:,})" if part else name,
             _four(value),
             "[{:.4f}, {:.4f}]".format(*interval) if interval else "",
-            "" if valid is None else _four(valid),
+            "" if name not in valid else _four(valid[name]),
             *(_four(column.get(name)) for column in columns),
         )
     return grid
 
 
-def _figures(report: Mapping[str, Any], k: int) -> dict[str, float | None]:
-    """HR and NDCG at k, NDCG of the slices, coverage; None where a slice has no case."""
+def _figures(
+    report: Mapping[str, Any], breakdown: Mapping[str, Any] | None, k: int
+) -> dict[str, float | None]:
+    """HR and NDCG at k, NDCG by how often the target trains, the lists' coverage and leaning."""
     found: dict[str, float | None] = {}
     for metric in (f"HR@{k}", f"NDCG@{k}"):
         found[metric] = report["metrics"].get(metric)
+    parted = _parted(breakdown, k)
+    found |= {name: parted[name] for name in parted if name.endswith(" warm")}
     for name in SLICES:
         if part := report["slices"].get(name):
             found[f"NDCG@{k} {name}"] = part.get(f"NDCG@{k}") if part["n"] else None
-    return found | {name: report[name] for name in report if name.startswith("coverage@")}
+    return found | {name: report[name] for name in report if name.startswith("coverage@")} | parted
+
+
+def _parted(breakdown: Mapping[str, Any] | None, k: int) -> dict[str, float | None]:
+    """NDCG at k of warm and cold targets, where there are both; figures of the lists."""
+    if not breakdown:
+        return {}
+    both = breakdown["cold"]["n"] and breakdown["warm"]["n"]
+    found = {f"NDCG@{k} {name}": breakdown[name][f"NDCG@{k}"] for name in ("warm", "cold") if both}
+    return found | dict(breakdown["lists"])
 
 
 def _four(value: float | None) -> str:
@@ -211,15 +230,16 @@ def report(report: Mapping[str, Any], *, as_json: bool) -> None:
         low, high = report["intervals"][name]
         grid.add_row(name, f"{value:.4f}", f"[{low:.4f}, {high:.4f}]")
     _print(grid)
-    grid = _grid("slice", "cases", *METRICS)
-    for name in SLICES:
-        part = report["slices"].get(name)
-        if part:
-            shown = [f"{part[m]:.4f}" if part["n"] and m in part else "-" for m in METRICS]
-            grid.add_row(name, str(part["n"]), *shown)
+    breakdown = report.get("breakdown") or {}
+    parts = {name: breakdown[name] for name in ("all", "warm") if name in breakdown}
+    grid = _grid("targets", "cases", *METRICS)
+    for name, part in (parts | report["slices"]).items():
+        shown = [f"{part[m]:.4f}" if part["n"] and m in part else "-" for m in METRICS]
+        grid.add_row(name, str(part["n"]), *shown)
     _print(grid)
-    coverage = {k: v for k, v in report.items() if k.startswith("coverage")}
-    told = "  ".join(f"{k} {v:.3f}" for k, v in coverage.items())
+    lists = {k: v for k, v in report.items() if k.startswith("coverage")}
+    lists |= breakdown.get("lists", {})
+    told = "  ".join(f"{k} {v:.3f}" for k, v in lists.items() if v is not None)
     _print(f"{report['n']} cases of {report['users']} users  {told}")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from mmkd.config.recipe import NAME, SUFFIXES
 from mmkd.data.dataset import Dataset
+from mmkd.data.splits import SPLITS
 from mmkd.errors import RecipeError, outside
 from mmkd.files import write_text
 
@@ -141,7 +142,7 @@ def recipe_text(data: Dataset, *, name: str, root: str, split: str = "leave_one_
                 continue  # one that comes later is to be told
             comment = f" # {_WHAT[option]}" if option in _WHAT else ""
             lines.append(f"    {option}: {_yaml(options[option])}{comment}")
-    lines += [f"  split: {split} # of leave_one_out, ratio and temporal", ""]
+    lines += [f"  split: {split} # of {', '.join(SPLITS)}", ""]
     lines += _models(encoders, size=_size(data), length=_length(data))
     return "\n".join(lines) + "\n"
 

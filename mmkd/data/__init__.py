@@ -4,7 +4,15 @@ from mmkd.data.dataset import Dataset
 from mmkd.data.interactions import InteractionLog, drop_duplicates, k_core
 from mmkd.data.items import AttributeVocabulary, ItemTable
 from mmkd.data.readers import load_interactions, load_items
-from mmkd.data.splits import SPLITS, Cases, SequenceSplit, leave_one_out, ratio, temporal
+from mmkd.data.splits import (
+    SPLITS,
+    Cases,
+    SequenceSplit,
+    cold_items,
+    leave_one_out,
+    ratio,
+    temporal,
+)
 from mmkd.errors import DataError
 
 __all__ = [
@@ -16,6 +24,7 @@ __all__ = [
     "InteractionLog",
     "ItemTable",
     "SequenceSplit",
+    "cold_items",
     "drop_duplicates",
     "k_core",
     "leave_one_out",

@@ -17,6 +17,7 @@ from mmkd.data.dataset import Dataset, Split
 from mmkd.data.items import ItemTable
 from mmkd.data.readers import Table, items_of, read_table, usual_column
 from mmkd.data.readers.columns import read_ids, read_numbers, read_timestamps
+from mmkd.data.splits import SPLITS
 from mmkd.data.text_template import TextTemplate
 from mmkd.errors import DataError, shown
 
@@ -87,7 +88,7 @@ def inspect_data(
     )
     if data is None:
         [(section, message)] = problems.found
-        part = "split" if message.startswith(("split", "leave_", "ratio", "temporal")) else section
+        part = "split" if message.startswith(("split", *SPLITS)) else section
         return Inspection(problems=((part, message),))
     facts, notes = _facts(data), list(data.notes)
     notes += _notes_of_items(data.items, facts)
@@ -218,6 +219,8 @@ def _facts(data: Dataset) -> dict[str, Any]:
         "train_events": int(split.is_train().sum()),
         "valid_cases": len(split.valid),
         "test_cases": len(split.test),
+        "valid_cases_cold": int(split.is_cold(split.valid).sum()),
+        "test_cases_cold": int(split.is_cold(split.test).sum()),
         "texts": len(texts),
         "texts_shared": int(texts.is_duplicated().sum()),
         "pictures": len(paths),

@@ -5,15 +5,17 @@ same first two arguments, to the batches and the evaluator.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.data.interactions import InteractionLog
 from mmkd.data.timestamps import seconds
-from mmkd.errors import DataError, at_least, positive, refuse
+from mmkd.errors import DataError, at_least, one_of, positive, refuse, whole, within
+
+NewItems = Literal["keep", "drop"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,16 @@ class Cases:
         """Number of cases."""
         return len(self.user)
 
+    def take(self, rows: NDArray[np.bool_]) -> "Cases":
+        """Some of them, by a mask [N]."""
+        return Cases(self.user[rows], self.position[rows])
+
 
 @dataclass(frozen=True)
 class SequenceSplit:
     """E events of U users, user after user, each user's in time order.
+
+    An event that a protocol leaves out of training and of every history is not among them.
 
         >>> import numpy as np
         >>> from mmkd import InteractionLog
@@ -93,6 +101,11 @@ class SequenceSplit:
         trained = self.items[self.is_train()]
         return np.bincount(trained, minlength=self.item_count + 1)
 
+    def is_cold(self, cases: Cases) -> NDArray[np.bool_]:
+        """Which cases ask for an item that never trains, [N] bool."""
+        cold: NDArray[np.bool_] = self.train_counts()[self.target_items(cases)] == 0
+        return cold
+
 
 def leave_one_out(
     log: InteractionLog, item_count: int, *, min_train_events: int = 1
@@ -137,6 +150,84 @@ def check_leave_one_out(**options: Any) -> list[str]:
     """What is wrong with options of `leave_one_out`, a line each."""
     hint = "a case needs an event before it"
     return at_least(1, hint, min_train_events=options.get("min_train_events"))
+
+
+def cold_items(
+    log: InteractionLog,
+    item_count: int,
+    *,
+    share: float = 0.1,
+    seed: int = 0,
+    min_train_events: int = 1,
+) -> SequenceSplit:
+    """As `leave_one_out`, with a share of the items in no training event: new ones, as it were.
+
+    Cold is an item that was drawn, or that trains nothing anyway, as each of its events would be a
+    case. Half of the cold items are asked for in validation only, the other half in the test only,
+    so that what is chosen on some new items is judged on others. Nobody has taken a new item yet:
+    it is in no history either, and a case on it is predicted from the user's warm events. A test
+    history ends with the user's validation event as always, also where that is on a cold item.
+
+    Args:
+        log: The events.
+        item_count: I, size of the catalogue.
+        share: Of the items that have events; so many are drawn.
+        seed: Draws them, and halves the cold ones.
+        min_train_events: A user with fewer warm events than this before the validation event has
+            no case; all of that user's warm events train.
+
+    Returns:
+        The split. Events on cold items that are no case are not in it, except those of a user
+        without any other: they neither train nor are they in a case.
+
+    Raises:
+        DataError: If an option is out of range, or a part has no case on a cold item.
+    """
+    refuse(check_cold_items(share=share, seed=seed, min_train_events=min_train_events), DataError)
+    items, _, offsets = _ordered(log, item_count)
+    lengths = np.diff(offsets)
+    user = np.repeat(np.arange(len(lengths)), lengths)  # [E]
+    back = np.repeat(offsets[1:], lengths) - np.arange(len(items))  # 1 is a user's last event
+    order = 1 + np.random.default_rng(seed).permutation(item_count)
+    order = order[np.isin(order, items)]
+    drawn = np.isin(items, order[: round(share * len(order))])  # [E]
+
+    warm = np.bincount(user[(back > 2) & ~drawn], minlength=len(lengths))  # [U]
+    case = (warm >= min_train_events)[user] & (back <= 2)  # [E]
+    trains = ~case & ~drawn
+    trained = np.bincount(items[trains], minlength=item_count + 1)
+    cold = order[trained[order] == 0]  # those drawn come first
+    valid = case & (back == 2) & ~np.isin(items, cold[1::2])
+    test = case & (back == 1) & ~np.isin(items, cold[::2])
+
+    train_end = np.bincount(user[trains], minlength=len(lengths))  # [U]
+    kept = trains | valid | test | (train_end == 0)[user]  # a history is never empty
+    validated = np.bincount(user[valid], minlength=len(lengths))  # [U] 0 or 1
+    ends = np.cumsum(np.bincount(user[kept], minlength=len(lengths)))
+    split = SequenceSplit(
+        items=items[kept],
+        offsets=np.concatenate([np.zeros(1, dtype=np.int64), ends]),
+        train_end=train_end,
+        valid=Cases(user[valid], train_end[user[valid]]),
+        test=Cases(user[test], (train_end + validated)[user[test]]),
+        item_count=item_count,
+    )
+    for part, cases in (("test", split.test), ("validation", split.valid)):
+        if not split.is_cold(cases).any():
+            raise DataError(
+                f"cold_items: there is no {part} case on a cold item ({len(cold)} items are cold, "
+                f"half of them serve it); raise share={share}, or split: leave_one_out"
+            )
+    return split
+
+
+def check_cold_items(**options: Any) -> list[str]:
+    """What is wrong with options of `cold_items`, a line each."""
+    return [
+        *within(1e-4, 0.9, "such as 0.1", share=options.get("share")),
+        *whole(0, "such as 0", seed=options.get("seed")),
+        *check_leave_one_out(min_train_events=options.get("min_train_events")),
+    ]
 
 
 def ratio(
@@ -188,6 +279,7 @@ def temporal(
     test: float = 0.1,
     valid_from: float | str | None = None,
     test_from: float | str | None = None,
+    new_items: NewItems = "keep",
 ) -> SequenceSplit:
     """Cuts all histories at the same two timestamps; nothing from after the first one trains.
 
@@ -201,14 +293,22 @@ def temporal(
         test: Fraction of all events to test on, where `test_from` is not given.
         valid_from: First timestamp that validates: a number in the log's unit, or an ISO date.
         test_from: First timestamp that tests.
+        new_items: ``keep`` has cases on items without an event before the first cut, as there are
+            in March; ``drop`` has none, and leaves them in the histories of other cases.
 
     Returns:
         The split. Events of one timestamp are never parted, so the fractions are approximate.
 
     Raises:
-        DataError: If the cuts are out of order, or leave a part empty.
+        DataError: If an option or the cuts are out of order, or a part is left empty.
     """
-    problems = check_temporal(valid=valid, test=test, valid_from=valid_from, test_from=test_from)
+    problems = check_temporal(
+        valid=valid,
+        test=test,
+        valid_from=valid_from,
+        test_from=test_from,
+        new_items=new_items,
+    )
     refuse(problems, DataError)
     items, timestamp, offsets = _ordered(log, item_count)
     if not len(timestamp):
@@ -233,6 +333,12 @@ def temporal(
         test=_cases(np.maximum(test_start, 1), np.diff(offsets)),
         item_count=item_count,
     )
+    if new_items == "drop":
+        split = replace(
+            split,
+            valid=split.valid.take(~split.is_cold(split.valid)),
+            test=split.test.take(~split.is_cold(split.test)),
+        )
     span = f"the log runs from {timestamp.min()} to {timestamp.max()}, cut at {start} and {middle}"
     return _checked(split, "temporal", f"{span}; move the cuts, or split: leave_one_out")
 
@@ -241,6 +347,7 @@ def check_temporal(**options: Any) -> list[str]:
     """What is wrong with options of `temporal`, a line each."""
     shares = {name: options.get(name) for name in ("valid", "test")}
     problems = at_least(0, "such as 0.1", **shares) + _too_much(**shares)
+    problems += one_of(get_args(NewItems), new_items=options.get("new_items"))
     cuts = []
     for name in ("valid_from", "test_from"):
         if (given := options.get(name)) is None:
@@ -262,6 +369,7 @@ def check_temporal(**options: Any) -> list[str]:
 
 SPLITS: Final[dict[str, Callable[..., SequenceSplit]]] = {
     "leave_one_out": leave_one_out,
+    "cold_items": cold_items,
     "ratio": ratio,
     "temporal": temporal,
 }

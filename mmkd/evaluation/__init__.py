@@ -2,7 +2,14 @@
 
 from mmkd.evaluation.baselines import ContentKNN, ItemKNN, Popularity, Transition
 from mmkd.evaluation.evaluator import Evaluator
-from mmkd.evaluation.metrics import coverage_at_k, metrics_from_ranks, per_case, sliced_metrics
+from mmkd.evaluation.metrics import (
+    coverage_at_k,
+    metrics_from_ranks,
+    per_case,
+    popularity_bias,
+    sliced_metrics,
+    warm_and_cold,
+)
 from mmkd.evaluation.ranking import CaseRanks, rank_and_ties, top_k
 from mmkd.evaluation.retention import Retention, RetentionProbe
 from mmkd.evaluation.significance import bootstrap_intervals, compare, paired_permutation_test
@@ -22,7 +29,9 @@ __all__ = [
     "metrics_from_ranks",
     "paired_permutation_test",
     "per_case",
+    "popularity_bias",
     "rank_and_ties",
     "sliced_metrics",
     "top_k",
+    "warm_and_cold",
 ]

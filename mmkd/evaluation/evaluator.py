@@ -22,7 +22,9 @@ from mmkd.evaluation.metrics import (
     metric_names,
     metrics_from_ranks,
     per_case,
+    popularity_bias,
     sliced_metrics,
+    warm_and_cold,
 )
 from mmkd.evaluation.ranking import CaseRanks, gather, rank_and_ties, top_k
 from mmkd.evaluation.significance import bootstrap_intervals
@@ -227,7 +229,7 @@ class Evaluator:
         Returns:
             ``n`` cases, ``users``, ``metrics`` {name: value}, ``intervals`` {name: [low, high]} at
             95%, ``coverage@k`` of the recommended lists, ``slices`` {cold, tail, mid, head: {n,
-            metrics}} and ``slice_edges`` (fewest training events of each slice).
+            metrics}}, ``slice_edges`` (fewest training events of each slice) and ``breakdown``.
 
         Raises:
             EvaluationError: If there is no case; or as ``ranks``.
@@ -258,6 +260,28 @@ class Evaluator:
                 "tail": 1,
                 "mid": TAIL_MOST + 1,
                 "head": head_threshold(counts),
+            },
+            "breakdown": self.breakdown(ranks, split),
+        }
+
+    def breakdown(self, ranks: CaseRanks, data: SequenceSplit | HasSplit) -> dict[str, Any]:
+        """Warm and cold targets apart and together, and what the lists lean towards.
+
+        Args:
+            ranks: Of all cases, with their lists.
+            data: The split, or what has one.
+
+        Returns:
+            ``all``, ``warm`` and ``cold`` of ``warm_and_cold``; ``lists`` with ``coverage@k`` and
+            what ``popularity_bias`` gives.
+        """
+        split = data if isinstance(data, SequenceSplit) else data.split
+        counts, lists = split.train_counts(), ranks.top_items
+        return {
+            **warm_and_cold(ranks.rank, ranks.target, counts, self.ks, ties=ranks.ties),
+            "lists": {
+                f"coverage@{lists.shape[1]}": coverage_at_k(lists, split.item_count),
+                **popularity_bias(lists, counts),
             },
         }
 

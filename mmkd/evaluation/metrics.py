@@ -1,4 +1,4 @@
-"""Metrics: ranks [N] to HR@k, NDCG@k and MRR@k, also by how often the target trained; coverage.
+"""Metrics: ranks [N] to HR@k, NDCG@k and MRR@k, by how often the target trains; lists to coverage.
 
 With one relevant item per case: HR@k = [rank <= k], NDCG@k = [rank <= k] / log2(1 + rank),
 MRR@k = [rank <= k] / rank, each a mean over cases.
@@ -12,7 +12,9 @@ rank, which for a constant scorer is 0 at any small k, less than random and neve
 
 Slices, by the target's training events: cold has none, tail 1 to 5; head are the most popular
 items that together make up half of all training events (whole popularity levels, so slightly more
-than half where items tie), never below 6 events; mid is the rest.
+than half where items tie), never below 6 events; mid is the rest. Warm is all but cold.
+
+Recommended lists [N, k] have a coverage, and a popularity bias by several measures.
 """
 
 import re
@@ -114,24 +116,41 @@ def sliced_metrics(
     Raises:
         EvaluationError: if ranks and targets differ in length, or a target is not an item.
     """
-    if ranks.shape != target.shape:
-        raise EvaluationError(f"ranks {ranks.shape} and target {target.shape}; wanted both [N].")
-    if len(target) > 0 and not (1 <= target.min() and target.max() < len(train_counts)):
-        raise EvaluationError(
-            f"targets span {target.min()}..{target.max()}; the catalogue has "
-            f"1..{len(train_counts) - 1}."
-        )
+    _check_targets(ranks, target, train_counts)
     belongs = slice_of_items(train_counts)[target]
-    result: dict[str, dict[str, float | int | None]] = {}
-    for index, name in enumerate(SLICES):
-        here = belongs == index
-        result[name] = {"n": int(here.sum())}
-        if here.any():
-            tied = None if ties is None else ties[here]
-            result[name].update(metrics_from_ranks(ranks[here], ks, ties=tied))
-        else:
-            result[name].update(dict.fromkeys(metric_names(ks)))
-    return result
+    return {
+        name: _metrics_of(belongs == index, ranks, ks, ties) for index, name in enumerate(SLICES)
+    }
+
+
+def warm_and_cold(
+    ranks: NDArray[np.float64],
+    target: NDArray[np.int64],
+    train_counts: NDArray[np.int64],
+    ks: Sequence[int] = CUTOFFS,
+    *,
+    ties: NDArray[np.int64] | None = None,
+) -> dict[str, dict[str, float | int | None]]:
+    """The metrics over all cases, those whose target trains and those whose target never does.
+
+    Args:
+        ranks: See ``sliced_metrics``, and so are the others.
+        target: See ``ranks``.
+        train_counts: See ``ranks``.
+        ks: See ``ranks``.
+        ties: See ``ranks``.
+
+    Returns:
+        ``all``, ``warm`` and ``cold``, each as a slice of ``sliced_metrics``. All are ranked in one
+        catalogue, so ``all`` is the mean of the other two by their cases.
+
+    Raises:
+        EvaluationError: As ``sliced_metrics``.
+    """
+    _check_targets(ranks, target, train_counts)
+    cold = train_counts[target] == 0
+    groups = {"all": np.ones_like(cold), "warm": ~cold, "cold": cold}
+    return {name: _metrics_of(here, ranks, ks, ties) for name, here in groups.items()}
 
 
 def slice_of_items(train_counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -180,11 +199,88 @@ def coverage_at_k(items: ArrayLike | torch.Tensor, item_count: int) -> float:
     if item_count < 1:
         raise EvaluationError(f"item_count is {item_count}; wanted at least 1.")
     shown = np.unique(_array(items).astype(np.int64))
-    if len(shown) > 0 and (shown[0] < 0 or shown[-1] > item_count):
-        raise EvaluationError(
-            f"recommended items span {shown[0]}..{shown[-1]}; the catalogue has 1..{item_count}."
-        )
+    _check_listed(shown, item_count)
     return float(np.count_nonzero(shown)) / item_count
+
+
+def popularity_bias(
+    items: ArrayLike | torch.Tensor, train_counts: NDArray[np.int64]
+) -> dict[str, float | None]:
+    """How much recommended lists lean towards what trains often.
+
+    * ``gini``: Gini coefficient of how often each item of the catalogue is listed; 0 where all are
+      equally often, nearly 1 where few are. Adomavicius and Kwon, TKDE 24 (2012).
+    * ``popularity``: mean percentile of the listed items' training events: the share of the
+      catalogue with fewer, and half of that with as many; 0.5 for random lists. It is the average
+      recommendation popularity of Yin et al., VLDB 2012, made comparable between data sets.
+    * ``head``: share of places taken by head items. One minus the average percentage of long tail
+      items of Abdollahpouri et al., FLAIRS 2019 (arXiv:1901.07555), with ``head_threshold``.
+    * ``cold``: share of places taken by items that never train.
+
+    Args:
+        items: [N, k] recommended items; 0 marks an empty place, which counts nowhere.
+        train_counts: [I+1] training events per item.
+
+    Returns:
+        ``gini@k``, ``popularity@k``, ``head@k`` and ``cold@k``, each in 0..1; None where no item is
+        listed.
+
+    Raises:
+        EvaluationError: if an item lies outside the catalogue.
+    """
+    lists = _array(items).astype(np.int64)
+    _check_listed(lists, len(train_counts) - 1)
+    names = [f"{name}@{lists.shape[1]}" for name in ("gini", "popularity", "head", "cold")]
+    shown = lists[lists > 0]  # [M]
+    if not len(shown):
+        return dict.fromkeys(names)
+    often = np.sort(np.bincount(shown, minlength=len(train_counts))[1:])  # [I]
+    weight = 2 * np.arange(1, len(often) + 1) - len(often) - 1
+    counts = train_counts[1:]
+    ordered = np.sort(counts)
+    below, upto = (np.searchsorted(ordered, counts, side=side) for side in ("left", "right"))
+    percentile = (below + upto) / (2 * len(counts))  # [I]
+    count = counts[shown - 1]  # [M]
+    values = (
+        (weight * often).sum() / (len(often) * often.sum()),
+        percentile[shown - 1].mean(),
+        (count >= head_threshold(train_counts)).mean(),
+        (count == 0).mean(),
+    )
+    return {name: float(value) for name, value in zip(names, values, strict=True)}
+
+
+def _metrics_of(
+    here: NDArray[np.bool_],
+    ranks: NDArray[np.float64],
+    ks: Sequence[int],
+    ties: NDArray[np.int64] | None,
+) -> dict[str, float | int | None]:
+    """How many cases are here [N], and their metrics; None where there is none."""
+    count: dict[str, float | int | None] = {"n": int(here.sum())}
+    if not here.any():
+        return count | dict.fromkeys(metric_names(ks))
+    return count | metrics_from_ranks(ranks[here], ks, ties=None if ties is None else ties[here])
+
+
+def _check_targets(
+    ranks: NDArray[np.float64], target: NDArray[np.int64], train_counts: NDArray[np.int64]
+) -> None:
+    if ranks.shape != target.shape:
+        raise EvaluationError(f"ranks {ranks.shape} and target {target.shape}; wanted both [N].")
+    if len(target) > 0 and not (1 <= target.min() and target.max() < len(train_counts)):
+        raise EvaluationError(
+            f"targets span {target.min()}..{target.max()}; the catalogue has "
+            f"1..{len(train_counts) - 1}."
+        )
+
+
+def _check_listed(items: NDArray[np.int64], item_count: int) -> None:
+    if items.size and not (0 <= items.min() and items.max() <= item_count):
+        raise EvaluationError(
+            f"recommended items span {items.min()}..{items.max()}; the catalogue has "
+            f"1..{item_count}."
+        )
 
 
 def _gain(name: str, rank: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -68,7 +68,8 @@ def evaluate_baselines(
         progress: Told how many baselines of how many are done.
 
     Returns:
-        Name to ``{"test": report, "valid": metrics, "seconds": of making and evaluating it}``.
+        Name to ``{"test": report, "breakdown": {"test": its breakdown}, "valid": metrics,
+        "seconds": of making and evaluating it}``.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, make in makers.items():
@@ -78,8 +79,10 @@ def evaluate_baselines(
         scorer = make()
         ranks = evaluator.ranks(scorer, split, split.test, processes=processes)
         valid = evaluator.ranks(scorer, split, split.valid, processes=processes, list_length=0)
+        test = evaluator.report(ranks, split, seed=seed)
         found[name] = {
-            "test": evaluator.report(ranks, split, seed=seed),
+            "breakdown": {"test": test.pop("breakdown")},
+            "test": test,
             "valid": evaluator.metrics(valid),
             "seconds": round(time.monotonic() - began, 2),
         }

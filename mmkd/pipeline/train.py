@@ -141,6 +141,9 @@ def train(
         ranks = planned.evaluator.ranks(student, data.split, data.split.test, processes=accelerator)
         test = planned.evaluator.report(ranks, data.split, seed=recipe.seed)
         tested_s = time.monotonic() - tested
+        valid = planned.evaluator.ranks(
+            student, data.split, data.split.valid, processes=accelerator
+        )
         result: dict[str, Any] = {
             "recipe": recipe.name,
             "digest": recipe_digest(recipe),
@@ -148,6 +151,11 @@ def train(
             "split": recipe.data.split.kind,
             "test": test,
             "valid": report.history[report.best_epoch]["valid"],
+            # beside both: what release 0.1 wrote stays as it was
+            "breakdown": {
+                "test": test.pop("breakdown"),
+                "valid": planned.evaluator.breakdown(valid, data.split),
+            },
             "retention_at_start": report.retention_at_start,
             "best_epoch": report.best_epoch,
             "epochs": len(report.history),
@@ -158,7 +166,7 @@ def train(
                 "epoch": _mean([record["train_seconds"] for record in report.history]),
                 "validation": _mean([record["valid_seconds"] for record in report.history]),
                 "test": round(tested_s, 1),
-                "total": round(prepared_s + report.seconds + tested_s, 1),
+                "total": round(prepared_s + report.seconds + time.monotonic() - tested, 1),
             },
             "peak_memory_bytes": peak_memory_bytes(),
             "processes": accelerator.num_processes,
@@ -174,7 +182,7 @@ def train(
                 processes=accelerator,
             )
             result["baselines"] = {
-                name: {"test": found["test"], "valid": found["valid"]}
+                name: {part: found[part] for part in ("test", "valid", "breakdown")}
                 for name, found in beside.items()
             }
             result["seconds"]["baselines"] = round(time.monotonic() - began, 1)

@@ -59,6 +59,12 @@ def test_a_run_ends_in_test_beside_validation_and_what_to_type_next(shop: Shop) 
         shown = f"{part['NDCG@10']:.4f}" if part["n"] else "-"
         assert rows[f"NDCG@10 {name} ({part['n']})"][1].strip() == shown
     assert rows["coverage@10"][1].strip() == f"{test['coverage@10']:.4f}"
+    breakdown = shop.kdsr["breakdown"]
+    part = breakdown["test"]["warm"]
+    assert rows[f"NDCG@10 warm ({part['n']})"][1].strip() == f"{part['NDCG@10']:.4f}"
+    for column, cases in enumerate(("test", "valid"), start=1):
+        for name, value in breakdown[cases]["lists"].items():
+            assert rows[name][column].strip() == f"{value:.4f}"
     told = "\n".join(lines)
     assert f"text {valid['retention.text.spearman']:.2f} " in told
     assert f"{shop.kdsr['parameters']:,} parameters" in told
@@ -79,6 +85,35 @@ def test_baselines_stand_beside(shop: Shop, capsys: pytest.CaptureFixture[str]) 
     )
     head, first, *_ = capsys.readouterr().out.splitlines()
     assert head.split()[-1] == "popularity" and first.split()[-1] in ("0.1234", "0.1235")
+
+
+def test_new_items_stand_beside_on_validation_and_of_baselines(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = copy.deepcopy(shop.kdsr)
+    told["breakdown"]["valid"]["cold"] |= {"n": 3, "NDCG@10": 0.0123}
+    told["breakdown"]["valid"]["warm"]["NDCG@10"] = 0.2345
+    told["baselines"]["item-knn"]["breakdown"]["test"]["warm"]["NDCG@10"] = 0.3456
+    show.result(told, shop.runs / "quickstart", as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    warm, cold = (
+        next(line.split() for line in lines if line.startswith(f"NDCG@10 {name} "))
+        for name in ("warm", "cold")
+    )
+    assert (warm[4], warm[-1], cold[4]) == ("0.2345", "0.3456", "0.0123")
+
+
+def test_evaluate_shows_warm_and_cold_apart_and_together(shop: Shop) -> None:
+    found = printed("evaluate", "quickstart", "--runs", shop.runs)
+    lines = invoke("evaluate", "quickstart", "--runs", shop.runs).stdout.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines}
+    parts = found["slices"] | {name: found["breakdown"][name] for name in ("all", "warm")}
+    for name, part in parts.items():
+        figures = [part[metric] for metric in show.METRICS]
+        assert rows[name] == [str(part["n"]), *("-" if v is None else f"{v:.4f}" for v in figures)]
+    lists = found["breakdown"]["lists"]
+    assert all(f"{name} {value:.3f}" in lines[-1] for name, value in lists.items())
+    assert max(map(len, lines)) <= 120
 
 
 def test_training_tells_first_what_it_trains_on(shop: Shop, tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def test_the_facts_are_those_that_a_person_counts(tmp_path: Path) -> None:
         "train_events": 3,
         "valid_cases": 1,
         "test_cases": 1,
+        "valid_cases_cold": 1,
+        "test_cases_cold": 1,
         "texts": 4,
         "texts_shared": 2,
         "pictures": 3,

@@ -4,10 +4,33 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from references.events import Event, reference_sequences, reference_temporal
+import torch
+from references.events import (
+    Event,
+    reference_cold_items,
+    reference_sequences,
+    reference_temporal,
+)
 
-from mmkd.data import SPLITS, Cases, InteractionLog, SequenceSplit, leave_one_out, ratio, temporal
-from mmkd.data.splits import check_leave_one_out, check_ratio, check_temporal
+from mmkd.data import (
+    SPLITS,
+    Cases,
+    Dataset,
+    InteractionLog,
+    ItemTable,
+    SequenceSplit,
+    cold_items,
+    leave_one_out,
+    ratio,
+    temporal,
+)
+from mmkd.data.batches import TrainingWindows
+from mmkd.data.splits import (
+    check_cold_items,
+    check_leave_one_out,
+    check_ratio,
+    check_temporal,
+)
 from mmkd.errors import DataError
 
 ITEMS = 40
@@ -32,6 +55,11 @@ def random_log(seed: int) -> tuple[list[Event], InteractionLog]:
     return events, log
 
 
+def digests_of(log: InteractionLog, split: SequenceSplit) -> dict[str, str]:
+    ids, none = ["", *map(str, range(ITEMS))], [None] * (ITEMS + 1)
+    return Dataset(ItemTable(ids, ids, none, none, [()] * len(ids)), log, split).digests()
+
+
 def pairs(cases: Cases) -> set[tuple[str, int]]:
     found = [
         (f"u{u}", p) for u, p in zip(cases.user.tolist(), cases.position.tolist(), strict=True)
@@ -40,7 +68,10 @@ def pairs(cases: Cases) -> set[tuple[str, int]]:
     return set(found)
 
 
-@pytest.mark.parametrize("name", SPLITS)
+WHOLE = [name for name in SPLITS if name != "cold_items"]
+
+
+@pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.parametrize("seed", range(3))
 def test_every_split_holds_each_users_events_in_stable_time_order(name: str, seed: int) -> None:
     events, log = random_log(seed)
@@ -50,10 +81,12 @@ def test_every_split_holds_each_users_events_in_stable_time_order(name: str, see
         assert split.sequence(int(user[1:])).tolist() == [item for item, _ in own]
 
 
-@pytest.mark.parametrize("name", SPLITS)
-def test_no_case_trains_and_validation_precedes_test(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in WHOLE), ("cold_items", {"share": 0.4})]
+)
+def test_no_case_trains_and_validation_precedes_test(name: str, options: dict[str, float]) -> None:
     _, log = random_log(7)
-    split = SPLITS[name](log, ITEMS)
+    split = SPLITS[name](log, ITEMS, **options)
     for cases in (split.valid, split.test):
         assert (cases.position >= split.train_end[cases.user]).all()
         assert (cases.position < np.diff(split.offsets)[cases.user]).all()
@@ -231,6 +264,128 @@ def test_temporal_refuses_cuts_that_leave_a_part_empty(
 ) -> None:
     with pytest.raises(DataError, match=message):
         temporal(two_users(), 2, valid_from=start, test_from=middle)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+@pytest.mark.parametrize("seed", range(5))
+def test_cold_items_are_in_no_training_window_and_in_no_history(share: float, seed: int) -> None:
+    events, log = random_log(seed)
+    split = cold_items(log, ITEMS, share=share, seed=seed)
+    sequences = reference_sequences(events)
+    order = (1 + np.random.default_rng(seed).permutation(ITEMS)).tolist()
+    order = [item for item in order if item in set(log.item.tolist())]
+    drawn = order[: round(share * len(order))]
+    train, history, valid, test = reference_cold_items(sequences, drawn, order)
+
+    windows = TrainingWindows(split, max_length=5, overlap=1)
+    seen = set(windows.sequences(torch.arange(len(windows))).flatten().tolist())
+    assert not seen & set(drawn)
+    for user, expected in train.items():
+        number = int(user[1:])
+        assert split.sequence(number)[: split.train_end[number]].tolist() == expected
+        assert len(split.sequence(number)), "an empty history cannot be asked for a list"
+    for cases, expected_cases in ((split.valid, valid), (split.test, test)):
+        targets = split.target_items(cases).tolist()
+        users = [f"u{user}" for user in cases.user.tolist()]
+        assert set(zip(users, targets, strict=True)) == expected_cases
+        assert len(users) == len(set(users))
+    for user, position in zip(split.test.user.tolist(), split.test.position.tolist(), strict=True):
+        assert split.sequence(user)[:position].tolist() == history[f"u{user}"]
+
+    cold = [
+        set(split.target_items(c)[split.is_cold(c)].tolist()) for c in (split.valid, split.test)
+    ]
+    assert cold[0] and cold[1] and not cold[0] & cold[1]
+    before = [
+        split.sequence(u)[:p] for u, p in zip(split.test.user, split.test.position, strict=True)
+    ]
+    assert not cold[1] & set(np.concatenate(before).tolist())
+
+
+def test_cold_items_by_hand() -> None:
+    """Items 5 and 1 are drawn, in this order: 5 serves validation, 1 the test."""
+    order = 1 + np.random.default_rng(1).permutation(5)
+    assert order[:2].tolist() == [5, 1]
+    sequences = [
+        [2, 3, 5, 4],  # validates on 5; its test case follows it
+        [2, 5, 3, 1],  # 5 does not train; tests on 1
+        [3, 1, 2, 4, 5],  # 5 is validation's, so there is no test case
+        [4, 3, 1, 2],  # 1 is the test's, so there is no validation case, nor is it in the history
+        [5, 1, 3, 2],  # nothing warm to train on before the cases: trains only
+        [5, 1],  # neither trains, but the history is kept for who asks
+    ]
+    log = InteractionLog(
+        user=np.repeat(np.arange(6), [len(own) for own in sequences]),
+        item=np.concatenate(sequences),
+        timestamp=np.concatenate([np.arange(float(len(own))) for own in sequences]),
+        user_ids=tuple("abcdef"),
+    )
+    split = cold_items(log, 5, share=0.4, seed=1)
+    assert [split.sequence(u).tolist() for u in range(6)] == [
+        [2, 3, 5, 4],
+        [2, 3, 1],
+        [3, 2, 4],
+        [4, 3, 2],
+        [3, 2],
+        [5, 1],
+    ]
+    assert split.train_end.tolist() == [2, 1, 2, 2, 2, 0]
+    assert pairs(split.valid) == {("u0", 2), ("u1", 1), ("u2", 2)}
+    assert pairs(split.test) == {("u0", 3), ("u1", 2), ("u3", 2)}
+    assert split.is_cold(split.valid).tolist() == [True, False, False]
+    assert split.is_cold(split.test).tolist() == [False, True, False]
+
+
+def test_cold_items_differ_by_seed_and_share_and_are_refused_where_no_case_is_cold() -> None:
+    _, log = random_log(0)
+    chosen = [cold_items(log, ITEMS, share=s, seed=n) for s, n in ((0.3, 0), (0.3, 1), (0.5, 0))]
+    digests = [digests_of(log, split) for split in chosen]
+    assert len({(found["events"], found["split"]) for found in digests}) == 3
+    with pytest.raises(DataError, match=r"no test case on a cold item.*raise share=0.0001"):
+        cold_items(log, ITEMS, share=1e-4)
+    assert check_cold_items(share=1.0, seed=0.5, min_train_events=0) == [
+        "share: got 1.0, wanted 0.0001 to 0.9; such as 0.1",
+        "seed: got 0.5, wanted a whole number; round it",
+        "min_train_events: got 0, wanted at least 1; a case needs an event before it",
+    ]
+    with pytest.raises(DataError, match="share: got 0, wanted"):
+        cold_items(log, ITEMS, share=0)
+
+
+def test_temporal_keeps_or_drops_cases_on_new_items() -> None:
+    log = InteractionLog(
+        user=np.array([0, 0, 0, 0, 1, 1, 1]),
+        item=np.array([1, 3, 4, 2, 2, 1, 4]),  # 3 and 4 have no event before time 5
+        timestamp=np.array([0.0, 5.0, 7.0, 8.0, 1.0, 6.0, 9.0]),
+        user_ids=("a", "b"),
+    )
+    kept = temporal(log, 4, valid_from=5, test_from=7)
+    assert pairs(kept.valid) == {("u0", 1), ("u1", 1)}
+    assert pairs(kept.test) == {("u0", 2), ("u0", 3), ("u1", 2)}
+    assert kept.is_cold(kept.valid).tolist() == [True, False]
+    assert kept.is_cold(kept.test).tolist() == [True, False, True]
+    dropped = temporal(log, 4, valid_from=5, test_from=7, new_items="drop")
+    assert pairs(dropped.valid) == {("u1", 1)} and pairs(dropped.test) == {("u0", 3)}
+    assert dropped.sequence(0).tolist() == [1, 3, 4, 2]  # what the user took stays in the history
+    with pytest.raises(DataError, match="no validation case"):
+        temporal(log, 4, valid_from=5, test_from=6, new_items="drop")
+    assert check_temporal(new_items="skip") == ["new_items: got 'skip', wanted one of keep, drop"]
+
+
+@pytest.mark.parametrize(
+    ("name", "events", "cases"),
+    [
+        ("leave_one_out", "822d1cfec5f348ff", "7510e976d0705f02"),
+        ("ratio", "822d1cfec5f348ff", "e8cb2a1ee4ffd64b"),
+        ("temporal", "822d1cfec5f348ff", "8f47e88666947749"),
+    ],
+)
+def test_a_split_is_what_runs_of_earlier_versions_were_begun_with(
+    name: str, events: str, cases: str
+) -> None:
+    _, log = random_log(5)
+    found = digests_of(log, SPLITS[name](log, ITEMS))
+    assert (found["events"][:16], found["split"][:16]) == (events, cases)
 
 
 @pytest.mark.parametrize("name", SPLITS)

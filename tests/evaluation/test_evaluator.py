@@ -159,6 +159,15 @@ def test_summary_holds_the_metrics_of_all_cases() -> None:
     assert (report["n"], report["users"]) == (60, 30)
     assert report["coverage@10"] == len(set(found.top_items.ravel().tolist()) - {0}) / ITEMS
     assert sum(part["n"] for part in report["slices"].values()) == 60
+    breakdown = report["breakdown"]
+    assert breakdown == evaluator.breakdown(found, SimpleNamespace(split=split))
+    cold = split.is_cold(split.test)
+    assert [breakdown[name]["n"] for name in ("all", "warm", "cold")] == [60, sum(~cold), sum(cold)]
+    assert breakdown["all"]["NDCG@10"] == pytest.approx(report["metrics"]["NDCG@10"])
+    assert breakdown["cold"] == report["slices"]["cold"]
+    assert list(breakdown["lists"]) == [
+        *("coverage@10", "gini@10", "popularity@10", "head@10", "cold@10")
+    ]
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert evaluator.report(found, split, seed=0) == report
 

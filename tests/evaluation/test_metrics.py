@@ -8,7 +8,13 @@ import torch
 from references.ranking import reference_metric
 
 from mmkd.errors import EvaluationError
-from mmkd.evaluation import coverage_at_k, metrics_from_ranks, per_case, rank_and_ties
+from mmkd.evaluation import (
+    coverage_at_k,
+    metrics_from_ranks,
+    per_case,
+    popularity_bias,
+    rank_and_ties,
+)
 
 
 def test_hand_worked_metrics() -> None:
@@ -114,3 +120,45 @@ def test_coverage_counts_distinct_items() -> None:
     assert coverage_at_k(torch.arange(1, 9).reshape(4, 2), 8) == 1.0
     with pytest.raises(EvaluationError, match=r"1\.\.3"):
         coverage_at_k([[4]], 3)
+
+
+def test_popularity_bias_is_that_of_a_loop_over_places_and_items() -> None:
+    rng = np.random.default_rng(3)
+    counts = np.concatenate([[99], rng.integers(0, 4, 20), rng.integers(5, 40, 10)])
+    lists = rng.integers(0, 31, (25, 4)) % rng.integers(1, 31, (25, 1))  # 0 is an empty place
+    found = popularity_bias(lists, counts)
+    listed = [item for row in lists.tolist() for item in row if item]
+    assert 0 < len(listed) < 100
+
+    often = [listed.count(item) for item in range(1, 31)]
+    differences = sum(abs(a - b) for a in often for b in often)
+    assert found["gini@4"] == pytest.approx(differences / (2 * 30 * sum(often)))
+
+    def percentile(item: int) -> float:
+        below = sum(counts[other] < counts[item] for other in range(1, 31))
+        same = sum(counts[other] == counts[item] for other in range(1, 31))
+        return (below + same / 2) / 30
+
+    expected = sum(map(percentile, listed)) / len(listed)
+    assert found["popularity@4"] == pytest.approx(expected)
+    assert found["cold@4"] == sum(counts[item] == 0 for item in listed) / len(listed)
+    # head: the most popular, level by level, until they make up half of all training events
+    head, levels = set(), sorted(set(counts[1:].tolist()), reverse=True)
+    while sum(counts[item] for item in head) < counts[1:].sum() / 2:
+        level = levels.pop(0)
+        head |= {item for item in range(1, 31) if counts[item] == level}
+    assert found["head@4"] == sum(item in head for item in listed) / len(listed)
+
+
+def test_popularity_bias_at_its_ends() -> None:
+    counts = np.array([0, 10, 3, 2, 0])
+    every = popularity_bias([[1, 2], [3, 4]], counts)  # each item once
+    assert (every["gini@2"], every["popularity@2"], every["cold@2"]) == (0.0, 0.5, 0.25)
+    same = popularity_bias([[1], [1]], counts)
+    assert same == {"gini@1": 0.75, "popularity@1": 0.875, "head@1": 1.0, "cold@1": 0.0}
+    nothing = popularity_bias(np.zeros((3, 2)), counts)
+    assert (
+        set(nothing.values()) == {None} == set(popularity_bias(np.zeros((3, 0)), counts).values())
+    )
+    with pytest.raises(EvaluationError, match=r"span 5\.\.5; the catalogue has 1\.\.4"):
+        popularity_bias([[5]], counts)

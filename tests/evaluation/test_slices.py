@@ -1,12 +1,13 @@
-"""Cold, tail, mid and head by training count."""
+"""Cold, tail, mid and head by training count; warm beside cold."""
 
 import json
 
 import numpy as np
 import pytest
+from references.ranking import reference_metric
 
 from mmkd.errors import EvaluationError
-from mmkd.evaluation import metrics_from_ranks, sliced_metrics
+from mmkd.evaluation import metrics_from_ranks, sliced_metrics, warm_and_cold
 from mmkd.evaluation.metrics import SLICES, head_threshold, slice_of_items
 
 # items 1..7; 100 training events: 40 and 20 make up at least half
@@ -43,6 +44,26 @@ def test_sliced_metrics_are_the_metrics_of_the_cases_in_the_slice() -> None:
         assert result[name] == {"n": int(here.sum()), **expected}
     assert sum(int(part["n"] or 0) for part in result.values()) == 200
     json.dumps(result, allow_nan=False)
+
+
+def test_warm_and_cold_are_the_metrics_of_their_cases_and_make_up_all() -> None:
+    rng = np.random.default_rng(1)
+    target = rng.integers(1, 8, 200)  # item 1 never trains
+    ties = rng.integers(0, 6, 200)
+    ranks = rng.integers(1, 25, 200) + ties / 2
+    result = warm_and_cold(ranks, target, COUNTS, (5, 10), ties=ties)
+    assert list(result) == ["all", "warm", "cold"]
+    groups = {"all": range(1, 8), "warm": range(2, 8), "cold": [1]}
+    for name, members in groups.items():
+        here = [n for n in range(200) if target[n] in members]
+        assert result[name]["n"] == len(here) > 0
+        for metric in ("HR", "NDCG", "MRR"):
+            expected = reference_metric(metric, ranks[here].tolist(), ties[here].tolist(), 10)
+            assert result[name][f"{metric}@10"] == pytest.approx(expected, rel=1e-12)
+    whole, warm, cold = result.values()
+    mean = (warm["n"] * warm["HR@5"] + cold["n"] * cold["HR@5"]) / 200
+    assert whole["HR@5"] == pytest.approx(mean)
+    json.dumps(warm_and_cold(np.ones(1), np.array([2]), COUNTS), allow_nan=False)  # none is cold
 
 
 def test_a_target_outside_the_catalogue_is_an_error() -> None:

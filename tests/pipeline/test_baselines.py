@@ -37,6 +37,7 @@ def test_a_run_keeps_its_data_s_baselines(synthetic: list[str], tmp_path: Path) 
             assert found["test"][name] == result["test"][name]
         # a validation of a student with encoders has more than the plain metrics
         assert found["valid"].keys() == found["test"]["metrics"].keys()
+        assert found["breakdown"]["test"].keys() == result["breakdown"]["test"].keys()
     # what sells best, one case at a time
     split = plan(recipe).load_data().split
     sold = np.zeros(split.item_count + 1)
@@ -63,7 +64,7 @@ def test_all_baselines_by_themselves_are_those_of_the_run(full: RunFolder) -> No
     assert list(found) == ["popularity", "transition", "item-knn", "content-text", "content-image"]
     assert steps == [(n, 5) for n in range(6)]
     for name, kept in full.result()["baselines"].items():
-        assert {"test": found[name]["test"], "valid": found[name]["valid"]} == kept
+        assert {part: found[name][part] for part in ("test", "valid", "breakdown")} == kept
 
 
 def test_they_can_be_turned_off(synthetic: list[str], tmp_path: Path) -> None:

@@ -123,11 +123,18 @@ def test_evaluate_reproduces_the_test_and_the_validation(run: RunFolder) -> None
     again = evaluate(run.path)
     assert again["metrics"] == pytest.approx(result["test"]["metrics"])
     assert again["slices"].keys() == result["test"]["slices"].keys()
-    assert {k: v for k, v in again.items() if k not in ("metrics", "intervals", "slices")} == {
-        k: v for k, v in result["test"].items() if k not in ("metrics", "intervals", "slices")
+    apart = ("metrics", "intervals", "slices", "breakdown")
+    assert {k: v for k, v in again.items() if k not in apart} == {
+        k: v for k, v in result["test"].items() if k not in apart
     }
-    valid = evaluate(run.path, cases="valid")["metrics"]
+    validated = evaluate(run.path, cases="valid")
+    valid = validated["metrics"]
     assert valid == pytest.approx({name: result["valid"][name] for name in valid})
+    for found, kept in ((again, "test"), (validated, "valid")):
+        breakdown = result["breakdown"][kept]
+        assert found["breakdown"].keys() == breakdown.keys()
+        for name, part in breakdown.items():
+            assert found["breakdown"][name] == pytest.approx(part)
 
 
 def test_the_same_recipe_gives_the_same_result(

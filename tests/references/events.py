@@ -51,3 +51,40 @@ def reference_temporal(
             elif position:
                 test.add((user, position))
     return train, valid, test
+
+
+def reference_cold_items(
+    sequences: Sequences, drawn: list[int], order: list[int]
+) -> tuple[dict[str, list[int]], dict[str, list[int]], set[tuple[str, int]], set[tuple[str, int]]]:
+    """Histories that train, and for each user the histories and targets of the two cases.
+
+    Args:
+        sequences: Of ``reference_sequences``.
+        drawn: Items that may not train.
+        order: All items, the drawn ones first: cold ones serve validation and test in turns.
+
+    Returns:
+        User to training items; user to the test case's history; (user, target) of validation
+        and of test.
+    """
+    train, cases = {}, {}
+    for user, own in sequences.items():
+        items = [item for item, _ in own]
+        warm = [item for item in items[:-2] if item not in drawn]
+        if warm:
+            train[user], cases[user] = warm, items[-2:]
+        else:
+            train[user] = [item for item in items if item not in drawn]
+    trained = {item for items in train.values() for item in items}
+    taken = {item for own in sequences.values() for item, _ in own}
+    cold = [item for item in order if item in taken and item not in trained]
+    for_valid = {item for place, item in enumerate(cold) if place % 2 == 0}
+    valid, test, history = set(), set(), {}
+    for user, (before, last) in cases.items():
+        history[user] = list(train[user])
+        if before in trained or before in for_valid:
+            valid.add((user, before))
+            history[user].append(before)
+        if last in trained or last not in for_valid:
+            test.add((user, last))
+    return train, history, valid, test
