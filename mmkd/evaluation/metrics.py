@@ -209,7 +209,8 @@ def popularity_bias(
     """How much recommended lists lean towards what trains often.
 
     * ``gini``: Gini coefficient of how often each item of the catalogue is listed; 0 where all are
-      equally often, nearly 1 where few are. Adomavicius and Kwon, TKDE 24 (2012).
+      equally often, nearly 1 where few are. Shani and Gunawardana, Recommender Systems Handbook
+      (2011).
     * ``popularity``: mean percentile of the listed items' training events: the share of the
       catalogue with fewer, and half of that with as many; 0.5 for random lists. It is the average
       recommendation popularity of Yin et al., VLDB 2012, made comparable between data sets.
