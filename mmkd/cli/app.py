@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmkd import __version__
-from mmkd.cli import baselines, cache, encoders, items, listing, recipes, runs
+from mmkd.cli import baselines, cache, encoders, items, listing, recipes, runs, sweep
 from mmkd.cli.arguments import RecipeCommand
 from mmkd.errors import MmkdError, remedied
 
@@ -26,6 +26,7 @@ for command in (
     recipes.embed,
     recipes.train,
     baselines.baselines,
+    sweep.sweep,
     runs.compress,
     runs.evaluate,
     runs.recommend,
