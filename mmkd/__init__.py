@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from mmkd.student import FusedItemEmbedding as FusedItemEmbedding
     from mmkd.student import Recommender as Recommender
     from mmkd.student.backbones.gru4rec import GRU4Rec as GRU4Rec
+    from mmkd.student.backbones.rgat import RGAT as RGAT
     from mmkd.student.backbones.transformer import BERT4Rec as BERT4Rec
     from mmkd.student.backbones.transformer import SASRec as SASRec
     from mmkd.training.arguments import TrainingArguments as TrainingArguments
@@ -87,6 +88,7 @@ _HOMES = {
     "mmkd.pipeline.run": ("Run", "load", "train"),
     "mmkd.student": ("Ensemble", "FusedItemEmbedding", "Recommender"),
     "mmkd.student.backbones.gru4rec": ("GRU4Rec",),
+    "mmkd.student.backbones.rgat": ("RGAT",),
     "mmkd.student.backbones.transformer": ("BERT4Rec", "SASRec"),
     "mmkd.training.arguments": ("TrainingArguments",),
     "mmkd.training.trainer": ("Trainer",),

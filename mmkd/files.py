@@ -124,6 +124,18 @@ def read_yaml(path: Path, *, resolve: bool = False) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
 
+def yaml_folders(kind: str, first: Path | None = None) -> list[Path]:
+    """Where ``recipes`` or ``encoders`` are looked up by name, first match wins; those there are.
+
+    ``first``, by default that of the working folder; what came with the package; the checkout's.
+    """
+    package = Path(__file__).absolute().parent  # a wheel is installed as plain files
+    places = [(first or Path(kind)).absolute(), package / "_bundled" / kind]
+    if (package.parent / "pyproject.toml").is_file():
+        places.append(package.parent / kind)
+    return [place for place in dict.fromkeys(places) if place.is_dir()]
+
+
 def file_checksum(path: Path) -> int:
     """CRC-32 of a file's bytes.
 

@@ -26,6 +26,7 @@ BERT4REC = [
     "task={kind: masked_item, mask_ratio: 0.3, last_only: 0.2}",
 ]
 GRU4REC = ["name=gru", "student.backbone={kind: gru4rec}", "student.score_with=id"]
+RGAT = ["name=rgat", "student.backbone={kind: rgat, layers: 2}"]
 MASKED = [
     *BERT4REC,
     "task={kind: masked_item, mask_ratio: 0.3, views: 2, window_step: 3}",

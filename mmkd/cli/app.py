@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmkd import __version__
-from mmkd.cli import baselines, cache, encoders, items, listing, recipes, runs, sweep
+from mmkd.cli import cache, encoders, listing, recipes, runs, sweep
 from mmkd.cli.arguments import RecipeCommand
 from mmkd.errors import MmkdError, remedied
 
@@ -25,9 +25,9 @@ for command in (
     recipes.validate,
     recipes.embed,
     recipes.train,
-    baselines.baselines,
+    recipes.baselines,
+    recipes.compress,
     sweep.sweep,
-    runs.compress,
     runs.evaluate,
     runs.recommend,
     runs.similar,
@@ -37,7 +37,7 @@ for command in (
 ):
     overridden = "overrides" in inspect.signature(command).parameters
     app.command(cls=RecipeCommand if overridden else None)(command)
-app.command("add-items")(items.add_items)
+app.command("add-items")(runs.add_items)
 app.command("ls")(listing.list_)
 app.command("cp")(listing.copy)
 app.command()(recipes.demo)

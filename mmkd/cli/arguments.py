@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from mmkd.errors import RecipeError, RunError, closest
+
 if TYPE_CHECKING:
     from mmkd.config.plan import Plan
+
+
+def _cases(value: str) -> str:
+    if value not in ("test", "valid"):
+        raise RunError(f"--cases: got {value}, wanted test or valid")
+    return value
+
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe's path or name (mmkd ls recipes).")]
 Overrides = Annotated[
@@ -18,6 +27,7 @@ RunName = Annotated[str, typer.Argument(help="A run's folder or name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start the run anew.")]
+Cases = Annotated[str, typer.Option(help="test or valid.", callback=_cases)]
 Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept.", envvar="MMKD_RUNS")]
 RUNS = Path("runs")
 
@@ -42,8 +52,6 @@ class RecipeCommand(TyperCommand):
                 following = "".join(args[place + 1 : place + 2])
                 if not equals:
                     value = "VALUE" if following.startswith("-") or "=" in following else following
-                from mmkd.errors import RecipeError
-
                 raise RecipeError(f"{self.name} has no option {name}; write {key}={value}")
         return super().parse_args(ctx, args)
 
@@ -51,7 +59,6 @@ class RecipeCommand(TyperCommand):
 def _recipe_key(option: str, known: Collection[str]) -> str | None:
     """The recipe's key that an unknown option spells, such as ``training.batch_size``."""
     from mmkd.config.plan import option_keys
-    from mmkd.errors import closest
 
     name, keys = option.replace("-", "_"), option_keys()
     leaves = {key.rpartition(".")[2]: key for key in reversed(keys)}  # the first of a name wins

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmkd.cli.arguments import AsJson
-from mmkd.errors import EncoderError
+from mmkd.errors import EncoderError, outside
 
 if TYPE_CHECKING:
     from mmkd.encoders import EncoderCard
@@ -114,10 +114,14 @@ def _read(card: "EncoderCard", inputs: Sequence[str]) -> list[Any]:
             raise EncoderError(
                 f"{place}: no such file; card {card.name} encodes pictures, give their paths"
             )
-        try:
+        with outside(
+            EncoderError,
+            place,
+            "cannot be read as a picture",
+            remedy="give another",
+            also=(ImageProblem,),
+        ):
             images.append(decode_image(path.read_bytes()))  # as the cache does
-        except (OSError, ImageProblem) as error:
-            raise EncoderError(f"{place} cannot be read as a picture: {error}") from error
     return images
 
 

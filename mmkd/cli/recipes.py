@@ -1,8 +1,8 @@
-"""The commands that make a recipe, or something of one: init, validate, embed, train, demo."""
+"""The commands that make a recipe, or something of one: init, validate, embed, train and others."""
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,9 +13,16 @@ from mmkd.cli.arguments import (
     Overwrite,
     RecipeName,
     Resume,
+    RunName,
     Runs,
+    find_run,
     planned,
 )
+from mmkd.errors import RecipeError
+
+if TYPE_CHECKING:
+    from mmkd.config.plan import Plan
+    from mmkd.config.recipe import Recipe
 
 
 def init(
@@ -57,7 +64,6 @@ def validate(
     Loads no model and opens no picture.
     """
     from mmkd.cli import show
-    from mmkd.errors import RecipeError
 
     try:
         plan = planned(recipe, overrides)
@@ -123,23 +129,41 @@ def train(
     json: AsJson = False,
 ) -> None:
     """Train a recipe: embed, distil, train, select on validation, test once."""
-    from mmkd.cli import show
-    from mmkd.cli.progress import EmbeddingProgress, note
-    from mmkd.pipeline.train import train as run_train
-
     plan = planned(recipe, overrides)
     folder = out or runs / plan.recipe.name
-    with EmbeddingProgress() as progress:
-        result = run_train(
-            plan,
-            folder=folder,
-            resume=resume,
-            overwrite=overwrite,
-            progress=progress.advance,
-            announce=note,
-        )
-    if int(os.environ.get("RANK", "0")) == 0:
-        show.result(result, folder, as_json=json)
+    _train(plan, folder, resume=resume, overwrite=overwrite, json=json)
+
+
+def compress(
+    run: RunName,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; default runs/NAME-compressed.")
+    ] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    runs: Runs = RUNS,
+    json: AsJson = False,
+) -> None:
+    """Train one network on what a trained ensemble predicts, so that serving costs one."""
+    from mmkd.pipeline.opening import compressing
+    from mmkd.runs.folder import RunFolder
+
+    recipe = compressing(RunFolder(find_run(run, runs)), overrides or [])
+    folder = out or runs / recipe.name
+    _train(recipe, folder, resume=resume, overwrite=overwrite, json=json)
+
+
+def baselines(recipe: RecipeName, overrides: Overrides = None, json: AsJson = False) -> None:
+    """What needs no training, on a recipe's data: popularity, transitions, item and content kNN."""
+    from mmkd.cli import show
+    from mmkd.cli.progress import Bar, EmbeddingProgress
+    from mmkd.pipeline.baselines import baselines as run_baselines
+
+    plan = planned(recipe, overrides)
+    with EmbeddingProgress() as encoding, Bar("baselines") as bar:
+        found = run_baselines(plan, embed_progress=encoding.advance, progress=bar.advance)
+    show.baselines(found, ks=plan.evaluator.ks, as_json=json)
 
 
 def demo(
@@ -166,3 +190,23 @@ def demo(
             announce=note,
         )
     show.demo(results, folder, as_json=json)
+
+
+def _train(
+    recipe: "Plan | Recipe", folder: Path, *, resume: bool, overwrite: bool, json: bool
+) -> None:
+    from mmkd.cli import show
+    from mmkd.cli.progress import EmbeddingProgress, note
+    from mmkd.pipeline.train import train as run_train
+
+    with EmbeddingProgress() as progress:
+        result = run_train(
+            recipe,
+            folder=folder,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress.advance,
+            announce=note,
+        )
+    if int(os.environ.get("RANK", "0")) == 0:
+        show.result(result, folder, as_json=json)

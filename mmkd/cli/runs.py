@@ -1,28 +1,31 @@
-"""The commands that ask a trained run: evaluate, recommend, similar, compare and the others."""
+"""The commands that ask a trained run, evaluate to neighbours, or give it more: add-items."""
 
-import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmkd.cli.arguments import (
     RUNS,
     AsJson,
+    Cases,
     Overrides,
-    Overwrite,
     RecipeName,
-    Resume,
     RunName,
     Runs,
     find_run,
     planned,
 )
+from mmkd.errors import RunError, shown
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 def evaluate(
     run: RunName,
-    cases: Annotated[str, typer.Option(help="test or valid.")] = "test",
+    cases: Cases = "test",
     against: Annotated[
         str | None, typer.Option(help="Another run: paired permutation test of the difference.")
     ] = None,
@@ -32,12 +35,9 @@ def evaluate(
 ) -> None:
     """Evaluate a trained run again, or test it against another run."""
     from mmkd.cli import show
-    from mmkd.errors import RunError
     from mmkd.pipeline.evaluate import compare_runs
     from mmkd.pipeline.evaluate import evaluate as run_evaluate
 
-    if cases not in ("test", "valid"):
-        raise RunError(f"--cases: got {cases}, wanted test or valid")
     folder = find_run(run, runs)
     if against is not None:
         found = compare_runs(folder, find_run(against, runs), cases=cases, metric=metric)
@@ -77,7 +77,6 @@ def recommend(
     from mmkd.cli import show
     from mmkd.cli.lists import write_lists
     from mmkd.data.readers.lists import load_histories, load_ids
-    from mmkd.errors import RunError
     from mmkd.pipeline.run import Run
 
     if not separator:
@@ -110,12 +109,7 @@ def recommend(
         written = write_lists(out, frames, total=total)
         show.written(written, out, as_json=json)
         return
-    found = [
-        {"item": one["item_id"], "title": one["title"], "score": one["score"]}
-        for frame in frames
-        for one in frame.iter_rows(named=True)
-    ]
-    show.items(found, title="next items", as_json=json)
+    show.items(_ranked(*frames), title="next items", as_json=json)
 
 
 def similar(
@@ -134,27 +128,20 @@ def similar(
 
     opened = Run(find_run(run, runs))
     frame = opened.similar([opened.items.named(item)], k=k, by=by)
-    found = [
-        {"item": one["item_id"], "title": one["title"], "score": one["score"]}
-        for one in frame.iter_rows(named=True)
-    ]
-    show.items(found, title=f"near {item}", as_json=json)
+    show.items(_ranked(frame), title=f"near {item}", as_json=json)
 
 
 def compare(
     names: Annotated[list[str], typer.Argument(help="Runs; the others against the first.")],
-    cases: Annotated[str, typer.Option(help="test or valid.")] = "test",
+    cases: Cases = "test",
     metric: Annotated[str, typer.Option(help="Which metric to test.")] = "NDCG@10",
     runs: Runs = RUNS,
     json: AsJson = False,
 ) -> None:
     """Is the first run better than the others? Paired tests, corrected for their number."""
     from mmkd.cli import show
-    from mmkd.errors import RunError
     from mmkd.pipeline.run import Run
 
-    if cases not in ("test", "valid"):
-        raise RunError(f"--cases: got {cases}, wanted test or valid")
     if len(names) < 2:
         raise RunError("give two runs or more, the one in question first")
     opened = [Run(find_run(name, runs)) for name in names]
@@ -175,7 +162,6 @@ def neighbours(
     """The nearest items by the encoder and by the trained student, side by side."""
     from mmkd.cli import show
     from mmkd.cli.progress import EmbeddingProgress
-    from mmkd.errors import RunError
     from mmkd.pipeline.embed import encoder_neighbours
     from mmkd.runs.folder import RunFolder
     from mmkd.runs.recommend import similar as nearest
@@ -193,34 +179,45 @@ def neighbours(
     if (trained := RunFolder(folder)).finished:
         items = trained.items()
         vectors = student_vectors(trained.student(), modality)
-        frame = nearest(vectors, items, items.rows([item]), k=k)
-        by_student = [
-            {"item": one["item_id"], "title": one["title"], "score": one["score"]}
-            for one in frame.iter_rows(named=True)
-        ]
+        by_student = _ranked(nearest(vectors, items, items.rows([item]), k=k))
     show.neighbours(by_encoder, by_student, folder, as_json=json)
 
 
-def compress(
+def add_items(
     run: RunName,
-    overrides: Overrides = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder; default runs/NAME-compressed.")
-    ] = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
+    file: Annotated[
+        Path, typer.Argument(help="The new items: a file with the catalogue's columns.")
+    ],
+    out: Annotated[Path, typer.Option(help="The new run's folder.")],
     runs: Runs = RUNS,
     json: AsJson = False,
 ) -> None:
-    """Train one network on what a trained ensemble predicts, so that serving costs one."""
+    """Make a run that recommends new items too, without training."""
     from mmkd.cli import show
-    from mmkd.cli.progress import note
-    from mmkd.pipeline.compress import compressing
-    from mmkd.pipeline.train import train as run_train
-    from mmkd.runs.folder import RunFolder
+    from mmkd.cli.progress import EmbeddingProgress
+    from mmkd.pipeline.add_items import add_items as run_add_items
 
-    recipe = compressing(RunFolder(find_run(run, runs)), overrides or [])
-    folder = out or runs / recipe.name
-    result = run_train(recipe, folder=folder, resume=resume, overwrite=overwrite, announce=note)
-    if int(os.environ.get("RANK", "0")) == 0:
-        show.result(result, folder, as_json=json)
+    folder = find_run(run, runs)
+    with EmbeddingProgress() as progress:
+        done = run_add_items(folder, file, out=out, progress=progress.advance)
+    if json:
+        show.as_json({**asdict(done), "folder": str(out)})
+        return
+    items = "item" if done.added == 1 else "items"
+    having = ", ".join(f"{count} with {name}" for name, count in done.present.items())
+    typer.echo(f"{out}: {done.added} new {items} ({having}), {done.catalogue} in all")
+    if done.left_out:
+        typer.echo(
+            f"left out, as no encoder has anything to read of them: {len(done.left_out)} "
+            f"({shown(done.left_out)})"
+        )
+    typer.echo(f"next: mmkd recommend {out} --history ID,ID")
+
+
+def _ranked(*frames: "pl.DataFrame") -> list[dict[str, Any]]:
+    """The rows of lists, as they are shown."""
+    return [
+        {"item": one["item_id"], "title": one["title"], "score": one["score"]}
+        for frame in frames
+        for one in frame.iter_rows(named=True)
+    ]

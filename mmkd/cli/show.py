@@ -346,6 +346,39 @@ def demo(results: Mapping[str, Mapping[str, Any]], folder: Path, *, as_json: boo
     )
 
 
+def baselines(
+    found: Mapping[str, Mapping[str, Any]], *, ks: tuple[int, ...], as_json: bool
+) -> None:
+    """A row a baseline; the cut-off is 10, or the last of the recipe's."""
+    if as_json:
+        _json(found)
+        return
+    k = 10 if 10 in ks else ks[-1]
+    hit, gain = f"HR@{k}", f"NDCG@{k}"
+    lines = []
+    for name, baseline in found.items():
+        test = baseline["test"]
+        low, high = test["intervals"][gain]
+        slices = [test["slices"][part] for part in SLICES]
+        lines.append(
+            [
+                name,
+                f"{test['metrics'][hit]:.4f}",
+                f"{test['metrics'][gain]:.4f} [{low:.4f}, {high:.4f}]",
+                *(f"{part[gain]:.4f}" if part["n"] else "-" for part in slices),
+                f"{test['coverage@10']:.3f}",
+                f"{baseline['seconds']:.1f}",
+            ]
+        )
+    names = ("baseline", hit, f"{gain} [95%]", *SLICES, "coverage@10", "seconds")
+    rows(names, lines)
+    cases = " ".join(f"{part} {test['slices'][part]['n']}" for part in SLICES)
+    _print(
+        f"{test['n']} test cases ({cases}), ranked as the recipe's student is; the slices show "
+        f"{gain} by how often the target trains."
+    )
+
+
 def rows(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A plain table."""
     grid = _grid(*names)

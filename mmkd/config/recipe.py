@@ -8,7 +8,6 @@ so a recipe can be read, listed and compared without loading torch.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +28,7 @@ from pydantic import (
 from mmkd.config.layers import merge, merge_layers
 from mmkd.config.options import model_problems
 from mmkd.errors import RecipeError, closest, outside
-from mmkd.files import read_yaml, write_text
+from mmkd.files import read_yaml, write_text, yaml_folders
 
 SUFFIXES = (".yaml", ".yml")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -244,7 +243,7 @@ def find_recipe(name_or_path: str) -> Path:
         if path.is_file():
             return path
         raise RecipeError([f"{name_or_path}: no such recipe file"])
-    folders = list(_folders())
+    folders = yaml_folders("recipes")
     for folder in folders:
         candidate = folder / f"{name_or_path}.yaml"
         if candidate.is_file():
@@ -257,7 +256,9 @@ def find_recipe(name_or_path: str) -> Path:
 
 def recipe_names() -> list[str]:
     """The names of all recipes that can be loaded by name, sorted."""
-    return sorted({path.stem for folder in _folders() for path in folder.glob("*.yaml")})
+    return sorted(
+        {path.stem for folder in yaml_folders("recipes") for path in folder.glob("*.yaml")}
+    )
 
 
 def read_layers(path: Path) -> list[tuple[str, dict[str, object]]]:
@@ -273,11 +274,10 @@ def read_layers(path: Path) -> list[tuple[str, dict[str, object]]]:
     Raises:
         RecipeError: When a file is no YAML mapping, or the base is missing or has a base itself.
     """
-    base_path = base_of(path)
     content = _read(path)
     base = content.pop("base", None)
     layers = [(display_path(path), content)]
-    if base_path is None:
+    if (base_path := _beside(path, base)) is None:
         return layers
     lower = _read(base_path)
     if "base" in lower:
@@ -292,7 +292,11 @@ def base_of(path: Path) -> Path | None:
     Raises:
         RecipeError: When the recipe is no YAML mapping, or the base is missing.
     """
-    base = _read(path).get("base")
+    return _beside(path, _read(path).get("base"))
+
+
+def _beside(path: Path, base: object) -> Path | None:
+    """The file that a recipe's `base` names."""
     if base is None:
         return None
     where = f"{display_path(path)}: base"
@@ -344,16 +348,6 @@ def display_path(path: Path) -> str:
     absolute = path.absolute()
     inside = absolute.is_relative_to(Path.cwd())
     return str(absolute.relative_to(Path.cwd()) if inside else absolute)
-
-
-def _folders() -> Iterator[Path]:
-    """Where names are looked up, first match wins; folders that do not exist are left out."""
-    checkout = Path(__file__).parents[2]
-    candidates = [Path("recipes"), Path(str(files("mmkd"))) / "_bundled" / "recipes"]
-    if (checkout / "pyproject.toml").is_file():
-        candidates.append(checkout / "recipes")
-    unique = dict.fromkeys(candidate.absolute() for candidate in candidates)
-    return (folder for folder in unique if folder.is_dir())
 
 
 def _read(path: Path) -> dict[str, object]:

@@ -83,7 +83,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class NextItem:
-    """Predict the next item at every position (SASRec, GRU4Rec); for causal backbones.
+    """Predict the next item at every position (SASRec, GRU4Rec, RGAT); for causal backbones.
 
     >>> from mmkd import NextItem
     >>> import torch

@@ -9,7 +9,6 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
@@ -27,7 +26,7 @@ from mmkd.encoders.base import Encoder
 from mmkd.encoders.loading import content_identity
 from mmkd.encoders.registry import ENCODERS, check_kind, constructor_arguments, encoder_class
 from mmkd.errors import EncoderError, did_you_mean, outside
-from mmkd.files import read_yaml
+from mmkd.files import read_yaml, yaml_folders
 
 # Raise when the meaning of the hashed text below changes. Fields at their default are left out of
 # it, so a new field whose default is the old behaviour keeps every old fingerprint. Hence: the
@@ -386,15 +385,8 @@ def card_path(name: str, *, folder: Path | None = None) -> Path:
 
 def _card_paths(folder: Path | None) -> dict[str, Path]:
     """Name to file; an earlier folder's card hides a later one's of the same name."""
-    # a wheel is installed as plain files, so these are real folders
-    root = Path(str(resources.files("mmkd")))
-    own = Path("encoders") if folder is None else folder
-    found: dict[str, Path] = {}
-    for place in (own, root / "_bundled" / "encoders", root.parent / "encoders"):
-        if place.is_dir():
-            for path in sorted(place.glob("*.yaml")):
-                found.setdefault(path.stem, path)
-    return found
+    places = reversed(yaml_folders("encoders", folder))
+    return {path.stem: path for place in places for path in place.glob("*.yaml")}
 
 
 def _read(path: Path) -> EncoderCard:

@@ -1,10 +1,10 @@
-"""Opening a run's folder: may this recipe train here, on this data?
+"""Opening a run's folder: may this recipe train here, on this data, or be compressed?
 
 From a plan and a folder to an open run, or to a RunError that says what to do. Nothing of an
 earlier run is deleted before the new one's data, attributes and teacher have been read.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from mmkd.config.plan import Plan
-from mmkd.config.recipe import Recipe, load_recipe
+from mmkd.config.recipe import Recipe, load_recipe, quoted
 from mmkd.data.dataset import Dataset
 from mmkd.data.items import AttributeVocabulary
 from mmkd.data.splits import SequenceSplit
@@ -116,6 +116,40 @@ def check_same(run: RunFolder, recipe: Recipe) -> None:
             f"{run.path}: holds a run of another recipe than {recipe.name} as given now (compare "
             f"{run.recipe}); resume with the same options, or give another folder with --out"
         )
+
+
+def compressing(run: RunFolder, overrides: Sequence[str] = ()) -> Recipe:
+    """The run's own recipe for one network, with the run as its teacher.
+
+    What the networks tell each other falls away; attributes and correlations stay as they were.
+
+    Args:
+        run: A finished run.
+        overrides: As for ``load_recipe``; they win.
+
+    Raises:
+        RunError: The run isn't finished, or the overrides leave nothing of a compression.
+        RecipeError: An override is wrong.
+    """
+    if not run.finished:
+        raise RunError(f"{run.path}: is not finished; train it to its end first (--resume)")
+    recipe = load_recipe(
+        str(run.recipe),
+        [
+            f"name={run.marker()['recipe']}-compressed",
+            "ensemble.members=1",
+            "objective.contrastive=null",
+            "objective.mutual=null",
+            f"objective.compression.teacher={quoted(run.path)}",
+            *overrides,
+        ],
+    )
+    if recipe.ensemble.get("members", 1) != 1 or recipe.objective.compression is None:
+        raise RunError(
+            f"compressing {run.path}: the overrides ask for several networks or no compression; "
+            "leave out ensemble.members and objective.compression=null, or use mmkd train"
+        )
+    return recipe
 
 
 def _check_open(run: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:

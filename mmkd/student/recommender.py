@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self, get_args
+from typing import Any, Literal, Protocol, Self, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmkd.errors import DataError, MmkdError, at_least, one_of, refuse
-from mmkd.student.backbones import Backbone, build_backbone
+from mmkd.student.backbones import Backbone, build_backbone, reads_items
 from mmkd.student.item_embedding import FusedItemEmbedding
 
 ScoreWith = Literal["id", "fused"]
@@ -122,6 +122,7 @@ class Recommender(nn.Module):
         limits = (max_length, getattr(backbone, "max_length", None))
         self.max_length = min((n for n in limits if n is not None), default=None)
         self.gradient_checkpointing = False
+        self._reads_items = reads_items(backbone)
 
     @staticmethod
     def check(**options: Any) -> list[str]:
@@ -193,7 +194,7 @@ class Recommender(nn.Module):
         else:
             x = self.embedding(items)
             matrix = self.item_matrix()
-        hidden = self._states(x, items == 0)  # [B, L, d]
+        hidden = self._states(x, items)  # [B, L, d]
         return StudentOutput(
             hidden=hidden, modality=self.embedding.modality_tables(), item_matrix=matrix
         )
@@ -245,17 +246,17 @@ class Recommender(nn.Module):
             out = self(prompt(self, histories))
             return self.score(out.hidden[:, -1], out.item_matrix)
 
-    def _states(self, x: Tensor, padding: Tensor) -> Tensor:
+    def _states(self, x: Tensor, items: Tensor) -> Tensor:
+        inputs = (x, items == 0, items) if self._reads_items else (x, items == 0)
+        backbone = cast(Callable[..., Tensor], self.backbone)
         if not (self.gradient_checkpointing and self.training):
-            return self.backbone(x, padding)
+            return backbone(*inputs)
         # sequences do not see each other, so what is computed again is a few of them at a time
         positions = _CPU_POSITIONS if x.device.type == "cpu" else _OTHER_POSITIONS
         count = math.ceil(x.shape[0] * x.shape[1] / positions)
         rows = max(1, math.ceil(x.shape[0] / max(1, count)))  # alike: kernels are kept by shape
-        chunks = zip(torch.split(x, rows), torch.split(padding, rows), strict=True)
-        return torch.cat(
-            [checkpoint(self.backbone, *chunk, use_reentrant=False) for chunk in chunks]
-        )
+        chunks = zip(*(torch.split(each, rows) for each in inputs), strict=True)
+        return torch.cat([checkpoint(backbone, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 class Student(Protocol):

@@ -236,6 +236,7 @@ def test_facets_that_do_not_divide_the_teacher_are_refused() -> None:
         ("student.backbone.layers=0", "student.backbone.layers: got 0, wanted at least 1"),
         ("student.backbone.feedforward=0", "student.backbone.feedforward: got 0, wanted at least"),
         ("student.backbone={kind: gru4rec, hidden: 0}", "student.backbone.hidden: got 0, wanted"),
+        ("student.backbone={kind: rgat, last_n: 0}", "student.backbone.last_n: got 0, wanted"),
         ("student.backbone={kind: gru4rec, dropout: 1}", "student.backbone.dropout: got 1.0"),
         (
             "objective.recommendation={kind: gbce, negatives: 0}",

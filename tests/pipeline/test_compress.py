@@ -13,8 +13,8 @@ from mmkd.config.plan import plan
 from mmkd.config.recipe import load_recipe
 from mmkd.demo import make_synthetic
 from mmkd.errors import DataError, RunError
-from mmkd.pipeline.compress import compressing
 from mmkd.pipeline.evaluate import evaluate
+from mmkd.pipeline.opening import compressing
 from mmkd.pipeline.train import train
 from mmkd.runs.folder import RunFolder
 

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from synthetic_runs import BERT4REC, GRU4REC, write_data
+from synthetic_runs import BERT4REC, GRU4REC, RGAT, write_data
 
 from mmkd.config.plan import plan
 from mmkd.config.recipe import Recipe, load_recipe
@@ -323,7 +323,7 @@ def test_what_trains_on_what_is_told_first(recipe: Recipe, tmp_path: Path, data:
 # other shapes
 
 
-@pytest.mark.parametrize("changes", [BERT4REC, GRU4REC], ids=["bert4rec", "gru4rec"])
+@pytest.mark.parametrize("changes", [BERT4REC, GRU4REC, RGAT], ids=["bert4rec", "gru4rec", "rgat"])
 def test_other_backbones_run_and_evaluate_to_the_same(
     changes: list[str], overrides: list[str], tmp_path: Path
 ) -> None:

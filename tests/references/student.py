@@ -1,5 +1,6 @@
 """Naive float64 re-derivations of the student's formulas, one position or item at a time."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -49,6 +50,58 @@ def transformer_states(
         for i in real:
             out[b, i] = layer_norm(state[i], w["output_norm.weight"], w["output_norm.bias"])
     return out
+
+
+def rgat_states(
+    weights: Mapping[str, Tensor],
+    x: Tensor,
+    items: Tensor,
+    padding: Tensor,
+    *,
+    layers: int,
+    last_n: int,
+) -> Tensor:
+    """States [B, L, d] at the real positions, zero elsewhere: a graph of items for every prefix."""
+    w = {name: value.double() for name, value in weights.items()}
+    out = torch.zeros_like(x, dtype=torch.float64)
+    for b in range(len(x)):
+        real = [i for i in range(x.shape[1]) if not padding[b, i]]
+        names = {i: int(items[b, i]) for i in real}
+        state = {
+            i: layer_norm(x[b, i].double(), w["input_norm.weight"], w["input_norm.bias"])
+            for i in real
+        }
+        sessions = {i: real[: n + 1] for n, i in enumerate(real)}
+        for layer in range(layers):
+            p, asked = f"hops.{layer}.", last_n if layer == layers - 1 else 1
+            reached = {}
+            for i, session in sessions.items():
+                h = {names[j]: state[j] for j in session}  # nodes, as they stood at last
+                edges = {(names[j], names[k]) for j, k in itertools.pairwise(session)}
+                reached[i] = sum(
+                    (_node(w, p, names[j], h, edges) for j in session[-asked:]), torch.zeros(())
+                )
+            state = reached
+        for i in real:
+            session_state = w["output.weight"] @ state[i] + w["output.bias"]
+            out[b, i] = layer_norm(session_state, w["output_norm.weight"], w["output_norm.bias"])
+    return out
+
+
+def _node(
+    w: Mapping[str, Tensor], p: str, u: int, h: dict[int, Tensor], edges: set[tuple[int, int]]
+) -> Tensor:
+    """What one hop makes of node `u`, from the nodes' states and the directed edges."""
+    z = {v: w[f"{p}project.weight"] @ state for v, state in h.items()}
+    powers = {}
+    for v in h:
+        out, into = (u, v) in edges, (v, u) in edges
+        if u == v or out or into:
+            relation = 0 if u == v else 3 if out and into else 1 if out else 2
+            score = float((z[u] * z[v]) @ w[f"{p}relations"][relation])
+            powers[v] = math.exp(score if score > 0 else 0.1 * score)
+    told = sum((power * z[v] for v, power in powers.items()), torch.zeros(()))
+    return h[u] + told / sum(powers.values())
 
 
 def _block(

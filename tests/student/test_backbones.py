@@ -4,12 +4,13 @@ from typing import cast
 
 import pytest
 import torch
-from references.student import transformer_states
+from references.student import rgat_states, transformer_states
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from mmkd.student import BACKBONES, backbone_class, build_backbone
 from mmkd.student.backbones.gru4rec import GRU4Rec
+from mmkd.student.backbones.rgat import RGAT, session_graphs
 from mmkd.student.backbones.transformer import TransformerBlock, attention_mask
 
 WIDTH, MAX_LENGTH, LENGTH = 8, 12, 7
@@ -171,6 +172,60 @@ def test_gru_matches_a_loop_over_gru_cells(layers: int) -> None:
             for layer, cell in enumerate(cells):
                 value = hidden[layer] = cell(value, hidden[layer])
             assert_close(states[row, position], net.output_norm(net.output(value)))
+
+
+def rgat(layers: int, last_n: int) -> RGAT:
+    net = RGAT(width=WIDTH, layers=layers, last_n=last_n)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.6)
+    return net.double().eval()
+
+
+def revisits(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Vectors, items and padding of sequences over four items, equal items with equal vectors."""
+    g = torch.Generator().manual_seed(seed)
+    _, padding = batch()
+    items = torch.randint(1, 5, padding.shape, generator=g).masked_fill(padding, 0)
+    return torch.randn(5, WIDTH, generator=g, dtype=torch.float64)[items], items, padding
+
+
+@pytest.mark.parametrize(("layers", "last_n"), [(1, 1), (1, 2), (1, 20), (3, 2)])
+@pytest.mark.parametrize("seed", range(3))
+def test_rgat_matches_a_loop_over_nodes_and_edges(layers: int, last_n: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    net = rgat(layers, last_n)
+    x, items, padding = revisits(seed)
+    expected = rgat_states(net.state_dict(), x, items, padding, layers=layers, last_n=last_n)
+    assert_close(net(x, padding, items)[~padding], expected[~padding])
+    alone = torch.arange(LENGTH).expand_as(items)  # what no ids mean: every position a node
+    expected = rgat_states(net.state_dict(), x, alone, padding, layers=layers, last_n=last_n)
+    assert_close(net(x, padding)[~padding], expected[~padding])
+
+
+def test_rgat_sees_no_later_item_nor_that_one_comes_back() -> None:
+    net = rgat(layers=2, last_n=3)
+    x, items, padding = revisits(0)
+    before = net(x, padding, items)[:, :5]
+    for item in range(1, 5):  # whichever it is: also one that stands there already
+        changed, vectors = items.clone(), x.clone()
+        changed[:, 5:] = item
+        vectors[:, 5:] *= -1
+        after = net(vectors, padding, changed)[:, :5]
+        assert torch.equal(after[~padding[:, :5]], before[~padding[:, :5]])
+
+
+def test_session_graphs_by_hand() -> None:
+    items = torch.tensor([[0, 3, 5, 3, 4]])
+    relation, node = session_graphs(items, items == 0, last_n=2)
+    # the last item: itself 1; out 2, in 3, both 4; a node stands where it was visited last
+    assert relation[0, 0, 1:].tolist() == [
+        [0, 1, 0, 0, 0],
+        [0, 3, 1, 0, 0],
+        [0, 0, 4, 1, 0],
+        [0, 0, 0, 3, 1],
+    ]
+    assert relation[1, 0, 2:].tolist() == [[0, 1, 2, 0, 0], [0, 0, 1, 4, 0], [0, 0, 4, 1, 2]]
+    assert node[0, 0].tolist() == [0, 1, 2, 3, 4] and node[1, 0, 2:].tolist() == [1, 2, 3]
 
 
 def test_unknown_backbone_names_the_closest() -> None:

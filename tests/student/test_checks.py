@@ -9,12 +9,14 @@ import torch
 from mmkd.distiller import CorrelationCodebook, CorrelationDistiller
 from mmkd.student import FusedItemEmbedding, Recommender, check_build_ensemble
 from mmkd.student.backbones.gru4rec import GRU4Rec
+from mmkd.student.backbones.rgat import RGAT
 from mmkd.student.backbones.transformer import BERT4Rec, SASRec
 
 WRONG: list[tuple[Callable[..., list[str]], dict[str, Any]]] = [
     (SASRec.check, {"width": 0, "layers": 0, "dropout": 1.0, "activation": "tanh"}),
     (BERT4Rec.check, {"max_length": 0, "heads": -1, "feedforward": 0}),
     (GRU4Rec.check, {"hidden": 0, "dropout": -0.1}),
+    (RGAT.check, {"width": 0, "layers": 0, "last_n": 0, "dropout": 1.0}),
     (FusedItemEmbedding.check, {"item_count": 0, "id_std": 0.0, "fusion": "mean"}),
     (FusedItemEmbedding.check, {"gate_width": 0, "modality_std": float("inf")}),
     (Recommender.check, {"score_with": "text", "max_length": 0}),

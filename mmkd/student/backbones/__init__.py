@@ -12,6 +12,7 @@ BACKBONES: dict[str, str] = {
     "sasrec": "mmkd.student.backbones.transformer:SASRec",
     "bert4rec": "mmkd.student.backbones.transformer:BERT4Rec",
     "gru4rec": "mmkd.student.backbones.gru4rec:GRU4Rec",
+    "rgat": "mmkd.student.backbones.rgat:RGAT",
 }
 """Kind to `module:Class`; imported only when asked for."""
 
@@ -22,6 +23,9 @@ class Backbone(Protocol):
     What a recipe names is a class whose constructor takes `width` by keyword, and `max_length` too
     if the network is built for a fixed number of positions. A network that keeps either as an
     attribute of that name need not be told it a second time.
+
+    One whose `forward` has a third parameter `items` is given the item ids [B, L] too, to know
+    which positions hold the same item.
     """
 
     causal: bool
@@ -30,6 +34,12 @@ class Backbone(Protocol):
     def __call__(self, x: Tensor, padding: Tensor, /) -> Tensor:
         """[B, L, d] and [B, L] bool (True at padding, on the left) to [B, L, d]."""
         ...
+
+
+def reads_items(backbone: Backbone) -> bool:
+    """Whether a network asks for the item ids beside their vectors."""
+    forward = getattr(backbone, "forward", backbone)
+    return "items" in inspect.signature(forward).parameters
 
 
 def backbone_class(kind: str | type[nn.Module]) -> type[nn.Module]:
@@ -85,4 +95,4 @@ def _imported(kind: str) -> Any:
         ) from error
 
 
-__all__ = ["BACKBONES", "Backbone", "backbone_class", "build_backbone"]
+__all__ = ["BACKBONES", "Backbone", "backbone_class", "build_backbone", "reads_items"]
