@@ -166,7 +166,7 @@ def _candidates(distiller: CorrelationDistiller, names: Sequence[str], count: in
     kind = "Flat"
     if len(present) >= _EXACT_BELOW:
         kind = f"IVF{2 ** int(np.log2(4 * np.sqrt(len(present))))},Flat"
-    index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
     index.train(vectors[present])
     if hasattr(index, "nprobe"):
         index.nprobe = max(16, index.nlist // 32)
