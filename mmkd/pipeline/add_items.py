@@ -129,7 +129,7 @@ def add_items(
         )
     student = run.student()
     rows, present = {}, {}
-    for name, trained_tables in student.modality_tables().items():
+    for name, trained_tables in student.stored_tables().items():
         rows[name], present[name] = _placed(placements[name], tables[name], kept, trained_tables)
     larger, grown = with_new_items(spec, student, rows, present)
 

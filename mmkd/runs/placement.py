@@ -46,7 +46,9 @@ class Placement:
         cls, distiller: CorrelationDistiller, student: Ensemble, fingerprints: Mapping[str, str]
     ) -> dict[str, Self]:
         """Each modality's, of a fitted distiller and an ensemble that starts from it."""
-        starts = student.networks[0].embedding.starts  # the members' are alike
+        starts: dict[str, TeacherStart] = {}
+        for member in student.networks:  # those that have a modality start alike
+            starts = member.embedding.starts | starts
         return {
             name: cls(fingerprints[name], fitted, distiller.dim, distiller.facets, starts[name])
             for name, fitted in distiller.reductions.items()

@@ -37,6 +37,11 @@ class FusedItemEmbedding(nn.Module):
     its zeros stay zeros; its fused vector is zero. `has` [I+2, S] says which sources a row has, the
     ids first: those of an item that was added after training are not read either.
 
+    Without ids. With `ids=False` an item is what its modalities say, and there is no id table.
+    Items without any modality share one learnt vector, `stand_in[0]`, so that they can stand in a
+    history and all get one score; the mask token has `stand_in[1]`. The first column of `has` then
+    marks the rows that read it.
+
     Dropout falls on the vectors that `lookup` and `forward` return, that is on a sequence's inputs,
     and not on `table`: the fused table is also the matrix to score with, where noise would hit
     every candidate of every position in the same way and blur the targets rather than regularise.
@@ -59,6 +64,7 @@ class FusedItemEmbedding(nn.Module):
         width: int,
         modalities: Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
+        ids: bool = True,
         fusion: Fusion = "gate",
         trained: Tensor | None = None,
         dropout: float = 0.1,
@@ -76,6 +82,7 @@ class FusedItemEmbedding(nn.Module):
                 To load trained weights afterwards, zeros of that shape will do.
             present: Name to [I+1] bool, False where an item lacks the modality; a name left out
                 means that every item has it.
+            ids: Whether ids are among the sources; without them there must be a modality.
             fusion: `gate`, `concat` or `sum`, see `mmkd.student.fusion`.
             trained: [I+1] bool, False where no event of the item trains: its ids, which stay
                 noise, are then read nowhere if it has a modality. None means that all are trained.
@@ -97,6 +104,7 @@ class FusedItemEmbedding(nn.Module):
                 width=width,
                 modalities=modalities,
                 present=present,
+                ids=ids,
                 fusion=fusion,
                 dropout=dropout,
                 id_dropout=id_dropout,
@@ -107,14 +115,18 @@ class FusedItemEmbedding(nn.Module):
         )
         self.item_count = item_count
         self.width = width
+        self.ids = ids
         self.dropout = dropout
         self.id_dropout = id_dropout
 
         self._kept: Tensor | None = None
         rows = item_count + 2
-        id_table = torch.randn(rows, width) * id_std
-        id_table[0] = 0.0
-        self.id_table = nn.Parameter(id_table)
+        if ids:
+            id_table = torch.randn(rows, width) * id_std
+            id_table[0] = 0.0
+            self.id_table = nn.Parameter(id_table)
+        else:
+            self.stand_in = nn.Parameter(torch.randn(2, width) * id_std)
         self.tables = nn.ParameterDict()
         self.starts: dict[str, TeacherStart] = {}
         has = [torch.ones(rows, dtype=torch.bool)]
@@ -128,14 +140,20 @@ class FusedItemEmbedding(nn.Module):
             self.tables[name] = nn.Parameter(F.pad(rows_held, (0, 0, 0, 1)))
             self.starts[name] = start
             has.append(F.pad(mask, (0, 1)))  # [I+2], the mask token has none
-        if trained is not None and len(has) > 1:
-            content = torch.stack(has[1:]).any(0)  # [I+2]
-            has[0] &= ~content | F.pad(trained.to("cpu", torch.bool), (0, 1), value=True)
+        content = torch.stack(has[1:]).any(0) if self.tables else ~has[0]  # [I+2]
+        if not ids:
+            has[0] = ~content
+            has[0][0] = False
+        elif trained is not None:
+            known = F.pad(trained.to("cpu", torch.bool), (0, 1), value=True)
+            # of ids alone nothing else can be read, and they say that they mean nothing
+            has[0] &= known if not self.tables else ~content | known
         self.has: Tensor
         self.register_buffer("has", torch.stack(has, dim=1))  # [I+2, S] S sources, id first
+        sources = len(self.tables) + ids
         self.fuse = (
-            FUSIONS[fusion](width=width, sources=len(has), hidden=gate_width)
-            if self.tables
+            FUSIONS[fusion](width=width, sources=sources, hidden=gate_width)
+            if sources > 1
             else None
         )
 
@@ -154,6 +172,13 @@ class FusedItemEmbedding(nn.Module):
             *positive("such as 0.02", id_std=get("id_std"), modality_std=get("modality_std")),
             *(line for name in teachers for line in check_modality_name(name)),
         ]
+        if get("ids") is False and get("id_dropout"):
+            problems.append(
+                f"id_dropout: got {get('id_dropout')}, but there are no ids (ids: false) to leave "
+                "out; remove it"
+            )
+        if get("ids") is False and "modalities" in options and not teachers:
+            problems.append("ids: got false, but there is no modality either; give one, or the ids")
         if "modalities" in options:
             problems += [
                 f"present: has {name!r} but modalities has not; pass both or neither"
@@ -193,11 +218,16 @@ class FusedItemEmbedding(nn.Module):
         """
         if self._kept is not None:
             return self._kept
+        sources = self._sources()
         if self.fuse is None:
-            return self.id_table
-        sources = [source[1:] for source in self._sources()]
-        fused: Tensor = self.fuse(sources, self._read(self.has[1:]))
-        return F.pad(fused, (0, 0, 1, 0))  # [I+2, d]; the padding row is written, never learnt
+            table = sources[0]
+        else:
+            fused: Tensor = self.fuse([s[1:] for s in sources], self._read(self.has[1:]))
+            table = F.pad(fused, (0, 0, 1, 0))  # [I+2, d]; the padding row is written, never learnt
+        if self.ids:
+            return table
+        stand_ins = [self.stand_in[:1].expand(self.item_count + 1, -1), self.stand_in[1:]]
+        return torch.where(self.has[:, :1], torch.cat(stand_ins), table)
 
     def lookup(self, items: Tensor, table: Tensor) -> Tensor:
         """Read a sequence's input vectors from a table that `table` returned, with dropout.
@@ -222,7 +252,7 @@ class FusedItemEmbedding(nn.Module):
             [B, L, d], zero where `items` is padding.
         """
         # more positions than items: each item once is the cheaper side, and needs no sort for it
-        if self.fuse is None or items.numel() >= self.item_count:
+        if self.fuse is None or not self.ids or items.numel() >= self.item_count:
             return self.lookup(items, self.table())
         flat = items.reshape(-1)
         sources = [F.embedding(flat, source, padding_idx=0) for source in self._sources()]
@@ -234,11 +264,19 @@ class FusedItemEmbedding(nn.Module):
 
     def _read(self, has: Tensor) -> Tensor:
         """The sources [N, S] that are read this time: ids drop out where there is content."""
-        if not (self.training and self.id_dropout):
-            return has
-        drop = torch.rand(len(has), device=has.device) < self.id_dropout
-        ids = has[:, 0] & ~(drop & has[:, 1:].any(1))
-        return torch.cat([ids[:, None], has[:, 1:]], dim=1)
+        if self.training and self.id_dropout:
+            drop = torch.rand(len(has), device=has.device) < self.id_dropout
+            ids = has[:, 0] & ~(drop & has[:, 1:].any(1))
+            has = torch.cat([ids[:, None], has[:, 1:]], dim=1)
+        read = has if self.ids else has[:, 1:]
+        # a row that has nothing to read reads its zeros
+        return read | ~read.any(1, keepdim=True)
+
+    @property
+    def known(self) -> Tensor:
+        """[I] bool: the items of which a source of their own says something."""
+        has = self.has[1:-1]
+        return has.any(1) if self.ids else ~has[:, 0]
 
     def modality_tables(self) -> dict[str, Tensor]:
         """Name to student table S_m [I+2, d], the parameter itself."""
@@ -249,7 +287,8 @@ class FusedItemEmbedding(nn.Module):
         return list(self.tables.parameters())
 
     def _sources(self) -> list[Tensor]:
-        return [self.id_table, *self.tables.values()]
+        tables = list(self.tables.values())
+        return [self.id_table, *tables] if self.ids else tables
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ epochs, steps, validation, checkpoints.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,9 +37,9 @@ from mmkd.training.optimizer import (
     MODALITY_GROUP,
     AsynchronousUpdate,
     LearningRate,
+    MemberUpdates,
     NoAsynchrony,
     build_optimizer,
-    parameter_groups,
 )
 from mmkd.training.progress import (
     TrainingProgress,
@@ -118,7 +118,7 @@ class Trainer:
         task: Task,
         distiller: CorrelationDistiller | None = None,
         folder: Path | str | None = None,
-        asynchronous: AsynchronousUpdate | None = None,
+        asynchronous: AsynchronousUpdate | Sequence[AsynchronousUpdate] | None = None,
         evaluator: Evaluator | None = None,
         teacher: Ensemble | None = None,
         soften: SoftTargets | None = None,
@@ -137,7 +137,8 @@ class Trainer:
                 is measured too.
             folder: Gets ``student.safetensors`` (the best), ``checkpoints/`` and the trackers'
                 files; None leaves no file behind.
-            asynchronous: How the modality tables lag behind; None = not at all.
+            asynchronous: How the modality tables lag behind, of all members or one a member; None =
+                not at all.
             evaluator: Of the validation metrics; None takes the defaults.
             teacher: A trained ensemble that the objective's compression holds the student to.
             soften: Shares every target with its teacher neighbours; its ``expected`` form needs the
@@ -220,7 +221,7 @@ class Trainer:
         *,
         targets: TargetsOf,
         validate: Validate,
-        asynchronous: AsynchronousUpdate,
+        asynchronous: AsynchronousUpdate | Sequence[AsynchronousUpdate],
         accelerator: Accelerator,
         folder: Path,
         resume: bool = False,
@@ -232,7 +233,7 @@ class Trainer:
             stream: This process's rows of every batch.
             targets: Teacher targets of a batch's items; called without gradients.
             validate: Validation metrics of ``step.student`` as it is; called on every process.
-            asynchronous: How the modality tables lag behind.
+            asynchronous: How the modality tables lag behind, of all members or one a member.
             accelerator: Device, precision and processes.
             folder: Gets ``student.safetensors`` (the best) and ``checkpoints/``.
             resume: Continue from the newest checkpoint, if there is one.
@@ -318,22 +319,18 @@ class _Run:
         arguments: TrainingArguments,
         step: TrainStep,
         stream: BatchStream,
-        asynchronous: AsynchronousUpdate,
+        asynchronous: AsynchronousUpdate | Sequence[AsynchronousUpdate],
         accelerator: Accelerator,
         folder: Path,
     ) -> None:
         self.arguments = arguments
         self.step = step
         self.stream = stream
-        self.asynchronous = asynchronous
+        self.asynchronous = MemberUpdates(step.student, asynchronous)
         self.accelerator = accelerator
         self.folder = folder
-        self.tables = list(step.student.modality_parameters())
-        groups = parameter_groups(
-            step.named_parameters(),
-            self.tables,
-            lr=arguments.lr,
-            weight_decay=arguments.weight_decay,
+        groups = self.asynchronous.groups(
+            step.named_parameters(), lr=arguments.lr, weight_decay=arguments.weight_decay
         )
         self.optimizer = build_optimizer(
             arguments.optimizer, groups, lr=arguments.lr, betas=arguments.betas
@@ -345,7 +342,7 @@ class _Run:
             schedule=arguments.schedule,
             warmup_steps=arguments.warmup_steps,
             total_steps=-(-self.batches // arguments.accumulate) * arguments.epochs,
-            asynchronous=asynchronous,
+            asynchronous=self.asynchronous.updates,
         )
         self.checkpoints = CheckpointFolder(
             folder / "checkpoints",
@@ -449,7 +446,7 @@ class _Run:
         if at.step + 1 == self.batches:
             self.gradient_norms = gradient_norms(self.step)
         # first, so that a gradient which takes no part in the step takes none in its norm
-        self.asynchronous.before_step(self.tables)
+        self.asynchronous.before_step()
         if arguments.gradient_clip is not None:
             # not Accelerate's, which would divide by fp16's loss scale a second time
             nn.utils.clip_grad_norm_(self.step.parameters(), arguments.gradient_clip)
