@@ -106,6 +106,7 @@ def plan_members(
     members = ensemble.get("members", 1)
     if isinstance(members, int):
         _check_sources(checks, "student", embedding.get("ids", True), tuple(recipe.encoders))
+        _check_frozen(checks, [embedding.get("adapter")])
         return MembersPlan(ensemble, members)
     keys = [f"ensemble.members[{n}]" for n in range(len(members))]
     said = [
@@ -122,6 +123,11 @@ def plan_members(
     if ensemble.get("modality_tables", "shared") == "shared":
         _check_shared(checks, said)
     pairs = list(zip(keys, said, strict=True))
+    own = [{**embedding, **(one.embedding or {})}.get("adapter") for one in said]
+    _check_frozen(checks, own)
+    for (key, one), adapter in zip(pairs, own, strict=True):
+        if adapter and one.asynchronous is not None:
+            checks.problem(f"{key}.asynchronous", "set, but its tables are frozen (adapter)")
     return MembersPlan(
         ensemble={
             **ensemble,
@@ -171,6 +177,22 @@ def _check_shared(checks: Checks, said: Sequence[MemberOptions]) -> None:
                     f"got shared, wanted own: members that share the table of {modality} differ in "
                     f"{name}",
                 )
+
+
+def _check_frozen(checks: Checks, adapters: Sequence[str | None]) -> None:
+    """Where an adapter freezes all tables, nothing lags behind and nothing decays."""
+    if not all(adapters):
+        return
+    for key, value, usual in (
+        ("asynchronous", checks.recipe.asynchronous.kind, "none"),
+        ("training.decay_towards", checks.recipe.training.get("decay_towards", "zero"), "zero"),
+    ):
+        if value != usual:
+            checks.problem(
+                key,
+                f"got {value}, but student.embedding.adapter freezes the tables; leave it out, or "
+                "the adapter",
+            )
 
 
 def _built(

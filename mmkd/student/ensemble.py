@@ -83,7 +83,8 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
         self.inference = inference
         self.weights: Tensor | None
-        self.register_buffer("weights", weights and torch.tensor([*weights], dtype=torch.float32))
+        counted = None if weights is None else torch.tensor([*weights], dtype=torch.float32)
+        self.register_buffer("weights", counted)
         self.causal = members[0].causal
         self.item_count = members[0].item_count
         self.max_length = min(
@@ -317,7 +318,7 @@ def build_ensemble(
         if modality_tables == "shared":
             _share_tables(networks)
     chosen = [1.0] * len(networks) if weights == "validation" else weights
-    return Ensemble(networks, inference=inference, weights=cast(Sequence[float] | None, chosen))
+    return Ensemble(networks, inference=inference, weights=chosen)
 
 
 def check_build_ensemble(**options: Any) -> list[str]:
@@ -348,8 +349,10 @@ def _share_tables(networks: Sequence[Recommender]) -> None:
     own = networks[-1].embedding.tables
     for name in own:
         for other in networks[:-1]:
-            if name in other.embedding.tables:
-                own[name] = other.embedding.tables[name]
+            theirs = other.embedding.tables
+            # a frozen teacher behind an adapter is another table than one that trains
+            if name in theirs and theirs[name].requires_grad == own[name].requires_grad:
+                own[name] = theirs[name]
                 break
 
 

@@ -32,7 +32,7 @@ class StudentOutput:
     hidden: Tensor
     """[B, L, d] states; without meaning at padding."""
     modality: dict[str, Tensor]
-    """Name to the whole student table S_m [I+2, d] (the parameter)."""
+    """Name to the whole student table S_m [I+2, d] (the parameter, unless an adapter makes it)."""
     item_matrix: Tensor
     """[I, d], row r scores item r + 1."""
 
@@ -190,17 +190,16 @@ class Recommender(nn.Module):
                 f"items: got shape {tuple(items.shape)}, wanted [B, L]; "
                 "add a batch dimension with items[None]."
             )
+        modality = self.embedding.modality_tables()
         if self.score_with == "fused":
-            table = self.embedding.table()  # [I+2, d]
+            table = self.embedding.table(modality)  # [I+2, d]
             x = self.embedding.lookup(items, table)
             matrix = table[1:-1]
         else:
             x = self.embedding(items)
             matrix = self.item_matrix()
         hidden = self._states(x, items)  # [B, L, d]
-        return StudentOutput(
-            hidden=hidden, modality=self.embedding.modality_tables(), item_matrix=matrix
-        )
+        return StudentOutput(hidden=hidden, modality=modality, item_matrix=matrix)
 
     def item_matrix(self) -> Tensor:
         """[I, d] the rows to score with, row r for item r + 1."""

@@ -99,6 +99,7 @@ def parameter_groups(
     *,
     lr: float,
     weight_decay: float,
+    table_decay: float | None = None,
     updates: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for the optimiser: everything but the modality tables, and the modality tables.
@@ -108,6 +109,7 @@ def parameter_groups(
         modality: The modality tables among them.
         lr: Common learning rate.
         weight_decay: Decay of matrices; biases and norms (1-d) are not decayed.
+        table_decay: Decay of the modality tables; None = the same.
         updates: By modality table the number of its asynchronous update, which parts them into
             several groups; None = 0 for all.
 
@@ -130,12 +132,36 @@ def parameter_groups(
     ]
     for update in sorted(set(tables.values())):
         own = [p for p in parameters if tables.get(id(p)) == update]
-        common = {"lr": lr, "weight_decay": weight_decay}
+        common = {"lr": lr, "weight_decay": weight_decay if table_decay is None else table_decay}
         groups.append({"params": own, "role": MODALITY_GROUP, "update": update, **common})
     return [group for group in groups if group["params"]]
 
 
 # ---- the learning rate
+
+
+class DecayTowardsStart:
+    """Modality tables that decay towards where they were when this was made: the teacher.
+
+    What a table learns beside its teacher is then kept small, instead of the table
+    (arXiv:2507.19473). Decoupled as in AdamW, at the group's own rate:
+    ``S -= lr * decay * (S - S_start)``; a table that does not step does not decay.
+
+    Args:
+        tables: Before their first step.
+        decay: Share of the change that a rate of 1 would take away.
+    """
+
+    def __init__(self, tables: Iterable[nn.Parameter], *, decay: float) -> None:
+        self.decay = decay
+        self._starts = {id(table): table.detach().clone() for table in tables}
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Decay; once the rates are set and the gradients are as the step will see them."""
+        for group in optimizer.param_groups:
+            for table in group["params"]:
+                if (start := self._starts.get(id(table))) is not None and table.grad is not None:
+                    table.detach().lerp_(start, group["lr"] * self.decay)
 
 
 class LearningRate:
@@ -298,7 +324,7 @@ class MemberUpdates:
             self.tables[number] += own
 
     def groups(
-        self, named_parameters: Iterable[tuple[str, nn.Parameter]], **options: float
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], **options: Any
     ) -> list[dict[str, Any]]:
         """As ``parameter_groups``."""
         numbers = [k for k, tables in enumerate(self.tables) for _ in tables]

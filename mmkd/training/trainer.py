@@ -36,6 +36,7 @@ from mmkd.training.checkpoint import CheckpointFolder, read_tensors, write_tenso
 from mmkd.training.optimizer import (
     MODALITY_GROUP,
     AsynchronousUpdate,
+    DecayTowardsStart,
     LearningRate,
     MemberUpdates,
     NoAsynchrony,
@@ -329,8 +330,18 @@ class _Run:
         self.asynchronous = MemberUpdates(step.student, asynchronous)
         self.accelerator = accelerator
         self.folder = folder
+        decay, self.towards = arguments.table_decay, None
+        if arguments.decay_towards == "teacher":
+            self.towards = DecayTowardsStart(
+                step.student.modality_parameters(),
+                decay=arguments.weight_decay if decay is None else decay,
+            )
+            decay = 0.0
         groups = self.asynchronous.groups(
-            step.named_parameters(), lr=arguments.lr, weight_decay=arguments.weight_decay
+            step.named_parameters(),
+            lr=arguments.lr,
+            weight_decay=arguments.weight_decay,
+            table_decay=decay,
         )
         self.optimizer = build_optimizer(
             arguments.optimizer, groups, lr=arguments.lr, betas=arguments.betas
@@ -395,18 +406,17 @@ class _Run:
 
     def _check_same(self, checkpoint: Path, then: Mapping[str, Any] | None) -> None:
         """Refuse to go on with arguments under which the kept state means something else."""
-        now = self._kept_arguments()
-        if then is None or then == now:  # release 0.1 kept none
+        now = _kept_arguments(self.arguments)
+        if then is None:  # release 0.1 kept none
             return
-        changed = sorted(name for name in now if then.get(name) != now[name])
+        usual = _kept_arguments(TrainingArguments())  # of options that are younger than the run
+        changed = sorted(name for name in now if (usual | dict(then))[name] != now[name])
+        if not changed:
+            return
         raise CheckpointError(
             f"{checkpoint}: written with another {', '.join(changed)}; resume with the arguments "
             "the run was started with, or train from the start"
         )
-
-    def _kept_arguments(self) -> dict[str, Any]:
-        kept = {k: v for k, v in asdict(self.arguments).items() if k not in _MAY_CHANGE}
-        return cast(dict[str, Any], json.loads(json.dumps(kept, default=str)))
 
     def train_epoch(self, targets: TargetsOf, interruption: Interruption) -> None:
         """The batches of this epoch that are still to do."""
@@ -451,6 +461,8 @@ class _Run:
             # not Accelerate's, which would divide by fp16's loss scale a second time
             nn.utils.clip_grad_norm_(self.step.parameters(), arguments.gradient_clip)
         self.learning_rate.apply(self.optimizer, step=at.optimizer_steps, epoch=at.epoch)
+        if self.towards is not None:
+            self.towards.before_step(self.optimizer)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad(set_to_none=True)
         at.optimizer_steps += 1
@@ -538,7 +550,7 @@ class _Run:
                     "position": asdict(self.at),
                     "sums": {k: float(v) for k, v in self.sums.items()},
                     "gradient_norms": self.gradient_norms,
-                    "arguments": self._kept_arguments(),
+                    "arguments": _kept_arguments(self.arguments),
                     "scaler": None if scaler is None else scaler.state_dict(),
                 },
             )
@@ -561,6 +573,12 @@ class _Run:
         seconds, self.clock = now - self.clock, now
         self.report.seconds += seconds
         return seconds
+
+
+def _kept_arguments(arguments: TrainingArguments) -> dict[str, Any]:
+    """What a checkpoint keeps of them, as JSON has it."""
+    kept = {k: v for k, v in asdict(arguments).items() if k not in _MAY_CHANGE}
+    return cast(dict[str, Any], json.loads(json.dumps(kept, default=str)))
 
 
 def _check_parts(

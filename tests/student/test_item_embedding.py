@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
-from references.student import gate
+from references.student import gate, gelu, layer_norm
 from torch.testing import assert_close
 
 from mmkd.student import FusedItemEmbedding, GateFusion
 from mmkd.student.fusion import Fusion
+from mmkd.student.item_embedding import AdapterKind
 
 ITEMS, WIDTH = 9, 8
 FUSION_NAMES: list[Fusion] = ["gate", "concat", "sum"]
@@ -414,3 +415,40 @@ def test_without_ids_there_must_be_a_modality_and_nothing_to_drop() -> None:
             ids=False,
             id_dropout=0.5,
         )
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.parametrize("dim", [5, WIDTH, 3 * WIDTH])
+def test_an_adapter_starts_as_the_table_would_have_and_freezes_the_teacher(
+    kind: AdapterKind, dim: int
+) -> None:
+    teacher, present = torch.randn(6, dim), torch.arange(6) % 5 > 0
+    options = {"item_count": 5, "width": WIDTH, "modalities": {"text": teacher}, "ids": False}
+    options |= {"present": {"text": present}, "dropout": 0.0}
+    torch.manual_seed(1)
+    plain = FusedItemEmbedding(**options)  # type: ignore[arg-type]
+    torch.manual_seed(1)
+    e = FusedItemEmbedding(**options, adapter=kind)  # type: ignore[arg-type]
+    assert_close(e.table(), plain.table(), atol=1e-5, rtol=1e-4)
+    frozen = e.tables["text"]
+    assert_close(frozen[:-1].detach(), torch.where(present[:, None], teacher, 0.0))
+    assert e.modality_parameters() == [] and not frozen.requires_grad
+    optimizer = torch.optim.SGD([p for p in e.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        e.table().sin().sum().backward()
+        optimizer.step()
+    weights = dict(e.adapters["text"].named_parameters())
+    for row in range(7):
+        x = frozen[row].double()
+        wanted = weights["linear.weight"].double() @ x
+        if kind == "mlp":
+            unit = layer_norm(x)
+            hidden = gelu(weights["hidden.weight"].double() @ unit)
+            wanted = wanted + weights["out.weight"].double() @ hidden
+        if row in (5, 6):  # without text, and the mask token
+            wanted = e.stand_in[row - 5].double()
+        assert_close(e.table()[row].double(), wanted, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(e.table(), plain.table())
+    with e.table_kept():
+        assert_close(e.modality_tables()["text"][0], torch.zeros(WIDTH))
