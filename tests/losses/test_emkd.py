@@ -255,6 +255,22 @@ def test_one_standardized_member_teaches_its_own_softmax() -> None:
     torch.testing.assert_close(found, (z * 8).log_softmax(-1))
 
 
+def test_networks_with_targets_of_their_own_share_the_logits_still() -> None:
+    states, matrices = leaves(7, D), leaves(ITEMS, D, seed=1)
+    column = torch.randint(ITEMS, (N, 7), generator=seeded_generator(6))
+    total, cross_entropy, mutual = joint_softmax(
+        states, matrices, column, temperature=0.5, weight=0.4
+    )
+    logits = [h @ m.mT for h, m in zip(states, matrices, strict=True)]
+    each = [
+        emkd.cross_entropy(z[m], int(column[n, m])) for n, z in enumerate(logits) for m in range(7)
+    ]
+    naive, pairs = torch.stack(each).sum() / N, emkd.mutual(logits, 0.5).sum()
+    torch.testing.assert_close(cross_entropy, naive.detach())
+    torch.testing.assert_close(mutual, pairs.detach())
+    same_gradients(total, naive + 0.4 * pairs / N, [*states, *matrices])
+
+
 # the whole
 
 

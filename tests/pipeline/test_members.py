@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
+from commands import printed
 from synthetic_runs import history, recipe_of
 
 from mmkd.config.plan import plan
+from mmkd.data import ItemTable
 from mmkd.errors import RecipeError
+from mmkd.pipeline.add_items import add_items
 from mmkd.pipeline.evaluate import evaluate
 from mmkd.pipeline.run import Run
 from mmkd.pipeline.train import train
@@ -173,6 +177,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         ),
         (["ensemble.weights=test"], "ensemble.weights: got 'test', wanted one of validation"),
         (
+            ["student.embedding.adapter=mlp", "asynchronous=ramp"],
+            "asynchronous: got ramp, but student.embedding.adapter freezes the tables",
+        ),
+        (
             ["ensemble.members=[{neighbours: 2}]"],
             "ensemble.members[0].neighbours: got 2.0, wanted",
         ),
@@ -182,3 +190,91 @@ def test_mistakes_are_told(synthetic: list[str], changes: list[str], told: str) 
     with pytest.raises(RecipeError) as error:
         plan(recipe_of(synthetic, *changes))
     assert any(told in problem for problem in error.value.problems), error.value.problems
+
+
+UNLIKE = [
+    "name=unlike",
+    "encoders.image=null",
+    "ensemble.members=[{}, {ids: false, backbone: gru4rec, embedding: {adapter: linear}}]",
+    "ensemble.inference=standardized",
+    "training.epochs=1",
+    "task.views=2",
+    "objective.attributes={}",
+    "objective.contrastive={}",
+    "objective.mutual={weight: 0.1}",
+]
+
+
+def test_unlike_networks_teach_each_other_and_place_new_items(
+    synthetic: list[str], tmp_path: Path
+) -> None:
+    """One trains its table, the other has the teacher frozen, and both take every term."""
+    train(recipe_of(synthetic, *UNLIKE), folder=tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    losses = history(run.path)[-1]["losses"]
+    emkd = {"recommendation", "attributes", "intra", "cross", "mutual"}
+    assert losses.keys() == {*emkd, "holistic.text", "dissected.text", "total"}
+    assert all(value == value for value in losses.values())
+    student, items = run.student(), run.items()
+    trained, frozen = student.stored_tables()["text"]
+    assert trained.requires_grad and not frozen.requires_grad and len(frozen) == len(trained)
+    original = int(student.networks[0].embedding.has[1:-1, 1].nonzero()[0, 0]) + 1
+    rows = items.frame[[0, original]]
+    new = ItemTable.of(rows.with_columns(id=pl.Series(["", "new"])))
+    add_items(run.path, new, out=tmp_path / "more")
+    more = RunFolder(tmp_path / "more").student()
+    own = more.networks[1].embedding  # it reads titles alone, and the copy has the same
+    torch.testing.assert_close(own.table()[-2], own.table()[original], rtol=1e-4, atol=1e-5)
+    before, after = (one.networks[1].embedding.table() for one in (student, more))
+    assert torch.equal(after[: len(items) + 1], before[:-1]) and torch.equal(after[-1], before[-1])
+    assert len(Run(tmp_path / "more").recommend([items.ids[1]], k=3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "gone"),
+    [
+        ("objective.contrastive.cross_weight=0", {"cross"}),
+        ("objective.contrastive=null", {"cross", "intra"}),
+        ("objective.attributes=null", {"attributes"}),
+        ("objective.mutual=null", {"mutual"}),
+        ("objective.correlation=null", {"holistic.text", "dissected.text"}),
+    ],
+)
+def test_each_term_between_unlike_networks_can_be_switched_off(
+    synthetic: list[str], change: str, gone: set[str]
+) -> None:
+    found = plan(recipe_of(synthetic, *UNLIKE, change)).objective
+    left = {
+        "cross": found.contrastive is not None and found.contrastive.get("cross_weight", 1) > 0,
+        "intra": found.contrastive is not None,
+        "attributes": found.attributes is not None,
+        "mutual": found.mutual is not None,
+        "holistic.text": found.correlation is not None,
+        "dissected.text": found.correlation is not None,
+    }
+    assert {name for name, is_left in left.items() if not is_left} == gone
+
+
+def test_the_command_compresses_unlike_networks_into_one(apart: RunFolder, tmp_path: Path) -> None:
+    options = ["training.epochs=2", "--out", str(tmp_path / "one"), "--runs", str(tmp_path)]
+    printed("compress", str(apart.path), *options)
+    one = RunFolder(tmp_path / "one")
+    student = one.student()
+    assert len(student.members) == 1 and student.inference == "logits" and student.weights is None
+    assert student.networks[0].embedding.ids and "text" in student.modality_tables()
+    losses = [record["losses"] for record in history(one.path)]
+    assert 0 < losses[-1]["compression"] < losses[0]["compression"]
+    assert one.marker()["teacher"] == apart.weights_digest()
+
+
+def test_tables_that_decay_towards_their_teacher_keep_more_of_it(
+    synthetic: list[str], tmp_path: Path
+) -> None:
+    kept = []
+    for decay in (0.0, 300.0):
+        options = ["encoders.image=null", "objective.correlation=null", "training.lr=1e-2"]
+        if decay:
+            options += [f"training.table_decay={decay}", "training.decay_towards=teacher"]
+        train(recipe_of(synthetic, *options), folder=tmp_path / str(decay))
+        kept.append(history(tmp_path / str(decay))[-1]["valid"]["retention.text.spearman"])
+    assert kept[0] < kept[1] and kept[1] > 0.99
