@@ -4,8 +4,8 @@ A term whose weights are 0 is left out, so that such a recipe computes nothing f
 simpler recipe exactly.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,13 @@ class ObjectivePlan:
         *,
         epochs: int,
         seed: int,
+        members: Sequence[float] | None = None,
     ) -> SoftTargets | None:
-        """Soft targets of a fitted distiller, where the recipe has them."""
+        """Soft targets of a fitted distiller, where the recipe has them; ``members`` as theirs."""
         if self.neighbours is None or distiller is None:
             return None
-        return soft_targets(distiller, split, epochs=epochs, seed=seed, **self.neighbours)
+        found = soft_targets(distiller, split, epochs=epochs, seed=seed, **self.neighbours)
+        return replace(found, members=members)
 
     def build(
         self,
@@ -79,6 +81,7 @@ class ObjectivePlan:
         members: int,
         width: int,
         vocabulary: AttributeVocabulary | None,
+        correlation_shares: Sequence[float] | None = None,
     ) -> Objective:
         """Build the loss with its heads.
 
@@ -90,6 +93,7 @@ class ObjectivePlan:
             members: N.
             width: D.
             vocabulary: Of the catalogue, where attributes are predicted.
+            correlation_shares: By network, see ``Objective``.
         """
         attributes = correlation = neighbours = None
         if soften is not None:
@@ -114,6 +118,7 @@ class ObjectivePlan:
             mutual=None if self.mutual is None else MutualLoss(**self.mutual),
             compression=None if self.compression is None else CompressionLoss(**self.compression),
             neighbours=neighbours,
+            correlation_shares=correlation_shares,
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmkd.config.checks import Checks, filled
+from mmkd.config.members import MembersPlan, plan_members
 from mmkd.config.objective import ObjectivePlan, plan_objective
 from mmkd.config.recipe import Recipe
 from mmkd.data import SPLITS
@@ -47,10 +48,10 @@ class Plan:
         distiller: For ``CorrelationDistiller``; None without encoders.
         embedding: For ``FusedItemEmbedding``.
         backbone: For ``build_backbone``.
-        ensemble: For ``build_ensemble``.
+        members: The networks' options; what ``build_ensemble`` takes among them.
         task: What the networks are asked.
         objective: The terms of the loss.
-        asynchronous: How the modality tables lag behind.
+        asynchronous: How the modality tables lag behind, of all members or one a member.
         training: How it is trained.
         evaluator: How it is evaluated.
         baselines: Whether the cheap baselines are evaluated beside it.
@@ -67,10 +68,10 @@ class Plan:
     distiller: dict[str, Any] | None
     embedding: dict[str, Any]
     backbone: dict[str, Any]
-    ensemble: dict[str, Any]
+    members: MembersPlan
     task: NextItem | MaskedItem
     objective: ObjectivePlan
-    asynchronous: AsynchronousUpdate
+    asynchronous: AsynchronousUpdate | list[AsynchronousUpdate]
     training: TrainingArguments
     evaluator: Evaluator
     baselines: bool
@@ -136,14 +137,13 @@ def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True)
     encoding = checks.options(EncodingSettings, recipe.embed, "embed")
     distiller = _distiller(checks)
     training = checks.options(TrainingArguments, recipe.training, "training")
-    embedding, backbone = _student(checks, max_length=training.get("max_length"))
-    given = {"build": None, "seed": None}
-    ensemble = checks.options(build_ensemble, recipe.ensemble, "ensemble", given=given)
+    embedding, backbone, sizes = _student(checks, max_length=training.get("max_length"))
+    members = plan_members(checks, embedding=embedding, sizes=sizes)
     task = _task(checks, training)
     objective = plan_objective(
         checks,
         views=filled(TASKS[recipe.task.kind], task)["views"] if recipe.task.kind in TASKS else 1,
-        members=ensemble.get("members", 1),
+        members=members.count,
         needs_teacher=needs_teacher,
     )
     asynchronous = checks.chosen(recipe.asynchronous, ASYNCHRONOUS, "asynchronous")
@@ -164,10 +164,10 @@ def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True)
         distiller=distiller,
         embedding=embedding,
         backbone=backbone,
-        ensemble=ensemble,
+        members=members,
         task=asked if objective.contrastive is not None else asked.without_contrast(),
         objective=objective,
-        asynchronous=ASYNCHRONOUS[recipe.asynchronous.kind](**asynchronous),
+        asynchronous=members.asynchronous(ASYNCHRONOUS[recipe.asynchronous.kind](**asynchronous)),
         training=TrainingArguments(**training),
         evaluator=Evaluator(**evaluation),
         baselines=baselines,
@@ -270,8 +270,10 @@ def _distiller(checks: Checks) -> Options | None:
     return None
 
 
-def _student(checks: Checks, *, max_length: int | None) -> tuple[Options, Options]:
-    """Options of the item embedding and of the backbone, its kind among them."""
+def _student(
+    checks: Checks, *, max_length: int | None
+) -> tuple[Options, Options, dict[str, int | None]]:
+    """Options of the item embedding and of the backbone, its kind among them, and its sizes."""
     student = checks.recipe.student
     embedding = {"width": DEFAULT_WIDTH} | checks.options(
         FusedItemEmbedding,
@@ -280,14 +282,15 @@ def _student(checks: Checks, *, max_length: int | None) -> tuple[Options, Option
         given=dict.fromkeys(("item_count", "modalities", "present", "trained")),
     )
     spec, key = student.backbone, "student.backbone"
+    known = {"width": embedding["width"], "max_length": max_length}
+    sizes = {name: size if size and size >= 1 else None for name, size in known.items()}
     try:
-        backbone = backbone_class(spec.kind)
+        kind = backbone_class(spec.kind)
     except ValueError as error:
         checks.problem(f"{key}.kind", str(error))
-        return embedding, {}
-    sizes = {"width": embedding["width"], "max_length": max_length}
-    given = {name: size if size and size >= 1 else None for name, size in sizes.items()}
-    return embedding, {"kind": spec.kind} | checks.options(backbone, spec.options, key, given=given)
+        return embedding, {}, sizes
+    backbone = {"kind": spec.kind} | checks.options(kind, spec.options, key, given=sizes)
+    return embedding, backbone, sizes
 
 
 def _task(checks: Checks, training: Options) -> Options:

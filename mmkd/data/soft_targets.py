@@ -45,6 +45,8 @@ class SoftTargets:
         form: ``drawn`` or ``expected``.
         schedule: ``constant``; ``rising`` from 0 or ``falling`` to 0, evenly over the epochs.
         epochs: How many there are, for a schedule.
+        members: By network of an ensemble what ``share`` is multiplied by, in [0, 1]; all see the
+            same draw, and one of a smaller share keeps more of its targets. None = 1 for all.
 
     Raises:
         ValueError: An option is out of range.
@@ -56,6 +58,7 @@ class SoftTargets:
     form: Form = "drawn"
     schedule: Schedule = "constant"
     epochs: int = 1
+    members: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -68,6 +71,11 @@ class SoftTargets:
         choices: dict[str, Sequence[str]] = {"form": get_args(Form), "schedule": get_args(Schedule)}
         return [
             *within(0, 1, "it is a share", **shares),
+            *(
+                line
+                for share in options.get("members") or ()
+                for line in within(0, 1, "it is a share", members=share)
+            ),
             *at_least(1, epochs=options.get("epochs")),
             *(
                 line
@@ -103,20 +111,28 @@ class SoftTargets:
         """
         share = self.share_at(epoch)
         if self.form == "expected":
-            batch = replace(batch, soft_share=share)
+            batch = replace(batch, soft_share=share, member_shares=self.members)
+        elif self.members is None:
+            (targets,) = self._drawn(batch.targets, [share], generator)
+            batch = replace(batch, targets=targets)
         else:
-            batch = replace(batch, targets=self._drawn(batch.targets, share, generator))
+            own = self._drawn(batch.targets, [share * m for m in self.members], generator)
+            batch = replace(batch, member_targets=torch.stack(own))
         if self.input_share:
             read = batch.views < len(self.neighbours.rows)  # not the mask token
             items = batch.views.masked_fill(~read, 0)
-            drawn = self._drawn(items, self.input_share, generator)
+            (drawn,) = self._drawn(items, [self.input_share], generator)
             batch = replace(batch, views=torch.where(read, drawn, batch.views), clean=False)
         return batch
 
-    def _drawn(self, items: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    def _drawn(
+        self, items: Tensor, shares: Sequence[float], generator: torch.Generator
+    ) -> list[Tensor]:
+        """Items of which a share is replaced, for each of some shares by the same draws."""
         which = torch.rand(items.shape, generator=generator).to(items.device)
         draws = torch.rand(items.shape, generator=generator).to(items.device)
-        return torch.where(which < share, self.neighbours.draw(items, draws), items)
+        drawn = self.neighbours.draw(items, draws)
+        return [torch.where(which < share, drawn, items) for share in shares]
 
 
 def soft_targets(

@@ -6,10 +6,12 @@ arXiv:1904.06690, section 3.6). Views for a contrastive loss on the next item ar
 and reorder of CL4SRec (arXiv:2010.14395, section 3.2).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmkd.errors import at_least, refuse, within
@@ -26,6 +28,8 @@ class Batch:
         clean: Whether ``views[0]`` is ``items`` itself.
         supervised_views: How many of the views have targets.
         soft_share: Share of every target that its neighbours get in the loss, see ``SoftTargets``.
+        member_targets: [N, V, B, L], where the networks of an ensemble have targets of their own.
+        member_shares: By network, what ``soft_share`` is multiplied by; None = 1.
     """
 
     items: Tensor
@@ -34,26 +38,31 @@ class Batch:
     clean: bool = False
     supervised_views: int = 1
     soft_share: float = 0.0
+    member_targets: Tensor | None = None
+    member_shares: Sequence[float] | None = None
 
     def with_clean_view(self) -> "Batch":
         """The same with the sequences themselves before the other views, without targets."""
         if self.clean:
             return self
-        unasked = torch.zeros_like(self.items)
+        unasked, own = torch.zeros_like(self.items), self.member_targets
         return replace(
             self,
             views=torch.cat([self.items[None], self.views]),
             targets=torch.cat([unasked[None], self.targets]),
+            member_targets=own if own is None else F.pad(own, (0, 0, 0, 0, 1, 0)),
             clean=True,
         )
 
     def rows(self, start: int, step: int) -> "Batch":
         """Every ``step``-th sequence from ``start``: one process's share of a global batch."""
+        own = self.member_targets
         return replace(
             self,
             items=self.items[start::step],
             views=self.views[:, start::step],
             targets=self.targets[:, start::step],
+            member_targets=own if own is None else own[:, :, start::step],
         )
 
 

@@ -13,6 +13,7 @@ from mmkd.evaluation.metrics import (
 from mmkd.evaluation.ranking import CaseRanks, rank_and_ties, top_k
 from mmkd.evaluation.retention import Retention, RetentionProbe
 from mmkd.evaluation.significance import bootstrap_intervals, compare, paired_permutation_test
+from mmkd.evaluation.weights import choose_weights
 
 __all__ = [
     "CaseRanks",
@@ -24,6 +25,7 @@ __all__ = [
     "RetentionProbe",
     "Transition",
     "bootstrap_intervals",
+    "choose_weights",
     "compare",
     "coverage_at_k",
     "metrics_from_ranks",

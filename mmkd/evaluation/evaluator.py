@@ -4,7 +4,8 @@ Batches are built on the device from the split's flat event array, sorted by his
 that each is trimmed to its longest history. Memory is O(batch x items); no user x item matrix.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -60,6 +61,25 @@ class HasSplit(Protocol):
     @property
     def split(self) -> SequenceSplit:
         """What trains, validates and tests."""
+
+
+@dataclass(frozen=True)
+class CaseBatch:
+    """Cases to be ranked together.
+
+    Attributes:
+        case: [B] int64, index into the split's cases.
+        histories: [B, L] int64, left-padded.
+        target: [B] int64.
+        row: [P] int64, rows of the candidates that are taken out; None takes none out.
+        item: [P] int64, those candidates.
+    """
+
+    case: NDArray[np.int64]
+    histories: Tensor
+    target: Tensor
+    row: Tensor | None
+    item: Tensor | None
 
 
 class Evaluator:
@@ -156,57 +176,83 @@ class Evaluator:
             ValueError: `max_length` is below 1.
         """
         refuse(at_least(1, max_length=max_length))
+        device = processes.device if processes else _device_of(student)
+        network = isinstance(student, (Ensemble, Recommender))
+        score: Scorer = student.next_scores if network else student
+        with answering(student) if isinstance(student, nn.Module) else torch.no_grad():
+            # one empty part each, so that no case at all needs no other path
+            case = [np.empty(0, dtype=np.int64)]
+            ranks = [torch.empty(0, dtype=torch.float64, device=device)]
+            ties = [torch.empty(0, dtype=torch.int64, device=device)]
+            lists = [ties[0].new_empty(0, list_length)]
+            for batch in self.batches(
+                split, cases, student, processes=processes, max_length=max_length
+            ):
+                scores, target = score(batch.histories), batch.target
+                _check_shape(scores, len(target), split.item_count)
+                excluded = {"exclude_row": batch.row, "exclude_item": batch.item}
+                found, tied = rank_and_ties(scores, target, **excluded)
+                # kept on the device: a copy back per batch would wait for it each time
+                case.append(batch.case)
+                ranks.append(found)
+                ties.append(tied)
+                if list_length:
+                    lists.append(top_k(scores, list_length, **excluded)[0])
+                else:
+                    lists.append(target.new_empty(len(target), 0))
+        order = np.concatenate(case)
+        part = CaseRanks(
+            case=order,
+            user=cases.user[order],
+            target=split.target_items(cases)[order],
+            rank=torch.cat(ranks).cpu().numpy(),
+            ties=torch.cat(ties).cpu().numpy(),
+            top_items=torch.cat(lists).cpu().numpy(),
+        )
+        return gather(part, device=device)
+
+    def batches(
+        self,
+        split: SequenceSplit,
+        cases: Cases,
+        student: Ensemble | Recommender | Scorer,
+        *,
+        processes: Processes | None = None,
+        max_length: int | None = None,
+    ) -> "Iterator[CaseBatch]":
+        """This process's cases, those of like histories together; arguments as for ``ranks``.
+
+        Raises:
+            EvaluationError: If cases and split don't belong together.
+        """
         _check_cases(split, cases)
         device = processes.device if processes else _device_of(student)
         rank, count = (processes.process_index, processes.num_processes) if processes else (0, 1)
         case = np.arange(len(cases), dtype=np.int64)[rank::count]
-        user, position = cases.user[case], cases.position[case]
+        if isinstance(student, (Ensemble, Recommender)):
+            max_length = max_length or student.max_length
 
         def on_device(values: NDArray[np.int64]) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
-        score: Scorer
-        if isinstance(student, (Ensemble, Recommender)):
-            score, max_length = student.next_scores, max_length or student.max_length
-        else:
-            score = student
-        with answering(student) if isinstance(student, nn.Module) else torch.no_grad():
-            read = position if max_length is None else np.minimum(position, max_length)
-            order = np.argsort(read, kind="stable")
-            events = on_device(split.items)
-            end = on_device((split.offsets[user] + position)[order])
-            seen, length = on_device(position[order]), on_device(read[order])
-            # one empty part each, so that no case at all needs no other path
-            ranks = [torch.empty(0, dtype=torch.float64, device=device)]
-            ties, lists = [events[:0]], [events.new_empty(0, list_length)]
-            for start in range(0, len(case), self.batch_size):
-                batch = slice(start, start + self.batch_size)
-                target = events[end[batch]]
-                scores = score(_histories(events, end[batch], length[batch]))
-                _check_shape(scores, len(target), split.item_count)
-                row = item = None
-                if self.exclude_seen == "history":
-                    row, item = _seen_pairs(events, end[batch], seen[batch])
-                    other = item != target[row]  # a repeated target stays a candidate of the list
-                    row, item = row[other], item[other]
-                found, tied = rank_and_ties(scores, target, exclude_row=row, exclude_item=item)
-                # kept on the device: a copy back per batch would wait for it each time
-                ranks.append(found)
-                ties.append(tied)
-                if list_length:
-                    lists.append(top_k(scores, list_length, exclude_row=row, exclude_item=item)[0])
-                else:
-                    lists.append(target.new_empty(len(target), 0))
-        back = np.argsort(order)
-        part = CaseRanks(
-            case=case,
-            user=user,
-            target=split.target_items(cases)[case],
-            rank=torch.cat(ranks).cpu().numpy()[back],
-            ties=torch.cat(ties).cpu().numpy()[back],
-            top_items=torch.cat(lists).cpu().numpy()[back],
-        )
-        return gather(part, device=device)
+        position = cases.position[case]
+        read = position if max_length is None else np.minimum(position, max_length)
+        order = np.argsort(read, kind="stable")
+        case, position = case[order], position[order]
+        events = on_device(split.items)
+        ends = on_device(split.offsets[cases.user[case]] + position)
+        seen, length = on_device(position), on_device(read[order])
+        for start in range(0, len(case), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            end = ends[batch]
+            target = events[end]
+            row = item = None
+            if self.exclude_seen == "history":
+                row, item = _seen_pairs(events, end, seen[batch])
+                other = item != target[row]  # a repeated target stays a candidate of the list
+                row, item = row[other], item[other]
+            histories = _histories(events, end, length[batch])
+            yield CaseBatch(case[batch], histories, target, row, item)
 
     def metrics(self, ranks: CaseRanks) -> dict[str, float]:
         """Plain metrics, for model selection: ``{"HR@5": ..., "NDCG@5": ..., ...}``."""

@@ -4,7 +4,7 @@ Tempered KL at supervised positions (Hinton et al., arXiv:1503.02531) and, so th
 agree, the cosines between states instead of the states (as KDSR, arXiv:2401.07257, does for items).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmkd.errors import positive, refuse
 from mmkd.losses.distributed import global_mean, weight_problems
 from mmkd.losses.recommendation import autocast_together, chunk_rows
-from mmkd.student.ensemble import Inference
+from mmkd.student.ensemble import Inference, standardized
 
 _STATES = 512  # positions whose states are compared, all pairs of them
 
@@ -65,6 +65,9 @@ class CompressionLoss(nn.Module):
         teacher_states: Sequence[Tensor],
         teacher_matrices: Sequence[Tensor],
         inference: Inference,
+        *,
+        weights: Tensor | None = None,
+        known: Sequence[Tensor | None] | None = None,
     ) -> dict[str, Tensor]:
         """The losses, scalars, by name; those of weight 0 are left out.
 
@@ -76,6 +79,8 @@ class CompressionLoss(nn.Module):
             teacher_states: N times [M, D_t], without a graph.
             teacher_matrices: N times [I, D_t].
             inference: How the teacher's members are put together.
+            weights: [N], what each of them counts; None = all alike.
+            known: By member [I] bool, the items that it knows; None = all. For ``standardized``.
         """
         found = {}
         if "compression" in self.weights:
@@ -86,28 +91,34 @@ class CompressionLoss(nn.Module):
                 teacher_matrices,
                 temperature=self.temperature,
                 inference=inference,
+                weights=weights,
+                known=known,
             )
             found["compression"] = global_mean(self.temperature**2 * total, len(states))
         if "compression.states" in self.weights:
             stride = -(-len(states) // _STATES)
-            distance = state_distance(states[::stride], [h[::stride] for h in teacher_states])
+            some = [h[::stride] for h in teacher_states]
+            distance = state_distance(states[::stride], some, weights=weights)
             found["compression.states"] = global_mean(distance.sum(), distance.numel())
         return found
 
 
-def state_distance(states: Tensor, teacher_states: Sequence[Tensor]) -> Tensor:
+def state_distance(
+    states: Tensor, teacher_states: Sequence[Tensor], *, weights: Tensor | None = None
+) -> Tensor:
     """Squared difference of the cosines of every two positions' states.
 
     Args:
         states: [M, D].
         teacher_states: N times [M, D_t]; their cosines' mean is what is wanted.
+        weights: [N], what each counts in the mean; None = all alike.
 
     Returns:
         [M, M]; the diagonal is 0.
     """
     with torch.autocast(states.device.type, enabled=False):
         own = _cosines(states)
-        wanted = torch.stack([_cosines(h) for h in teacher_states]).mean(0)
+        wanted = _mean([_cosines(h) for h in teacher_states], weights)
         return (own - wanted).square()
 
 
@@ -125,20 +136,78 @@ def soft_target_kl(
     *,
     temperature: float,
     inference: Inference,
+    weights: Tensor | None = None,
+    known: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
     """``sum over positions of KL(p_teacher || p_student)`` at a temperature, in chunks.
 
-    ``logits``: p_teacher is the softmax of the members' mean logits; ``probabilities``: the mean of
-    their softmaxes. Shapes as in ``CompressionLoss``. To first order only.
+    p_teacher is as in ``ensemble_log_softmax``, shapes and the rest as in ``CompressionLoss``. To
+    first order only.
     """
     tensors = autocast_together(states, item_matrix, *teacher_states, *teacher_matrices)
-    found: Tensor = _SoftTargets.apply(temperature, inference == "logits", *tensors)
+
+    def teach(logits: Sequence[Tensor]) -> Tensor:
+        return ensemble_log_softmax(
+            logits, temperature=temperature, inference=inference, weights=weights, known=known
+        )
+
+    found: Tensor = _SoftTargets.apply(temperature, teach, *tensors)
     return found
+
+
+def ensemble_log_softmax(
+    logits: Sequence[Tensor],
+    *,
+    temperature: float,
+    inference: Inference,
+    weights: Tensor | None = None,
+    known: Sequence[Tensor | None] | None = None,
+) -> Tensor:
+    """What an ensemble predicts: the logarithm of a distribution over the candidates [M, C].
+
+    ``logits``: the softmax of the members' mean logits over the temperature. ``probabilities``: the
+    mean of their softmaxes at the temperature. ``standardized``: the softmax of the mean of their
+    standardised scores, times the mean of their standard deviations, over the temperature: a sum of
+    scores in standard deviations says in which order items come, not how sure the members are, and
+    so it gets back how far the members' own logits spread; one member by itself teaches its own
+    softmax. All means are weighted.
+
+    Args:
+        logits: N times [M, C].
+        temperature: Above 0.
+        inference: How the members are put together.
+        weights: As in ``CompressionLoss``.
+        known: As there.
+    """
+    if inference == "probabilities":
+        each = torch.stack([(z / temperature).log_softmax(-1) for z in logits])  # [N, M, C]
+        shares = torch.ones(len(logits)) if weights is None else weights
+        share = (shares / shares.sum()).log().to(each).view(-1, 1, 1)
+        return (each + share).logsumexp(0)
+    if inference == "logits":
+        return (_mean(logits, weights) / temperature).log_softmax(-1)
+    masks = known or [None] * len(logits)
+    found = [standardized(z, mask) for z, mask in zip(logits, masks, strict=True)]
+    scores = _mean([score for score, _ in found], weights)
+    spread = _mean([deviation for _, deviation in found], weights)  # [M, 1]
+    return (scores * spread / temperature).log_softmax(-1)
+
+
+def _mean(values: Sequence[Tensor], weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return sum(values[1:], values[0]) / len(values)
+    shares = weights / weights.sum()
+    return sum((v * s for v, s in zip(values, shares, strict=True)), torch.zeros_like(values[0]))
 
 
 class _SoftTargets(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, temperature: float, by_logits: bool, *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        temperature: float,
+        teach: Callable[[Sequence[Tensor]], Tensor],
+        *tensors: Tensor,
+    ) -> Tensor:
         h, matrix, *teacher = tensors
         members = len(teacher) // 2
         exact = h.dtype if h.dtype == torch.float64 else torch.float32
@@ -148,15 +217,9 @@ class _SoftTargets(torch.autograd.Function):
         rows = chunk_rows(len(matrix) * (members + 1), h.device.type)
         for lo in range(0, len(h), rows):
             at = slice(lo, lo + rows)
-            each = [
-                (teacher[n][at] @ teacher[members + n].mT).to(exact) / temperature
-                for n in range(members)
-            ]
-            if by_logits:
-                wanted = (sum(each[1:], each[0]) / members).log_softmax(-1)  # [c, I]
-            else:
-                wanted = torch.stack([z.log_softmax(-1) for z in each]).logsumexp(0)
-                wanted -= torch.tensor(float(members)).log()
+            wanted = teach(
+                [(teacher[n][at] @ teacher[members + n].mT).to(exact) for n in range(members)]
+            )  # [c, I]
             found = ((h[at] @ matrix.mT).to(exact) / temperature).log_softmax(-1)
             p = wanted.exp()
             total += torch.dot(p.flatten(), (wanted - found).flatten())

@@ -59,7 +59,7 @@ class MutualLoss(nn.Module):
         Args:
             states: N times [M, D], at supervised positions.
             item_matrices: N times [I, D].
-            target: [M] int64 in 1..I.
+            target: [M] int64 in 1..I; or [N, M] where each network has its own.
 
         Returns:
             ``cross_entropy + weight * mutual / N`` with a graph; and the two without: the mean
@@ -68,7 +68,7 @@ class MutualLoss(nn.Module):
         total, cross_entropy, mutual = joint_softmax(
             states, item_matrices, target - 1, temperature=self.temperature, weight=self.weight
         )
-        count = len(target)
+        count = target.shape[-1]
         return (
             global_mean(total, count),
             global_mean(cross_entropy, count),
@@ -92,7 +92,7 @@ def joint_softmax(
     Args:
         states: N times [M, D].
         item_matrices: N times [I, D].
-        column: [M] int64, the target's row of the matrices.
+        column: [M] int64, the target's row of the matrices; or [N, M].
         temperature: tau of the mutual KL.
         weight: What the mutual KL counts in the first sum.
 
@@ -117,7 +117,8 @@ class _JointSoftmax(torch.autograd.Function):
         exact = states[0].dtype if states[0].dtype == torch.float64 else torch.float32
         wants = any(ctx.needs_input_grad)
         gradients = [torch.zeros_like(t, dtype=exact) for t in tensors] if wants else []
-        positions, items = len(column), len(matrices[0])
+        column = column.expand(networks, -1)  # [N, M]
+        positions, items = column.shape[1], len(matrices[0])
         cross_entropy = torch.zeros((), dtype=exact, device=column.device)
         mutual = torch.zeros_like(cross_entropy)
         rows = chunk_rows(networks * items, column.device.type)
@@ -130,7 +131,7 @@ class _JointSoftmax(torch.autograd.Function):
             z, log_p, p = (b[: shape[0] * shape[1] * items].view(shape) for b in buffers)
             for n in range(networks):
                 _product(states[n][at], matrices[n].mT, out=z[n])
-            index = column[at].expand(networks, -1)[..., None]  # [N, c, 1]
+            index = column[:, at, None]  # [N, c, 1]
             norm = z.logsumexp(-1, keepdim=True)
             cross_entropy += (norm - z.gather(-1, index)).sum() / networks
             mutual += _mutual(z, norm, temperature, log_p=log_p, p=p)

@@ -40,10 +40,14 @@ class TeacherOutputs:
     Attributes:
         outputs: Of its members, without a graph.
         inference: How they are put together.
+        weights: What each counts, [N]; None = all alike.
+        known: By member the items [I] that it knows, see ``Ensemble.known``; None = all.
     """
 
     outputs: Sequence[StudentOutput]
     inference: Inference
+    weights: Tensor | None = None
+    known: Sequence[Tensor | None] | None = None
 
 
 class Objective(nn.Module):
@@ -58,8 +62,9 @@ class Objective(nn.Module):
     ICL), over ordered pairs of networks (CCL) and over pairs (KD). This is EMKD's total
     (arXiv:2304.14668, section 4.5) divided by N V, so that its weights mean what they mean there
     while one network and one view give the plain loss. The correlations are KDSR's
-    (arXiv:2401.07257, section 3.4), each a mean over the modality's different tables. Compression
-    is a mean over networks.
+    (arXiv:2401.07257, section 3.4), each a mean over networks of that of their tables, so that the
+    networks that lack a modality, or whose share is 0, add nothing. Compression is a mean over
+    networks.
 
     >>> from mmkd import NextItem, Objective, SASRec, Softmax
     >>> from mmkd import FusedItemEmbedding, Recommender
@@ -83,6 +88,8 @@ class Objective(nn.Module):
         mutual: KD; None for none. It makes the cross-entropy of a ``Softmax`` itself.
         compression: Distances to a trained ensemble; None for none.
         neighbours: Of soft targets in closed form; a batch says their share. None for none.
+        correlation_shares: By network what the correlations of its tables count, beside their
+            weights; of a table that several hold, their mean. None = 1 for all.
 
     Raises:
         ValueError: ``mutual``, ``compression`` or ``neighbours`` beside another recommendation than
@@ -99,8 +106,10 @@ class Objective(nn.Module):
         mutual: MutualLoss | None = None,
         compression: CompressionLoss | None = None,
         neighbours: NeighbourLoss | None = None,
+        correlation_shares: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        self.correlation_shares = correlation_shares
         self.recommendation = recommendation
         self.correlation = nn.ModuleDict(
             {name: loss for name, loss in (correlation or {}).items() if loss.weights}
@@ -143,12 +152,16 @@ class Objective(nn.Module):
         asked = batch.targets.flatten()
         at = asked.nonzero().squeeze(1)  # [M] the supervised positions
         states = _states(outputs, at)
-        total, parts = self._recommendation(states, outputs, asked[at])
+        target = asked[at]
+        targets_of = [target] * len(outputs)
+        if batch.member_targets is not None:
+            targets_of = list(batch.member_targets.flatten(1)[:, at])
+        total, parts = self._recommendation(states, outputs, targets_of)
         terms = [
             *self._terms_of_sequences(outputs, batch),
             *self._terms_of_tables(outputs, batch, targets),
-            *self._terms_of_teacher(states, outputs, asked[at], at, teacher),
-            *self._terms_of_neighbours(states, outputs, asked[at], batch.soft_share),
+            *self._terms_of_teacher(states, outputs, target, at, teacher),
+            *self._terms_of_neighbours(states, outputs, target, batch),
         ]
         for name, weight, value in terms:
             total = total + weight * value
@@ -156,18 +169,24 @@ class Objective(nn.Module):
         return LossBreakdown(total=total, parts=parts)
 
     def _recommendation(
-        self, states: Sequence[Tensor], outputs: Sequence[StudentOutput], target: Tensor
+        self,
+        states: Sequence[Tensor],
+        outputs: Sequence[StudentOutput],
+        targets: Sequence[Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """At supervised positions: the loss itself, and what networks tell each other there."""
         if self.mutual is None:
             losses = [
                 global_mean(self.recommendation(h, out.item_matrix, target), len(target))
-                for h, out in zip(states, outputs, strict=True)
+                for h, out, target in zip(states, outputs, targets, strict=True)
             ]
             total = torch.stack(losses).mean()
             return total, {"recommendation": total.detach()}
-        matrices, target = self._candidates(outputs, target)
-        total, cross_entropy, mutual = self.mutual(states, matrices, target)
+        found = [self._candidates([out], t) for out, t in zip(outputs, targets, strict=True)]
+        matrices = [matrix for (matrix,), _ in found]
+        total, cross_entropy, mutual = self.mutual(
+            states, matrices, torch.stack([wanted for _, wanted in found])
+        )
         return total, {"recommendation": cross_entropy, "mutual": mutual}
 
     def _candidates(
@@ -201,11 +220,27 @@ class Objective(nn.Module):
     ) -> Iterator[tuple[str, float, Tensor]]:
         losses: dict[str, CorrelationLoss] = dict(self.correlation.items())  # type: ignore[arg-type]
         for modality, loss in losses.items():
-            # a table that the networks share is one table
-            tables = {id(out.modality[modality]): out.modality[modality] for out in outputs}
-            found = [loss(table, batch.items, targets[modality]) for table in tables.values()]
+            found = [
+                (share, loss(table, batch.items, targets[modality]))
+                for table, share in self._tables(outputs, modality)
+            ]
             for name, weight in loss.weights.items():
-                yield f"{name}.{modality}", weight, _mean(each[name] for each in found)
+                values = [share * each[name] for share, each in found]
+                if values:
+                    yield f"{name}.{modality}", weight, torch.stack(values).sum()
+
+    def _tables(
+        self, outputs: Sequence[StudentOutput], modality: str
+    ) -> list[tuple[Tensor, float]]:
+        """A modality's different tables, and how much of the networks each stands for."""
+        shares = self.correlation_shares or [1.0] * len(outputs)
+        tables: dict[int, Tensor] = {}
+        counts: dict[int, float] = {}
+        for out, share in zip(outputs, shares, strict=True):
+            if (table := out.modality.get(modality)) is not None:
+                tables[id(table)] = table
+                counts[id(table)] = counts.get(id(table), 0.0) + share
+        return [(table, counts[key] / len(outputs)) for key, table in tables.items() if counts[key]]
 
     def _terms_of_teacher(
         self,
@@ -220,8 +255,21 @@ class Objective(nn.Module):
         wanted = _states(teacher.outputs, at)
         wanted_matrices, _ = self._candidates(teacher.outputs, target)
         matrices, _ = self._candidates(outputs, target)
+        assert isinstance(self.recommendation, Softmax)
+        known = [
+            None if mask is None else self.recommendation.among(mask[:, None], target)[0][:, 0]
+            for mask in teacher.known or ()
+        ]
         found = [
-            self.compression(h, matrix, wanted, wanted_matrices, teacher.inference)
+            self.compression(
+                h,
+                matrix,
+                wanted,
+                wanted_matrices,
+                teacher.inference,
+                weights=teacher.weights,
+                known=known or None,
+            )
             for h, matrix in zip(states, matrices, strict=True)
         ]
         for name, weight in self.compression.weights.items():
@@ -232,15 +280,16 @@ class Objective(nn.Module):
         states: Sequence[Tensor],
         outputs: Sequence[StudentOutput],
         target: Tensor,
-        share: float,
+        batch: Batch,
     ) -> Iterator[tuple[str, float, Tensor]]:
-        if self.neighbours is None or not share:
+        if self.neighbours is None or not batch.soft_share:
             return
+        shares = batch.member_shares or [1.0] * len(outputs)
         found = (
-            global_mean(self.neighbours(h, out.item_matrix, target), len(target))
-            for h, out in zip(states, outputs, strict=True)
+            share * global_mean(self.neighbours(h, out.item_matrix, target), len(target))
+            for h, out, share in zip(states, outputs, shares, strict=True)
         )
-        yield "neighbours", share, _mean(found)
+        yield "neighbours", batch.soft_share, _mean(found)
 
 
 def _states(outputs: Sequence[StudentOutput], at: Tensor) -> list[Tensor]:

@@ -6,7 +6,7 @@ says nothing, so it is masked.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -129,7 +129,7 @@ def add_items(
         )
     student = run.student()
     rows, present = {}, {}
-    for name, trained_tables in student.modality_tables().items():
+    for name, trained_tables in student.stored_tables().items():
         rows[name], present[name] = _placed(placements[name], tables[name], kept, trained_tables)
     larger, grown = with_new_items(spec, student, rows, present)
 
@@ -247,14 +247,19 @@ def _placed(
     placement: Placement,
     table: EmbeddingTable,
     kept: NDArray[np.bool_],
-    trained_tables: list[Tensor],
+    trained_tables: Sequence[Tensor],
 ) -> tuple[list[Tensor], Tensor]:
     """Rows [n, d] for each of the student's tables, and which of the n hold something."""
     present = table.present[kept]
-    rows = torch.zeros(len(present), placement.start.width)
-    if present.any():
-        rows[torch.from_numpy(present)] = placement.rows(np.asarray(table.vectors[table.present]))
-    return [rows] * len(trained_tables), torch.from_numpy(present)
+    rows = []
+    for trained in trained_tables:
+        own = torch.zeros(len(present), trained.shape[1])
+        if present.any():
+            vectors = np.asarray(table.vectors[table.present])
+            frozen = not trained.requires_grad  # only what is behind an adapter
+            own[torch.from_numpy(present)] = placement.rows(vectors, frozen=frozen)
+        rows.append(own)
+    return rows, torch.from_numpy(present)
 
 
 def _joined(catalogue: ItemTable, new: ItemTable, kept: NDArray[np.bool_]) -> ItemTable:

@@ -138,6 +138,8 @@ def compressing(run: RunFolder, overrides: Sequence[str] = ()) -> Recipe:
         [
             f"name={run.marker()['recipe']}-compressed",
             "ensemble.members=1",
+            "ensemble.inference=logits",
+            "ensemble.weights=null",
             "objective.contrastive=null",
             "objective.mutual=null",
             f"objective.compression.teacher={quoted(run.path)}",

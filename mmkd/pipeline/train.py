@@ -15,11 +15,13 @@ from mmkd.config.plan import Plan, plan
 from mmkd.config.recipe import Recipe, recipe_digest
 from mmkd.distiller import CorrelationDistiller
 from mmkd.errors import RunError
+from mmkd.evaluation import choose_weights
 from mmkd.pipeline.baselines import evaluate_baselines, in_passing
 from mmkd.pipeline.embed import EmbedProgress, check_encoders, embed
-from mmkd.pipeline.opening import check_same, opened
+from mmkd.pipeline.opening import OpenRun, check_same, opened
 from mmkd.runs.folder import RunFolder
 from mmkd.runs.placement import Placement
+from mmkd.student import Ensemble
 from mmkd.student.build import StudentSpec
 from mmkd.training.progress import peak_memory_bytes, start_trackers
 from mmkd.training.trainer import Trainer
@@ -90,7 +92,7 @@ def train(
             embedding=planned.embedding,
             backbone=planned.backbone,
             score_with=recipe.student.score_with,
-            ensemble=planned.ensemble,
+            ensemble=planned.members.ensemble,
             modalities={name: teacher.shape[1] for name, teacher in teachers.items()},
         )
         counts = torch.from_numpy(data.split.train_counts())
@@ -98,7 +100,11 @@ def train(
             teachers, distiller.present if distiller else {}, counts > 0, seed=recipe.seed
         )
         soften = planned.objective.soften(
-            distiller, data.split, epochs=planned.training.epochs, seed=recipe.seed
+            distiller,
+            data.split,
+            epochs=planned.training.epochs,
+            seed=recipe.seed,
+            members=planned.members.neighbours,
         )
         objective = planned.objective.build(
             train_counts=counts,
@@ -107,6 +113,7 @@ def train(
             members=len(student.members),
             width=planned.width,
             vocabulary=run.vocabulary,
+            correlation_shares=planned.members.correlation,
         )
         placements = None
         if distiller is not None:
@@ -137,24 +144,30 @@ def train(
             seed=recipe.seed,
         )
 
+        weighing = time.monotonic()
+        if planned.members.weights_chosen:
+            _weigh(student, planned, run)
         tested = time.monotonic()
         ranks = planned.evaluator.ranks(student, data.split, data.split.test, processes=accelerator)
         test = planned.evaluator.report(ranks, data.split, seed=recipe.seed)
         tested_s = time.monotonic() - tested
-        valid = planned.evaluator.ranks(
+        validated = planned.evaluator.ranks(
             student, data.split, data.split.valid, processes=accelerator
         )
+        valid = report.history[report.best_epoch]["valid"]
+        if planned.members.weights_chosen:  # the epochs' figures are those of equal ones
+            valid = valid | planned.evaluator.metrics(validated)
         result: dict[str, Any] = {
             "recipe": recipe.name,
             "digest": recipe_digest(recipe),
             "seed": recipe.seed,
             "split": recipe.data.split.kind,
             "test": test,
-            "valid": report.history[report.best_epoch]["valid"],
+            "valid": valid,
             # beside both: what release 0.1 wrote stays as it was
             "breakdown": {
                 "test": test.pop("breakdown"),
-                "valid": planned.evaluator.breakdown(valid, data.split),
+                "valid": planned.evaluator.breakdown(validated, data.split),
             },
             "retention_at_start": report.retention_at_start,
             "best_epoch": report.best_epoch,
@@ -165,13 +178,16 @@ def train(
                 "train_and_validate": round(report.seconds, 1),
                 "epoch": _mean([record["train_seconds"] for record in report.history]),
                 "validation": _mean([record["valid_seconds"] for record in report.history]),
+                "weights": round(tested - weighing, 1),
                 "test": round(tested_s, 1),
-                "total": round(prepared_s + report.seconds + time.monotonic() - tested, 1),
+                "total": round(prepared_s + report.seconds + time.monotonic() - weighing, 1),
             },
             "peak_memory_bytes": peak_memory_bytes(),
             "processes": accelerator.num_processes,
             "parameters": sum(p.numel() for p in student.parameters()),
         }
+        if student.weights is not None:
+            result["weights"] = student.shares()
         if planned.baselines:
             began = time.monotonic()
             beside = evaluate_baselines(
@@ -190,6 +206,21 @@ def train(
         accelerator.wait_for_everyone()
         accelerator.end_training()
     return result
+
+
+def _weigh(student: Ensemble, planned: Plan, run: OpenRun) -> None:
+    """Choose the members' weights on validation, and keep them with the networks."""
+    split = run.data.split
+    student.set_weights(
+        choose_weights(
+            student,
+            split,
+            split.valid,
+            evaluator=planned.evaluator,
+            processes=run.accelerator,
+        )
+    )
+    run.write(student=student)
 
 
 def _mean(values: Sequence[float]) -> float:

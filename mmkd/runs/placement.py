@@ -46,20 +46,29 @@ class Placement:
         cls, distiller: CorrelationDistiller, student: Ensemble, fingerprints: Mapping[str, str]
     ) -> dict[str, Self]:
         """Each modality's, of a fitted distiller and an ensemble that starts from it."""
-        starts = student.networks[0].embedding.starts  # the members' are alike
+        starts: dict[str, TeacherStart] = {}
+        for member in student.networks:  # of a modality's tables those that train start alike
+            own = member.embedding
+            frozen = {k: v for k, v in own.starts.items() if k in own.adapters}
+            starts = frozen | starts | {k: v for k, v in own.starts.items() if k not in frozen}
         return {
             name: cls(fingerprints[name], fitted, distiller.dim, distiller.facets, starts[name])
             for name, fitted in distiller.reductions.items()
         }
 
-    def rows(self, vectors: NDArray[np.float32]) -> Tensor:
+    def rows(self, vectors: NDArray[np.float32], *, frozen: bool = False) -> Tensor:
         """[n, D] to [n, d].
+
+        Args:
+            vectors: The encoder's.
+            frozen: Whether the table is the reduced teacher itself, behind an adapter.
 
         Raises:
             ValueError: The vectors are of another width, or one is not finite.
         """
-        reduced = spread_over_facets(self.reduction(vectors), self.dim, self.facets)  # [n, dim]
-        return self.start(torch.from_numpy(reduced))
+        spread = spread_over_facets(self.reduction(vectors), self.dim, self.facets)
+        reduced = torch.from_numpy(spread)  # [n, dim]
+        return reduced if frozen else self.start(reduced)
 
 
 def write_placements(path: Path, placements: Mapping[str, Placement]) -> None:

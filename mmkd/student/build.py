@@ -3,7 +3,7 @@
 Training starts from them; reading a finished run fills them with its weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -28,7 +28,9 @@ class StudentSpec:
         embedding: Options of `FusedItemEmbedding`, `width` among them.
         backbone: Its `kind` and options.
         score_with: As for `Recommender`.
-        ensemble: Options of `build_ensemble`.
+        ensemble: Options of `build_ensemble`. Of members that differ, `members` says by what from
+            the rest: `embedding`, options that it has otherwise; `modalities`, which of them it
+            has; `backbone`, whole; `seed`.
         modalities: Name to the teacher's width.
     """
 
@@ -61,17 +63,25 @@ class StudentSpec:
             rows = self.item_count + 1
             teachers = {name: torch.zeros(rows, dim) for name, dim in self.modalities.items()}
 
-        def network() -> Recommender:
+        def network(
+            *,
+            embedding: Mapping[str, Any] | None = None,
+            modalities: Collection[str] | None = None,
+            backbone: Mapping[str, Any] | None = None,
+        ) -> Recommender:
+            has = teachers if modalities is None else modalities
             return Recommender(
                 embedding=FusedItemEmbedding(
                     item_count=self.item_count,
-                    modalities=teachers,
-                    present=present,
+                    modalities={name: teachers[name] for name in teachers if name in has},
+                    present={name: mask for name, mask in (present or {}).items() if name in has},
                     trained=trained,
-                    **self.embedding,
+                    **{**self.embedding, **(embedding or {})},
                 ),
                 backbone=build_backbone(
-                    width=self.embedding["width"], max_length=self.max_length, **self.backbone
+                    width=self.embedding["width"],
+                    max_length=self.max_length,
+                    **(backbone or self.backbone),
                 ),
                 score_with=self.score_with,
                 max_length=self.max_length,

@@ -1,10 +1,10 @@
 """Ensemble: N recommenders side by side, [B, L] to N states, and one score a catalogue item.
 
-The networks of EMKD (arXiv:2304.14668), section 4.1. One network is an ensemble of one: training,
-evaluation and files know ensembles only.
+The networks of EMKD (arXiv:2304.14668), section 4.1; they may differ in what they read and how.
+One network is an ensemble of one: training, evaluation and files know ensembles only.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -21,12 +21,15 @@ from mmkd.student.recommender import (
     prompt,
 )
 
-Inference = Literal["logits", "probabilities"]
+Inference = Literal["logits", "probabilities", "standardized"]
 ModalityTables = Literal["shared", "own"]
+Weights = Literal["validation"] | Sequence[float] | None
 
 
 class Ensemble(nn.Module):
-    """Networks of one shape with their own weights, scored together.
+    """Networks with their own weights, scored together.
+
+    They read the same catalogue, though each may know it by other sources, and look the same way.
 
     They run one after the other: at the sizes of training each one fills the machine by itself,
     and a batched program of all of them was no faster (docs/ensemble.md).
@@ -46,17 +49,27 @@ class Ensemble(nn.Module):
     torch.Size([1, 4])
     """
 
-    def __init__(self, members: Sequence[Recommender], *, inference: Inference = "logits") -> None:
+    def __init__(
+        self,
+        members: Sequence[Recommender],
+        *,
+        inference: Inference = "logits",
+        weights: Sequence[float] | None = None,
+    ) -> None:
         """Put the networks together.
 
         Args:
-            members: At least one, of one causality. Those that hold the same modality tables, the
-                very module, keep them once in the state dict.
+            members: At least one, of one causality. Of those that hold the same modality table, the
+                very parameter, the first keeps it in the state dict.
             inference: `logits` adds the members' scores; `probabilities` adds their softmax
-                probabilities over the catalogue, as the paper writes.
+                probabilities over the catalogue, as the paper writes; `standardized` adds the
+                scores in standard deviations from the list's own mean, so that no member outweighs
+                the others by its scale (see `combine`).
+            weights: What each member counts, 0 or more; only their ratios matter. Kept in the state
+                dict, as `weights` [N]. None counts all alike.
 
         Raises:
-            ValueError: No member, members that don't fit together, or an unknown `inference`.
+            ValueError: No member, members that don't fit together, or an option that is wrong.
         """
         super().__init__()
         if not members:
@@ -66,19 +79,18 @@ class Ensemble(nn.Module):
                 "members: got causal and bidirectional networks or other catalogues side by side; "
                 "build all of them from one recipe"
             )
-        refuse(check_build_ensemble(inference=inference))
+        refuse(check_build_ensemble(members=len(members), inference=inference, weights=weights))
         self.members = nn.ModuleList(members)
         self.inference = inference
+        self.weights: Tensor | None
+        counted = None if weights is None else torch.tensor([*weights], dtype=torch.float32)
+        self.register_buffer("weights", counted)
         self.causal = members[0].causal
         self.item_count = members[0].item_count
         self.max_length = min(
             (m.max_length for m in members if m.max_length is not None), default=None
         )
-        self._shared = tuple(
-            (f"members.{n}.embedding.tables.", "members.0.embedding.tables.")
-            for n, member in enumerate(members[1:], start=1)
-            if member.embedding.tables is members[0].embedding.tables
-        )
+        self._shared = tuple(_repeated_tables(members))
         self.register_state_dict_post_hook(_drop_repeats)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_repeat_shared)  # type: ignore[no-untyped-call]
 
@@ -103,7 +115,7 @@ class Ensemble(nn.Module):
     def score(
         self, hidden: Sequence[Tensor], item_matrices: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """The members' scores over the catalogue, added up.
+        """The members' scores over the catalogue, added up as `combine` says.
 
         Args:
             hidden: N states [..., d].
@@ -115,13 +127,18 @@ class Ensemble(nn.Module):
         """
         matrices = item_matrices or [member.item_matrix() for member in self.networks]
         logits = [h @ matrix.mT for h, matrix in zip(hidden, matrices, strict=True)]  # N x [..., I]
-        if self.inference == "probabilities":
-            total = torch.stack([z.float().log_softmax(-1) for z in logits]).logsumexp(0)
-        else:
-            total = logits[0]
-            for other in logits[1:]:
-                total = total + other
+        total = combine(logits, inference=self.inference, weights=self.weights, known=self.known())
         return F.pad(total, (1, 0), value=-float("inf"))
+
+    def known(self) -> list[Tensor | None]:
+        """By member the items [I] that it knows anything of; None where it knows all.
+
+        Only `standardized` asks.
+        """
+        if self.inference != "standardized":
+            return [None] * len(self.members)
+        found = [member.known() for member in self.networks]
+        return [None if bool(known.all()) else known for known in found]
 
     def next_scores(self, histories: Tensor) -> Tensor:
         """Scores [B, I+1] of what comes after each of the histories [B, L], left-padded."""
@@ -136,22 +153,42 @@ class Ensemble(nn.Module):
         """The k items that a user is likeliest to take next, as `Recommender.recommend`."""
         return best_items(self, self.next_scores, items, history, k, exclude_seen=exclude_seen)
 
+    def shares(self) -> list[float]:
+        """What each member counts of the whole; they sum to 1."""
+        weights = torch.ones(len(self.members)) if self.weights is None else self.weights
+        return (weights.double() / weights.double().sum()).tolist()
+
+    def set_weights(self, weights: Sequence[float]) -> None:
+        """Count the members otherwise; the ensemble must have weights."""
+        assert self.weights is not None
+        self.weights.copy_(torch.tensor([*weights]))
+
     def modality_tables(self) -> dict[str, list[Tensor]]:
         """Name to the different tables S_m [I+2, d] there are: one where the members share it."""
         tables = [member.embedding.modality_tables() for member in self.networks]
+        names = dict.fromkeys(name for each in tables for name in each)
         return {
-            name: list({id(each[name]): each[name] for each in tables}.values())
-            for name in tables[0]
+            name: list({id(each[name]): each[name] for each in tables if name in each}.values())
+            for name in names
         }
 
+    def stored_tables(self) -> dict[str, list[nn.Parameter]]:
+        """Name to the different tables that are kept, each once."""
+        stored: dict[str, dict[int, nn.Parameter]] = {}
+        for member in self.networks:
+            for name, table in member.embedding.tables.items():
+                stored.setdefault(name, {})[id(table)] = table
+        return {name: list(tables.values()) for name, tables in stored.items()}
+
     def vectors(self, modality: str | None = None) -> Tensor:
-        """Item vectors whose cosines are the mean of the members' cosines.
+        """Item vectors whose cosines are the mean of the members' cosines, weighted as they are.
 
         Args:
             modality: Of which table; None for the fused vectors.
 
         Returns:
-            [I+2, d] where there is one table, otherwise the tables' unit rows side by side.
+            [I+2, d] where there is one table, otherwise the tables' unit rows side by side, those
+            of the fused vectors times the root of the member's weight.
         """
         if modality is None:
             tables = [member.embedding.table() for member in self.networks]
@@ -159,7 +196,11 @@ class Ensemble(nn.Module):
             tables = self.modality_tables()[modality]
         if len(tables) == 1:
             return tables[0]
-        return torch.cat([F.normalize(table, dim=1) for table in tables], dim=1)
+        unit = [F.normalize(table, dim=1) for table in tables]
+        if modality is None and self.weights is not None:
+            roots = (self.weights / self.weights.sum()).sqrt()
+            unit = [rows * root for rows, root in zip(unit, roots, strict=True)]
+        return torch.cat(unit, dim=1)
 
     def enable_gradient_checkpointing(self) -> None:
         """Train every member in less memory and more time, see `Recommender`."""
@@ -172,46 +213,158 @@ class Ensemble(nn.Module):
         return list({id(p): p for p in found}.values())
 
 
+def combine(
+    logits: Sequence[Tensor],
+    *,
+    inference: Inference,
+    weights: Tensor | None = None,
+    known: Sequence[Tensor | None] | None = None,
+) -> Tensor:
+    """N members' scores [..., I] to one, the weighted sum of what `inference` makes of each.
+
+    `standardized`: a member's scores minus their mean, by their standard deviation, both over the
+    items that it knows; of the others it says nothing, that is 0, and so it does of all where all
+    its scores are alike. What a member's scores are multiplied by, or raised by, changes nothing.
+
+    >>> import torch
+    >>> from mmkd.student.ensemble import combine
+    >>> scores = [torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[500.0, 0.0, 1000.0]])]
+    >>> combine(scores, inference="standardized").argsort(descending=True).tolist()
+    [[2, 0, 1]]
+
+    Args:
+        logits: N times [..., I].
+        inference: As for `Ensemble`.
+        weights: [N], scaled to a mean of 1, so that equal ones are none.
+        known: By member [I] bool, see `Ensemble.known`; None = all items by all members.
+
+    Returns:
+        [..., I]; of `probabilities` the logarithm.
+    """
+    each = list(logits)
+    shares = None if weights is None else weights / weights.mean()
+    if inference == "probabilities":
+        stacked = torch.stack([z.float().log_softmax(-1) for z in each])
+        if shares is not None:
+            stacked = stacked + shares.log().view(-1, *[1] * (stacked.ndim - 1))
+        return stacked.logsumexp(0)
+    if inference == "standardized":
+        masks = known or [None] * len(each)
+        each = [standardized(z, mask)[0] for z, mask in zip(each, masks, strict=True)]
+    if shares is not None:
+        each = [z * share for z, share in zip(each, shares, strict=True)]
+    total = each[0]
+    for other in each[1:]:
+        total = total + other
+    return total
+
+
+def standardized(logits: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Scores [..., I] in standard deviations from their mean, and that deviation [..., 1].
+
+    Args:
+        logits: A member's.
+        known: [I] bool; the others get 0 and take no part. None = all.
+    """
+    z = logits if logits.dtype == torch.float64 else logits.float()
+    variance, mean = torch.var_mean(
+        z if known is None else z[..., known], dim=-1, correction=0, keepdim=True
+    )
+    deviation = variance.sqrt()
+    # rounding errors of scores that are all alike are no ranking
+    alike = deviation <= 1e-6 * mean.abs()
+    found = (z - mean) / torch.where(alike, 1.0, deviation)
+    silent = alike if known is None else alike | ~known
+    return found.masked_fill(silent, 0.0), deviation
+
+
 def build_ensemble(
-    build: Callable[[], Recommender],
+    build: Callable[..., Recommender],
     *,
     seed: int | None = None,
-    members: int = 1,
+    members: int | Sequence[Mapping[str, Any]] = 1,
     modality_tables: ModalityTables = "shared",
     inference: Inference = "logits",
+    weights: Weights = None,
 ) -> Ensemble:
     """Build N networks that differ from the start.
 
     Args:
-        build: Gives one untrained network, its weights drawn from torch's generator.
+        build: Gives one untrained network, its weights drawn from torch's generator. Of members
+            that differ it is given what each is (`StudentSpec.build`).
         seed: Network n is drawn after `torch.manual_seed(seed + n)`; None leaves the generator be.
-        members: N.
-        modality_tables: `shared` by all networks, or each its `own`. Ids are always their own.
+        members: N; or what each of them is, as keywords of `build` and, where it has one, a `seed`
+            of its own.
+        modality_tables: `shared` by the networks that have the modality, or each its `own`. Ids are
+            always their own.
         inference: As for `Ensemble`.
+        weights: As for `Ensemble`; `validation` starts with equal ones, to be chosen after
+            training (`choose_weights`).
 
     Raises:
-        ValueError: `members` is below 1, or an unknown choice.
+        ValueError: `members` is below 1, or an option is wrong.
     """
     refuse(
-        check_build_ensemble(members=members, modality_tables=modality_tables, inference=inference)
+        check_build_ensemble(
+            members=members, modality_tables=modality_tables, inference=inference, weights=weights
+        )
     )
-    networks = []
-    for n in range(members):
+    wanted = [{} for _ in range(members)] if isinstance(members, int) else members
+    networks: list[Recommender] = []
+    for n, member in enumerate(wanted):
         if seed is not None:
-            torch.manual_seed(seed + n)
-        networks.append(build())
+            torch.manual_seed(member.get("seed", seed + n))
+        networks.append(build(**{key: value for key, value in member.items() if key != "seed"}))
         if modality_tables == "shared":
-            networks[n].embedding.tables = networks[0].embedding.tables
-    return Ensemble(networks, inference=inference)
+            _share_tables(networks)
+    chosen = [1.0] * len(networks) if weights == "validation" else weights
+    return Ensemble(networks, inference=inference, weights=chosen)
 
 
 def check_build_ensemble(**options: Any) -> list[str]:
     """What is wrong with any of the options of `build_ensemble`, a line each."""
-    return [
-        *at_least(1, members=options.get("members")),
+    members, weights = options.get("members"), options.get("weights")
+    count = members if isinstance(members, int) else len(members or ())
+    problems = [
+        *at_least(1, members=None if members is None else count),
         *one_of(get_args(ModalityTables), modality_tables=options.get("modality_tables")),
         *one_of(get_args(Inference), inference=options.get("inference")),
     ]
+    if weights is None or weights == "validation":
+        return problems
+    if isinstance(weights, str) or not all(0 <= w < float("inf") for w in weights):
+        wanted = "validation, null or a list of numbers of 0 or more"
+        return [*problems, f"weights: got {weights}, wanted {wanted}; correct it"]
+    if not sum(weights):
+        problems.append(f"weights: got {weights}, wanted one above 0; or no member counts")
+    if members is not None and len(weights) != count:
+        problems.append(
+            f"weights: got {len(weights)}, wanted {count}, one a member; give that many, or null"
+        )
+    return problems
+
+
+def _share_tables(networks: Sequence[Recommender]) -> None:
+    """The last network takes over what others before it hold of its modalities."""
+    own = networks[-1].embedding.tables
+    for name in own:
+        for other in networks[:-1]:
+            theirs = other.embedding.tables
+            # a frozen teacher behind an adapter is another table than one that trains
+            if name in theirs and theirs[name].requires_grad == own[name].requires_grad:
+                own[name] = theirs[name]
+                break
+
+
+def _repeated_tables(members: Sequence[Recommender]) -> Iterator[tuple[str, str]]:
+    """State dict keys of tables that an earlier member holds too, and the keys there."""
+    keys: dict[int, str] = {}
+    for n, member in enumerate(members):
+        for name, table in member.embedding.tables.items():
+            key = f"members.{n}.embedding.tables.{name}"
+            first = keys.setdefault(id(table), key)
+            if first != key:
+                yield key, first
 
 
 def _drop_repeats(
@@ -219,12 +372,11 @@ def _drop_repeats(
 ) -> None:
     """Keep shared tables once: a file holds what there is, not what refers to it."""
     for repeat, _ in cast(Ensemble, module)._shared:
-        for key in [key for key in state if key.startswith(prefix + repeat)]:
-            del state[key]
+        state.pop(prefix + repeat, None)
 
 
 def _repeat_shared(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """The other way round: every member that shares a table finds it under its own name."""
     for repeat, first in cast(Ensemble, module)._shared:
-        for key in [key for key in state if key.startswith(prefix + first)]:
-            state[prefix + repeat + key.removeprefix(prefix + first)] = state[key]
+        if prefix + first in state:
+            state[prefix + repeat] = state[prefix + first]

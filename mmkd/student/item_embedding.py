@@ -7,7 +7,7 @@ token) and their fusion. KDSR (arXiv:2401.07257), section 3.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from mmkd.errors import at_least, one_of, positive, refuse, within
 from mmkd.student.fusion import FUSIONS, Fusion
 from mmkd.student.layers import check_dropout, check_modality_name, dropout
+
+AdapterKind = Literal["linear", "mlp"]
 
 
 class FusedItemEmbedding(nn.Module):
@@ -32,10 +34,19 @@ class FusedItemEmbedding(nn.Module):
 
     `starts` says by modality how its table was made of the teacher.
 
+    Frozen. With an `adapter` the table of a modality is the teacher itself, at its own width, and
+    never trains; what is fused is what a trained layer makes of it (UniSRec, arXiv:2206.05941). The
+    layer starts as the map that the table would have started with, so that both begin alike.
+
     Missing. An item without a modality has a zero row there, which takes no part in the fusion and
     gets no gradient from it. The mask token has an id row only. The padding row is never read, so
     its zeros stay zeros; its fused vector is zero. `has` [I+2, S] says which sources a row has, the
     ids first: those of an item that was added after training are not read either.
+
+    Without ids. With `ids=False` an item is what its modalities say, and there is no id table.
+    Items without any modality share one learnt vector, `stand_in[0]`, so that they can stand in a
+    history and all get one score; the mask token has `stand_in[1]`. The first column of `has` then
+    marks the rows that read it.
 
     Dropout falls on the vectors that `lookup` and `forward` return, that is on a sequence's inputs,
     and not on `table`: the fused table is also the matrix to score with, where noise would hit
@@ -59,6 +70,8 @@ class FusedItemEmbedding(nn.Module):
         width: int,
         modalities: Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
+        ids: bool = True,
+        adapter: AdapterKind | None = None,
         fusion: Fusion = "gate",
         trained: Tensor | None = None,
         dropout: float = 0.1,
@@ -76,6 +89,8 @@ class FusedItemEmbedding(nn.Module):
                 To load trained weights afterwards, zeros of that shape will do.
             present: Name to [I+1] bool, False where an item lacks the modality; a name left out
                 means that every item has it.
+            ids: Whether ids are among the sources; without them there must be a modality.
+            adapter: `linear` or `mlp` on a frozen teacher, instead of a table that trains.
             fusion: `gate`, `concat` or `sum`, see `mmkd.student.fusion`.
             trained: [I+1] bool, False where no event of the item trains: its ids, which stay
                 noise, are then read nowhere if it has a modality. None means that all are trained.
@@ -97,6 +112,8 @@ class FusedItemEmbedding(nn.Module):
                 width=width,
                 modalities=modalities,
                 present=present,
+                ids=ids,
+                adapter=adapter,
                 fusion=fusion,
                 dropout=dropout,
                 id_dropout=id_dropout,
@@ -107,15 +124,20 @@ class FusedItemEmbedding(nn.Module):
         )
         self.item_count = item_count
         self.width = width
+        self.ids = ids
         self.dropout = dropout
         self.id_dropout = id_dropout
 
-        self._kept: Tensor | None = None
+        self._kept: tuple[Tensor, dict[str, Tensor]] | None = None
         rows = item_count + 2
-        id_table = torch.randn(rows, width) * id_std
-        id_table[0] = 0.0
-        self.id_table = nn.Parameter(id_table)
+        if ids:
+            id_table = torch.randn(rows, width) * id_std
+            id_table[0] = 0.0
+            self.id_table = nn.Parameter(id_table)
+        else:
+            self.stand_in = nn.Parameter(torch.randn(2, width) * id_std)
         self.tables = nn.ParameterDict()
+        self.adapters = nn.ModuleDict()
         self.starts: dict[str, TeacherStart] = {}
         has = [torch.ones(rows, dtype=torch.bool)]
         std = id_std if modality_std is None else modality_std
@@ -124,18 +146,28 @@ class FusedItemEmbedding(nn.Module):
             mask = (present or {}).get(name, everywhere).to("cpu", torch.bool).clone()
             mask[0] = False
             start = TeacherStart.fit(teacher, mask, width=width, norm=std * width**0.5)
+            if adapter is not None:
+                self.adapters[name] = Adapter(start, dim=teacher.shape[1], kind=adapter)
+                start = TeacherStart(teacher.shape[1], 1.0, None)
             rows_held = torch.where(mask[:, None], start(teacher), 0.0)
-            self.tables[name] = nn.Parameter(F.pad(rows_held, (0, 0, 0, 1)))
+            table = F.pad(rows_held, (0, 0, 0, 1))
+            self.tables[name] = nn.Parameter(table, requires_grad=adapter is None)
             self.starts[name] = start
             has.append(F.pad(mask, (0, 1)))  # [I+2], the mask token has none
-        if trained is not None and len(has) > 1:
-            content = torch.stack(has[1:]).any(0)  # [I+2]
-            has[0] &= ~content | F.pad(trained.to("cpu", torch.bool), (0, 1), value=True)
+        content = torch.stack(has[1:]).any(0) if self.tables else ~has[0]  # [I+2]
+        if not ids:
+            has[0] = ~content
+            has[0][0] = False
+        elif trained is not None:
+            known = F.pad(trained.to("cpu", torch.bool), (0, 1), value=True)
+            # of ids alone nothing else can be read, and they say that they mean nothing
+            has[0] &= known if not self.tables else ~content | known
         self.has: Tensor
         self.register_buffer("has", torch.stack(has, dim=1))  # [I+2, S] S sources, id first
+        sources = len(self.tables) + ids
         self.fuse = (
-            FUSIONS[fusion](width=width, sources=len(has), hidden=gate_width)
-            if self.tables
+            FUSIONS[fusion](width=width, sources=sources, hidden=gate_width)
+            if sources > 1
             else None
         )
 
@@ -149,11 +181,19 @@ class FusedItemEmbedding(nn.Module):
         problems = [
             *at_least(1, item_count=rows, width=get("width"), gate_width=get("gate_width")),
             *one_of(FUSIONS, fusion=get("fusion")),
+            *one_of(get_args(AdapterKind), adapter=get("adapter")),
             *check_dropout(options),
             *within(0, 1, "it is a share", id_dropout=get("id_dropout")),
             *positive("such as 0.02", id_std=get("id_std"), modality_std=get("modality_std")),
             *(line for name in teachers for line in check_modality_name(name)),
         ]
+        if get("ids") is False and get("id_dropout"):
+            problems.append(
+                f"id_dropout: got {get('id_dropout')}, but there are no ids (ids: false) to leave "
+                "out; remove it"
+            )
+        if get("ids") is False and "modalities" in options and not teachers:
+            problems.append("ids: got false, but there is no modality either; give one, or the ids")
         if "modalities" in options:
             problems += [
                 f"present: has {name!r} but modalities has not; pass both or neither"
@@ -180,24 +220,33 @@ class FusedItemEmbedding(nn.Module):
         before = self._kept
         try:
             if before is None:
-                self._kept = self.table()
+                tables = self.modality_tables()
+                self._kept = self.table(tables), tables
             yield
         finally:
             self._kept = before
 
-    def table(self) -> Tensor:
+    def table(self, tables: Mapping[str, Tensor] | None = None) -> Tensor:
         """Fuse every row, without dropout.
+
+        Args:
+            tables: What `modality_tables` returned, where it was asked; None makes it.
 
         Returns:
             [I+2, d] the fused table, row 0 zero.
         """
         if self._kept is not None:
-            return self._kept
+            return self._kept[0]
+        sources = self._sources(self.modality_tables() if tables is None else tables)
         if self.fuse is None:
-            return self.id_table
-        sources = [source[1:] for source in self._sources()]
-        fused: Tensor = self.fuse(sources, self._read(self.has[1:]))
-        return F.pad(fused, (0, 0, 1, 0))  # [I+2, d]; the padding row is written, never learnt
+            table = sources[0]
+        else:
+            fused: Tensor = self.fuse([s[1:] for s in sources], self._read(self.has[1:]))
+            table = F.pad(fused, (0, 0, 1, 0))  # [I+2, d]; the padding row is written, never learnt
+        if self.ids:
+            return table
+        stand_ins = [self.stand_in[:1].expand(self.item_count + 1, -1), self.stand_in[1:]]
+        return torch.where(self.has[:, :1], torch.cat(stand_ins), table)
 
     def lookup(self, items: Tensor, table: Tensor) -> Tensor:
         """Read a sequence's input vectors from a table that `table` returned, with dropout.
@@ -222,10 +271,12 @@ class FusedItemEmbedding(nn.Module):
             [B, L, d], zero where `items` is padding.
         """
         # more positions than items: each item once is the cheaper side, and needs no sort for it
-        if self.fuse is None or items.numel() >= self.item_count:
+        whole = self.fuse is None or not self.ids or len(self.adapters) > 0
+        if self.fuse is None or whole or items.numel() >= self.item_count:
             return self.lookup(items, self.table())
         flat = items.reshape(-1)
-        sources = [F.embedding(flat, source, padding_idx=0) for source in self._sources()]
+        tables = self._sources(self.modality_tables())
+        sources = [F.embedding(flat, source, padding_idx=0) for source in tables]
         fused: Tensor = self.fuse(
             sources, self._read(self.has[flat])
         )  # [B*L, d]; sources of zeros give zero
@@ -234,22 +285,63 @@ class FusedItemEmbedding(nn.Module):
 
     def _read(self, has: Tensor) -> Tensor:
         """The sources [N, S] that are read this time: ids drop out where there is content."""
-        if not (self.training and self.id_dropout):
-            return has
-        drop = torch.rand(len(has), device=has.device) < self.id_dropout
-        ids = has[:, 0] & ~(drop & has[:, 1:].any(1))
-        return torch.cat([ids[:, None], has[:, 1:]], dim=1)
+        if self.training and self.id_dropout:
+            drop = torch.rand(len(has), device=has.device) < self.id_dropout
+            ids = has[:, 0] & ~(drop & has[:, 1:].any(1))
+            has = torch.cat([ids[:, None], has[:, 1:]], dim=1)
+        read = has if self.ids else has[:, 1:]
+        # a row that has nothing to read reads its zeros
+        return read | ~read.any(1, keepdim=True)
+
+    @property
+    def known(self) -> Tensor:
+        """[I] bool: the items of which a source of their own says something."""
+        has = self.has[1:-1]
+        return has.any(1) if self.ids else ~has[:, 0]
 
     def modality_tables(self) -> dict[str, Tensor]:
-        """Name to student table S_m [I+2, d], the parameter itself."""
-        return dict(self.tables.items())
+        """Name to student table S_m [I+2, d]: the parameter itself, or what an adapter makes."""
+        if self._kept is not None:
+            return self._kept[1]
+        return {
+            name: self.adapters[name](table) if name in self.adapters else table
+            for name, table in self.tables.items()
+        }
 
     def modality_parameters(self) -> list[nn.Parameter]:
         """The modality tables, for a parameter group with a schedule of its own."""
-        return list(self.tables.parameters())
+        return [table for name, table in self.tables.items() if name not in self.adapters]
 
-    def _sources(self) -> list[Tensor]:
-        return [self.id_table, *self.tables.values()]
+    def _sources(self, tables: Mapping[str, Tensor]) -> list[Tensor]:
+        return [self.id_table, *tables.values()] if self.ids else list(tables.values())
+
+
+class Adapter(nn.Module):
+    """Frozen teacher vectors [..., d_t] to [..., d]; zeros, which are no content, stay zeros.
+
+    Args:
+        start: What it computes before training.
+        dim: d_t.
+        kind: `linear`; or `mlp`, which adds what two layers make of the vectors' directions.
+    """
+
+    def __init__(self, start: "TeacherStart", *, dim: int, kind: AdapterKind) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, start.width, bias=False)
+        with torch.no_grad():
+            self.linear.weight.copy_(start(torch.eye(dim)).mT)
+        self.hidden = nn.Linear(dim, start.width, bias=False) if kind == "mlp" else None
+        self.out = nn.Linear(start.width, start.width, bias=False) if kind == "mlp" else None
+        if self.out is not None:
+            nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d_t] to [..., d]."""
+        adapted: Tensor = self.linear(x)
+        if self.hidden is None or self.out is None:
+            return adapted
+        curved: Tensor = self.out(F.gelu(self.hidden(F.layer_norm(x, x.shape[-1:]))))
+        return adapted + curved
 
 
 @dataclass(frozen=True)

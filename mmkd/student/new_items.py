@@ -36,8 +36,9 @@ def with_new_items(
         spec: What the student was built from.
         student: The trained networks.
         rows: Modality to the new items' rows [n, d] of each different table, in the order of
-            `Ensemble.modality_tables`.
-        present: Modality to [n] bool; each new item has at least one.
+            `Ensemble.stored_tables`.
+        present: Modality to [n] bool; each new item has at least one. A member that reads none of
+            those of an item knows nothing of it.
 
     Returns:
         The larger student's spec, and the student in evaluation mode.
@@ -45,7 +46,7 @@ def with_new_items(
     Raises:
         ValueError: The student scores with ids or has no modality, or rows and masks do not fit it.
     """
-    tables = student.modality_tables()
+    tables = student.stored_tables()
     if spec.score_with != "fused" or not tables:
         raise ValueError(
             "the student scores with ids, which a new item has none of; train with "
@@ -62,12 +63,17 @@ def with_new_items(
     larger = replace(spec, item_count=spec.item_count + count)
     grown = larger.build()
     state = student.state_dict()
-    sources = torch.nn.functional.pad(has, (1, 0))  # [n, S], no id
     for n, member in enumerate(student.networks):
         prefix, embedding = f"members.{n}.embedding.", member.embedding
-        width = embedding.width
-        state[prefix + "id_table"] = _inserted(embedding.id_table, torch.zeros(count, width))
-        state[prefix + "has"] = _inserted(embedding.has, sources)
+        content = [present[name] for name in embedding.tables]
+        has = torch.stack(content, dim=1) if content else torch.zeros(count, 0, dtype=torch.bool)
+        if embedding.ids:
+            own = torch.zeros(count, dtype=torch.bool)
+            rows_of_ids = torch.zeros(count, embedding.width)
+            state[prefix + "id_table"] = _inserted(embedding.id_table, rows_of_ids)
+        else:
+            own = ~has.any(1)  # they read the stand-in
+        state[prefix + "has"] = _inserted(embedding.has, torch.cat([own[:, None], has], dim=1))
         for name, parameter in embedding.tables.items():
             number = next(k for k, one in enumerate(tables[name]) if one is parameter)
             new = torch.where(present[name][:, None], rows[name][number], 0.0)

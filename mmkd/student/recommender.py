@@ -32,7 +32,7 @@ class StudentOutput:
     hidden: Tensor
     """[B, L, d] states; without meaning at padding."""
     modality: dict[str, Tensor]
-    """Name to the whole student table S_m [I+2, d] (the parameter)."""
+    """Name to the whole student table S_m [I+2, d] (the parameter, unless an adapter makes it)."""
     item_matrix: Tensor
     """[I, d], row r scores item r + 1."""
 
@@ -98,7 +98,8 @@ class Recommender(nn.Module):
             max_length: The longest sequence to read; None means the backbone's own limit.
 
         Raises:
-            ValueError: `backbone` is none or of another width, or an argument is out of range.
+            ValueError: `backbone` is none or of another width, `id` is to score without ids, or an
+                argument is out of range.
         """
         super().__init__()
         refuse(self.check(score_with=score_with, max_length=max_length))
@@ -114,6 +115,8 @@ class Recommender(nn.Module):
                 f"backbone: got one of width {backbone.width}, wanted the embedding's "
                 f"{embedding.width}; build both with one width"
             )
+        if score_with == "id" and not embedding.ids:
+            raise ValueError("score_with: got id, but the embedding has no ids; use fused")
         self.embedding = embedding
         self.backbone = backbone
         self.score_with = score_with
@@ -187,22 +190,30 @@ class Recommender(nn.Module):
                 f"items: got shape {tuple(items.shape)}, wanted [B, L]; "
                 "add a batch dimension with items[None]."
             )
+        modality = self.embedding.modality_tables()
         if self.score_with == "fused":
-            table = self.embedding.table()  # [I+2, d]
+            table = self.embedding.table(modality)  # [I+2, d]
             x = self.embedding.lookup(items, table)
             matrix = table[1:-1]
         else:
             x = self.embedding(items)
             matrix = self.item_matrix()
         hidden = self._states(x, items)  # [B, L, d]
-        return StudentOutput(
-            hidden=hidden, modality=self.embedding.modality_tables(), item_matrix=matrix
-        )
+        return StudentOutput(hidden=hidden, modality=modality, item_matrix=matrix)
 
     def item_matrix(self) -> Tensor:
         """[I, d] the rows to score with, row r for item r + 1."""
         table = self.embedding.table() if self.score_with == "fused" else self.embedding.id_table
         return table[1:-1]
+
+    def known(self) -> Tensor:
+        """[I] bool: the items that are scored by something of their own.
+
+        Others are noise to this network: ids that were never trained, or one vector for all items
+        without a modality.
+        """
+        embedding = self.embedding
+        return embedding.has[1:-1, 0] if self.score_with == "id" else embedding.known
 
     def score(self, hidden: Tensor, item_matrix: Tensor | None = None) -> Tensor:
         """Scores over the catalogue.

@@ -14,6 +14,7 @@ from mmkd.errors import at_least, one_of, positive, refuse, whole
 from mmkd.training.optimizer import Chosen, check_optimizer, check_schedule
 
 Precision = Literal["no", "bf16", "fp16"]
+DecayTowards = Literal["zero", "teacher"]
 
 TRACKERS = tuple(sorted(str(name) for name in LOGGER_TYPE_TO_CLASS))  # all that Accelerate knows
 
@@ -50,6 +51,10 @@ class TrainingArguments:
             transformers' schedules, by name or as a mapping of ``kind`` and its options.
         warmup_steps: Optimiser steps of linear growth.
         weight_decay: Of matrices, as the optimiser means it: decoupled for AdamW.
+        table_decay: Of the modality tables instead of ``weight_decay``; None = the same.
+        decay_towards: Where the modality tables decay to: ``zero``, as everything else, or
+            ``teacher``, the table that they start from, so that it is their change that decays:
+            ``S -= lr * decay * (S - S_start)``, decoupled with every optimiser.
         betas: Of the optimisers that have them.
         gradient_clip: Largest global gradient norm; None = no clipping.
         accumulate: Batches an optimiser step.
@@ -79,6 +84,8 @@ class TrainingArguments:
     schedule: Chosen = "constant"
     warmup_steps: int = 0
     weight_decay: float = 0.0
+    table_decay: float | None = None
+    decay_towards: DecayTowards = "zero"
     betas: tuple[float, float] = (0.9, 0.999)
     gradient_clip: float | None = None
     accumulate: int = 1
@@ -110,6 +117,15 @@ class TrainingArguments:
         for name, amount in given("warmup_steps", "weight_decay", "checkpoint_every_s").items():
             if at_least(0, amount=amount) or amount is None or amount == math.inf:
                 problems.append(f"{name}: got {amount}, wanted 0 or more; raise it")
+        if options.get("table_decay") is not None:
+            problems += at_least(0, "null takes weight_decay", **given("table_decay"))
+        problems += one_of(get_args(DecayTowards), **given("decay_towards"))
+        if options.get("decay_towards") == "teacher" and "weight_decay" in options:
+            decay = options.get("table_decay")
+            if not (options["weight_decay"] if decay is None else decay):
+                problems.append(
+                    "decay_towards: got teacher, but nothing decays; give table_decay, such as 0.1"
+                )
         betas = tuple(options.get("betas", (0.9, 0.999)) or ())
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             wanted = "two from 0 to below 1; such as [0.9, 0.999]"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmkd.errors import at_least, did_you_mean, one_of, refuse
+from mmkd.student import Ensemble
 
 MODALITY_GROUP = "modality"
 OTHER_GROUP = "other"
@@ -98,35 +99,69 @@ def parameter_groups(
     *,
     lr: float,
     weight_decay: float,
+    table_decay: float | None = None,
+    updates: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Two groups for the optimiser: everything but the modality tables, and the modality tables.
+    """Groups for the optimiser: everything but the modality tables, and the modality tables.
 
     Args:
         named_parameters: All parameters of the training step.
         modality: The modality tables among them.
         lr: Common learning rate.
         weight_decay: Decay of matrices; biases and norms (1-d) are not decayed.
+        table_decay: Decay of the modality tables; None = the same.
+        updates: By modality table the number of its asynchronous update, which parts them into
+            several groups; None = 0 for all.
 
     Returns:
-        Groups with a ``role`` of ``other`` or ``modality``; empty groups are left out.
+        Groups with a ``role`` of ``other`` or ``modality``, the latter with their ``update``; empty
+        groups are left out.
     """
-    tables = {id(p) for p in modality}
+    modality = list(modality)
+    tables = dict(zip(map(id, modality), updates or [0] * len(modality), strict=True))
     parameters = [p for _, p in named_parameters if p.requires_grad]
     chosen = {
         (OTHER_GROUP, 0.0): [p for p in parameters if id(p) not in tables and p.ndim < 2],
         (OTHER_GROUP, weight_decay): [p for p in parameters if id(p) not in tables and p.ndim > 1],
-        (MODALITY_GROUP, weight_decay): [p for p in parameters if id(p) in tables],
     }
     if weight_decay == 0.0:
         chosen[(OTHER_GROUP, 0.0)] = [p for p in parameters if id(p) not in tables]
-    return [
+    groups: list[dict[str, Any]] = [
         {"params": members, "role": role, "lr": lr, "weight_decay": decay}
         for (role, decay), members in chosen.items()
-        if members
     ]
+    for update in sorted(set(tables.values())):
+        own = [p for p in parameters if tables.get(id(p)) == update]
+        common = {"lr": lr, "weight_decay": weight_decay if table_decay is None else table_decay}
+        groups.append({"params": own, "role": MODALITY_GROUP, "update": update, **common})
+    return [group for group in groups if group["params"]]
 
 
 # ---- the learning rate
+
+
+class DecayTowardsStart:
+    """Modality tables that decay towards where they were when this was made: the teacher.
+
+    What a table learns beside its teacher is then kept small, instead of the table
+    (arXiv:2507.19473). Decoupled as in AdamW, at the group's own rate:
+    ``S -= lr * decay * (S - S_start)``; a table that does not step does not decay.
+
+    Args:
+        tables: Before their first step.
+        decay: Share of the change that a rate of 1 would take away.
+    """
+
+    def __init__(self, tables: Iterable[nn.Parameter], *, decay: float) -> None:
+        self.decay = decay
+        self._starts = {id(table): table.detach().clone() for table in tables}
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Decay; once the rates are set and the gradients are as the step will see them."""
+        for group in optimizer.param_groups:
+            for table in group["params"]:
+                if (start := self._starts.get(id(table))) is not None and table.grad is not None:
+                    table.detach().lerp_(start, group["lr"] * self.decay)
 
 
 class LearningRate:
@@ -139,7 +174,8 @@ class LearningRate:
             options, which are those of transformers' ``get_scheduler``.
         warmup_steps: Steps of linear growth; the first has a rate already.
         total_steps: Optimiser steps of the whole run.
-        asynchronous: Its factor multiplies the modality group's rate.
+        asynchronous: Its factor multiplies the modality group's rate; of several, each that of its
+            own group.
     """
 
     def __init__(
@@ -149,10 +185,11 @@ class LearningRate:
         schedule: Chosen,
         warmup_steps: int,
         total_steps: int,
-        asynchronous: "AsynchronousUpdate",
+        asynchronous: "AsynchronousUpdate | Sequence[AsynchronousUpdate]",
     ) -> None:
         self.lr = lr
-        self.asynchronous = asynchronous
+        several = isinstance(asynchronous, Sequence)
+        self.asynchronous = list(asynchronous) if several else [asynchronous]
         self._factor = _schedule(schedule, lr=lr, warmup=warmup_steps, total=total_steps)
 
     def apply(self, optimizer: Optimizer, *, step: int, epoch: int) -> float:
@@ -160,7 +197,8 @@ class LearningRate:
         rate = self.lr * self._factor(step)
         for group in optimizer.param_groups:
             modality = group["role"] == MODALITY_GROUP
-            group["lr"] = rate * (self.asynchronous.lr_factor(epoch) if modality else 1.0)
+            factor = self.asynchronous[group["update"]].lr_factor(epoch) if modality else 1.0
+            group["lr"] = rate * factor
         return rate
 
 
@@ -250,6 +288,69 @@ class AsynchronousUpdate(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what ``state_dict`` returned."""
+
+
+class MemberUpdates:
+    """An ensemble's tables with the updates that step them, each table once.
+
+    Args:
+        student: The networks.
+        asynchronous: One for all, or one a member; the same object for several is theirs together.
+
+    Attributes:
+        updates: The different ones.
+        tables: The parameters of each; one that members share is the first's.
+
+    Raises:
+        ValueError: There are not as many as members.
+    """
+
+    def __init__(
+        self, student: Ensemble, asynchronous: "AsynchronousUpdate | Sequence[AsynchronousUpdate]"
+    ) -> None:
+        count = len(student.members)
+        given = [asynchronous] * count if not isinstance(asynchronous, Sequence) else asynchronous
+        if len(given) != count:
+            raise ValueError(
+                f"asynchronous: got {len(given)}, wanted one for all or {count}, one a member"
+            )
+        self.updates = list({id(update): update for update in given}.values())
+        self.tables: list[list[nn.Parameter]] = [[] for _ in self.updates]
+        taken: set[int] = set()
+        for update, member in zip(given, student.networks, strict=True):
+            own = [p for p in member.modality_parameters() if id(p) not in taken]
+            taken |= set(map(id, own))
+            number = next(k for k, one in enumerate(self.updates) if one is update)
+            self.tables[number] += own
+
+    def groups(
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], **options: Any
+    ) -> list[dict[str, Any]]:
+        """As ``parameter_groups``."""
+        numbers = [k for k, tables in enumerate(self.tables) for _ in tables]
+        every = [table for tables in self.tables for table in tables]
+        return parameter_groups(named_parameters, every, updates=numbers, **options)
+
+    def before_step(self) -> None:
+        """Change the tables' gradients, each as its update does."""
+        for update, tables in zip(self.updates, self.tables, strict=True):
+            update.before_step(tables)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors that a resumed run needs."""
+        if len(self.updates) == 1:
+            return self.updates[0].state_dict()
+        states = [update.state_dict() for update in self.updates]
+        return {f"{k}.{name}": v for k, state in enumerate(states) for name, v in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what ``state_dict`` returned."""
+        if len(self.updates) == 1:
+            self.updates[0].load_state_dict(state)
+            return
+        for k, update in enumerate(self.updates):
+            own = {n: v for n, v in state.items() if n.startswith(f"{k}.")}
+            update.load_state_dict({n.removeprefix(f"{k}."): v for n, v in own.items()})
 
 
 class NoAsynchrony:

@@ -37,6 +37,8 @@ class TrainStep(nn.Module):
         teacher_outputs = None
         if teacher is not None:
             with torch.no_grad():
-                teacher_outputs = TeacherOutputs(teacher(views), teacher.inference)
+                teacher_outputs = TeacherOutputs(
+                    teacher(views), teacher.inference, teacher.weights, teacher.known()
+                )
         breakdown: LossBreakdown = self.objective(outputs, batch, targets, teacher_outputs)
         return breakdown

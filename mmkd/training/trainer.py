@@ -6,7 +6,7 @@ epochs, steps, validation, checkpoints.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,10 +36,11 @@ from mmkd.training.checkpoint import CheckpointFolder, read_tensors, write_tenso
 from mmkd.training.optimizer import (
     MODALITY_GROUP,
     AsynchronousUpdate,
+    DecayTowardsStart,
     LearningRate,
+    MemberUpdates,
     NoAsynchrony,
     build_optimizer,
-    parameter_groups,
 )
 from mmkd.training.progress import (
     TrainingProgress,
@@ -118,7 +119,7 @@ class Trainer:
         task: Task,
         distiller: CorrelationDistiller | None = None,
         folder: Path | str | None = None,
-        asynchronous: AsynchronousUpdate | None = None,
+        asynchronous: AsynchronousUpdate | Sequence[AsynchronousUpdate] | None = None,
         evaluator: Evaluator | None = None,
         teacher: Ensemble | None = None,
         soften: SoftTargets | None = None,
@@ -137,7 +138,8 @@ class Trainer:
                 is measured too.
             folder: Gets ``student.safetensors`` (the best), ``checkpoints/`` and the trackers'
                 files; None leaves no file behind.
-            asynchronous: How the modality tables lag behind; None = not at all.
+            asynchronous: How the modality tables lag behind, of all members or one a member; None =
+                not at all.
             evaluator: Of the validation metrics; None takes the defaults.
             teacher: A trained ensemble that the objective's compression holds the student to.
             soften: Shares every target with its teacher neighbours; its ``expected`` form needs the
@@ -220,7 +222,7 @@ class Trainer:
         *,
         targets: TargetsOf,
         validate: Validate,
-        asynchronous: AsynchronousUpdate,
+        asynchronous: AsynchronousUpdate | Sequence[AsynchronousUpdate],
         accelerator: Accelerator,
         folder: Path,
         resume: bool = False,
@@ -232,7 +234,7 @@ class Trainer:
             stream: This process's rows of every batch.
             targets: Teacher targets of a batch's items; called without gradients.
             validate: Validation metrics of ``step.student`` as it is; called on every process.
-            asynchronous: How the modality tables lag behind.
+            asynchronous: How the modality tables lag behind, of all members or one a member.
             accelerator: Device, precision and processes.
             folder: Gets ``student.safetensors`` (the best) and ``checkpoints/``.
             resume: Continue from the newest checkpoint, if there is one.
@@ -318,22 +320,28 @@ class _Run:
         arguments: TrainingArguments,
         step: TrainStep,
         stream: BatchStream,
-        asynchronous: AsynchronousUpdate,
+        asynchronous: AsynchronousUpdate | Sequence[AsynchronousUpdate],
         accelerator: Accelerator,
         folder: Path,
     ) -> None:
         self.arguments = arguments
         self.step = step
         self.stream = stream
-        self.asynchronous = asynchronous
+        self.asynchronous = MemberUpdates(step.student, asynchronous)
         self.accelerator = accelerator
         self.folder = folder
-        self.tables = list(step.student.modality_parameters())
-        groups = parameter_groups(
+        decay, self.towards = arguments.table_decay, None
+        if arguments.decay_towards == "teacher":
+            self.towards = DecayTowardsStart(
+                step.student.modality_parameters(),
+                decay=arguments.weight_decay if decay is None else decay,
+            )
+            decay = 0.0
+        groups = self.asynchronous.groups(
             step.named_parameters(),
-            self.tables,
             lr=arguments.lr,
             weight_decay=arguments.weight_decay,
+            table_decay=decay,
         )
         self.optimizer = build_optimizer(
             arguments.optimizer, groups, lr=arguments.lr, betas=arguments.betas
@@ -345,7 +353,7 @@ class _Run:
             schedule=arguments.schedule,
             warmup_steps=arguments.warmup_steps,
             total_steps=-(-self.batches // arguments.accumulate) * arguments.epochs,
-            asynchronous=asynchronous,
+            asynchronous=self.asynchronous.updates,
         )
         self.checkpoints = CheckpointFolder(
             folder / "checkpoints",
@@ -398,18 +406,17 @@ class _Run:
 
     def _check_same(self, checkpoint: Path, then: Mapping[str, Any] | None) -> None:
         """Refuse to go on with arguments under which the kept state means something else."""
-        now = self._kept_arguments()
-        if then is None or then == now:  # release 0.1 kept none
+        now = _kept_arguments(self.arguments)
+        if then is None:  # release 0.1 kept none
             return
-        changed = sorted(name for name in now if then.get(name) != now[name])
+        usual = _kept_arguments(TrainingArguments())  # of options that are younger than the run
+        changed = sorted(name for name in now if (usual | dict(then))[name] != now[name])
+        if not changed:
+            return
         raise CheckpointError(
             f"{checkpoint}: written with another {', '.join(changed)}; resume with the arguments "
             "the run was started with, or train from the start"
         )
-
-    def _kept_arguments(self) -> dict[str, Any]:
-        kept = {k: v for k, v in asdict(self.arguments).items() if k not in _MAY_CHANGE}
-        return cast(dict[str, Any], json.loads(json.dumps(kept, default=str)))
 
     def train_epoch(self, targets: TargetsOf, interruption: Interruption) -> None:
         """The batches of this epoch that are still to do."""
@@ -449,11 +456,13 @@ class _Run:
         if at.step + 1 == self.batches:
             self.gradient_norms = gradient_norms(self.step)
         # first, so that a gradient which takes no part in the step takes none in its norm
-        self.asynchronous.before_step(self.tables)
+        self.asynchronous.before_step()
         if arguments.gradient_clip is not None:
             # not Accelerate's, which would divide by fp16's loss scale a second time
             nn.utils.clip_grad_norm_(self.step.parameters(), arguments.gradient_clip)
         self.learning_rate.apply(self.optimizer, step=at.optimizer_steps, epoch=at.epoch)
+        if self.towards is not None:
+            self.towards.before_step(self.optimizer)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad(set_to_none=True)
         at.optimizer_steps += 1
@@ -541,7 +550,7 @@ class _Run:
                     "position": asdict(self.at),
                     "sums": {k: float(v) for k, v in self.sums.items()},
                     "gradient_norms": self.gradient_norms,
-                    "arguments": self._kept_arguments(),
+                    "arguments": _kept_arguments(self.arguments),
                     "scaler": None if scaler is None else scaler.state_dict(),
                 },
             )
@@ -564,6 +573,12 @@ class _Run:
         seconds, self.clock = now - self.clock, now
         self.report.seconds += seconds
         return seconds
+
+
+def _kept_arguments(arguments: TrainingArguments) -> dict[str, Any]:
+    """What a checkpoint keeps of them, as JSON has it."""
+    kept = {k: v for k, v in asdict(arguments).items() if k not in _MAY_CHANGE}
+    return cast(dict[str, Any], json.loads(json.dumps(kept, default=str)))
 
 
 def _check_parts(

@@ -165,3 +165,23 @@ def _split() -> SequenceSplit:
 def test_what_cannot_be_is_refused(options: dict[str, object], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         SoftTargets(neighbours=NEAR, **options)  # type: ignore[arg-type]
+
+
+def test_members_of_a_smaller_share_keep_more_of_their_targets_by_the_same_draw() -> None:
+    sequences = torch.tensor([[3, 1, 2]]).repeat(20_000, 1)
+    batch = NextItem().batch(sequences, item_count=4)
+    full = SoftTargets(neighbours=NEAR, share=0.4)(batch, epoch=0, generator=generator())
+    soft = SoftTargets(neighbours=NEAR, share=0.4, members=(1.0, 0.5, 0.0))
+    found = soft(batch, epoch=0, generator=generator())
+    assert found.member_targets is not None and torch.equal(found.targets, batch.targets)
+    first, half, none = found.member_targets
+    assert torch.equal(first, full.targets) and torch.equal(none, batch.targets)
+    changed = half != batch.targets
+    assert torch.equal(half[changed], first[changed])  # nested
+    assert float(changed[batch.targets > 0].float().mean()) == pytest.approx(0.2, abs=0.01)
+    rows = found.rows(1, 3).member_targets
+    assert rows is not None and torch.equal(rows[1], half[:, 1::3])
+    expected = SoftTargets(neighbours=NEAR, share=0.4, members=(1.0, 0.0), form="expected")
+    assert expected(batch, epoch=0, generator=generator()).member_shares == (1.0, 0.0)
+    with pytest.raises(ValueError, match=r"members: got 2, wanted"):
+        SoftTargets(neighbours=NEAR, members=(2,))

@@ -13,7 +13,7 @@ from mmkd.data.items import AttributeVocabulary, ItemTable
 from mmkd.data.tasks import Batch, MaskedItem
 from mmkd.errors import DataError
 from mmkd.losses.attributes import AttributeLoss, attribute_loss
-from mmkd.losses.compression import CompressionLoss, soft_target_kl
+from mmkd.losses.compression import CompressionLoss, ensemble_log_softmax, soft_target_kl
 from mmkd.losses.contrastive import ContrastiveLoss
 from mmkd.losses.mutual import MutualLoss, joint_softmax
 from mmkd.losses.objective import Objective
@@ -208,6 +208,67 @@ def test_a_half_of_weight_0_is_not_computed(name: str) -> None:
     (states,), (matrix,) = leaves(9, D, count=1), leaves(ITEMS, D, count=1, seed=3)
     found = CompressionLoss(**{name: 0})(states, matrix, [states], [matrix], "logits")
     assert len(found) == 1 and found.keys() == CompressionLoss(**{name: 0}).weights.keys()
+
+
+@pytest.mark.parametrize("inference", ["logits", "probabilities", "standardized"])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_an_unlike_ensemble_teaches_the_naive_distribution(inference: str, weighed: bool) -> None:
+    """Position by position in float64; what a member does not know it says nothing of."""
+    generator = torch.Generator().manual_seed(8)
+    logits = [torch.randn(4, 6, generator=generator, dtype=torch.float64) * 3**n for n in range(3)]
+    weights = torch.tensor([1.0, 3.0, 0.5]) if weighed else None
+    known = [None, torch.tensor([True, True, False, True, True, True]), None]
+    masks = known if inference == "standardized" else None
+    found = ensemble_log_softmax(
+        logits,
+        temperature=2.0,
+        inference=inference,  # type: ignore[arg-type]
+        weights=weights,
+        known=masks,
+    )
+    shares = [1 / 3] * 3 if weights is None else (weights / weights.sum()).tolist()
+    for m in range(4):
+        rows = [z[m].tolist() for z in logits]
+        if inference == "probabilities":
+            each = [torch.tensor(r).div(2).double().softmax(0) for r in rows]
+            wanted = sum(s * p for s, p in zip(shares, each, strict=True))
+        else:
+            total, spread = [0.0] * 6, 0.0
+            for row, mask, share in zip(rows, masks or [None] * 3, shares, strict=True):
+                heard = [v for i, v in enumerate(row) if mask is None or bool(mask[i])]
+                mean = sum(heard) / len(heard)
+                deviation = (sum((v - mean) ** 2 for v in heard) / len(heard)) ** 0.5
+                spread += share * deviation
+                for i, v in enumerate(row):
+                    if inference == "logits":
+                        total[i] += share * v
+                    elif mask is None or bool(mask[i]):
+                        total[i] += share * (v - mean) / deviation
+            factor = spread if inference == "standardized" else 1.0
+            wanted = torch.tensor([t * factor / 2 for t in total], dtype=torch.float64).softmax(0)
+        torch.testing.assert_close(found[m].exp(), wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_one_standardized_member_teaches_its_own_softmax() -> None:
+    (z,) = leaves(9, ITEMS, count=1)
+    found = ensemble_log_softmax([z * 4], temperature=0.5, inference="standardized")
+    torch.testing.assert_close(found, (z * 8).log_softmax(-1))
+
+
+def test_networks_with_targets_of_their_own_share_the_logits_still() -> None:
+    states, matrices = leaves(7, D), leaves(ITEMS, D, seed=1)
+    column = torch.randint(ITEMS, (N, 7), generator=seeded_generator(6))
+    total, cross_entropy, mutual = joint_softmax(
+        states, matrices, column, temperature=0.5, weight=0.4
+    )
+    logits = [h @ m.mT for h, m in zip(states, matrices, strict=True)]
+    each = [
+        emkd.cross_entropy(z[m], int(column[n, m])) for n, z in enumerate(logits) for m in range(7)
+    ]
+    naive, pairs = torch.stack(each).sum() / N, emkd.mutual(logits, 0.5).sum()
+    torch.testing.assert_close(cross_entropy, naive.detach())
+    torch.testing.assert_close(mutual, pairs.detach())
+    same_gradients(total, naive + 0.4 * pairs / N, [*states, *matrices])
 
 
 # the whole

@@ -1,5 +1,7 @@
 """The whole objective is the weighted sum of its parts, for one network or for several."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -153,3 +155,27 @@ def test_heads_are_the_objectives_own_parameters() -> None:
     names = {name.split(".")[1] for name, _ in objective().named_parameters()}
     assert names == set(NAMES)
     assert isinstance(objective().correlation, nn.ModuleDict)
+
+
+def test_networks_add_the_correlations_of_their_own_tables_by_their_shares() -> None:
+    """One with the whole share, one with a quarter, one without the modality, one with none."""
+    outputs = [output(seed) for seed in range(4)]
+    outputs[2] = replace(outputs[2], modality={})
+    loss = objective()
+    loss.correlation_shares = [1.0, 0.25, 1.0, 0.0]
+    found = loss(outputs, batch(), targets())
+    alone = [objective()([outputs[n]], batch(), targets()).parts for n in (0, 1)]
+    for name in alone[0]:
+        if name != "recommendation":
+            wanted = (alone[0][name] + 0.25 * alone[1][name]) / 4
+            torch.testing.assert_close(found.parts[name], wanted)
+
+
+def test_a_shared_table_counts_once_with_the_share_of_its_networks() -> None:
+    first, other, without = (output(seed) for seed in range(3))
+    outputs = [first, replace(other, modality=first.modality), replace(without, modality={})]
+    found = objective()(outputs, batch(), targets())
+    alone = objective()([first], batch(), targets())
+    for name, value in alone.parts.items():
+        if name != "recommendation":
+            torch.testing.assert_close(found.parts[name], value * 2 / 3)

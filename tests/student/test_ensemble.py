@@ -141,3 +141,122 @@ def test_what_does_not_fit_is_refused() -> None:
         build_ensemble(network, inference="sum")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"modality_tables: got 'both', wanted one of shared"):
         build_ensemble(network, modality_tables="both")  # type: ignore[arg-type]
+
+
+def fused(*, ids: bool = True, modalities: bool = True, missing: int = 0) -> Recommender:
+    teacher = torch.linspace(-1, 1, (ITEMS + 1) * WIDTH).view(ITEMS + 1, WIDTH).sin()
+    embedding = FusedItemEmbedding(
+        item_count=ITEMS,
+        width=WIDTH,
+        modalities={"text": teacher} if modalities else None,
+        present={"text": torch.arange(ITEMS + 1) > missing} if modalities else None,
+        trained=torch.arange(ITEMS + 1) < ITEMS,
+        ids=ids,
+    )
+    backbone = build_backbone("sasrec", width=WIDTH, max_length=LENGTH, layers=1)
+    return Recommender(embedding=embedding, backbone=backbone).eval()
+
+
+def naive_standardized(found: Ensemble, weights: list[float]) -> Tensor:
+    """Item by item, user by user; a member is silent of items it knows nothing of."""
+    rows = []
+    for user in sequences():
+        total = [0.0] * ITEMS
+        for weight, member in zip(weights, found.networks, strict=True):
+            state = member(user[None]).hidden[0, -1].double()
+            matrix = member.item_matrix().double()
+            known = [bool(k) for k in member.known()]
+            values = [float(state @ row) for row in matrix]
+            heard = [v for v, k in zip(values, known, strict=True) if k]
+            mean = sum(heard) / len(heard)
+            deviation = (sum((v - mean) ** 2 for v in heard) / len(heard)) ** 0.5
+            for i, (v, k) in enumerate(zip(values, known, strict=True)):
+                total[i] += weight * (v - mean) / deviation if k else 0.0
+        rows.append(total)
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def test_standardized_scores_are_the_naive_sum() -> None:
+    members = [fused(), fused(ids=False, missing=2), fused(modalities=False)]
+    silent = [int((~member.known()).sum()) for member in members]
+    assert silent == [0, 2, 1]  # no title, never trained
+    plain = Ensemble(members, inference="standardized")
+    torch.testing.assert_close(
+        scores(plain)[:, 1:].double(), naive_standardized(plain, [1, 1, 1]), rtol=1e-4, atol=1e-5
+    )
+    weighed = Ensemble(members, inference="standardized", weights=[1, 5, 0])
+    torch.testing.assert_close(
+        scores(weighed)[:, 1:].double(),
+        naive_standardized(weighed, [0.5, 2.5, 0]),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    assert weighed.shares() == pytest.approx([1 / 6, 5 / 6, 0])
+    assert weighed.state_dict()["weights"].tolist() == [1, 5, 0]
+
+
+@pytest.mark.parametrize(("factor", "changes"), [(1000.0, False), (0.001, False), (-1.0, True)])
+def test_a_standardized_sum_does_not_see_a_members_scale(factor: float, changes: bool) -> None:
+    found = ensemble(inference="standardized", modality_tables="own")
+    hidden = [out.hidden[:, -1] for out in found(sequences())]
+    matrices = [member.item_matrix() for member in found.networks]
+    before = found.score(hidden, matrices)
+    after = found.score([hidden[0] * factor, *hidden[1:]], matrices)
+    assert torch.allclose(before[:, 1:], after[:, 1:], atol=1e-4) is not changes
+    raised = [torch.cat([h, torch.ones(2, 1)], 1) for h in hidden]
+    constants = [torch.full((ITEMS, 1), 7.0 * n) for n in range(3)]
+    wider = [torch.cat([m, c], 1) for m, c in zip(matrices, constants, strict=True)]
+    torch.testing.assert_close(found.score(raised, wider), before, rtol=1e-3, atol=1e-4)
+
+
+def test_a_member_whose_scores_are_all_alike_says_nothing() -> None:
+    found = ensemble(inference="standardized")
+    hidden = [out.hidden[:, -1] for out in found(sequences())]
+    matrices = [member.item_matrix() for member in found.networks]
+    flat = torch.full_like(matrices[0], 0.1)
+    with_flat = found.score(hidden, [flat, *matrices[1:]])
+    without = Ensemble(found.networks[1:], inference="standardized").score(hidden[1:], matrices[1:])
+    torch.testing.assert_close(with_flat, without)
+
+
+@pytest.mark.parametrize("inference", ["logits", "probabilities"])
+def test_weights_count_in_every_kind_of_sum(inference: str) -> None:
+    found = Ensemble(ensemble().networks, inference=inference, weights=[3, 0, 1])  # type: ignore[arg-type]
+    each = [
+        out.hidden[:, -1].double() @ member.item_matrix().double().mT
+        for out, member in zip(found(sequences()), found.networks, strict=True)
+    ]
+    each = [z if inference == "logits" else z.softmax(-1) for z in each]
+    wanted = 2.25 * each[0] + 0.75 * each[2]
+    got = scores(found)[:, 1:].double()
+    torch.testing.assert_close(got if inference == "logits" else got.exp(), wanted)
+
+
+def test_cosines_are_weighted_as_the_members_are() -> None:
+    found = Ensemble(ensemble(modality_tables="own").networks, weights=[3, 0, 1])
+    tables = [member.embedding.table() for member in found.networks]
+    cosines = [F.cosine_similarity(t[1:2], t[2:-1]) for t in tables]
+    vectors = found.vectors()
+    got = F.cosine_similarity(vectors[1:2], vectors[2:-1])
+    torch.testing.assert_close(got, 0.75 * cosines[0] + 0.25 * cosines[2])
+
+
+def test_unlike_members_share_what_they_have_in_common() -> None:
+    def build(**member: object) -> Recommender:
+        return fused(**member)  # type: ignore[arg-type]
+
+    what: list[dict[str, object]] = [{"modalities": False}, {}, {"ids": False, "seed": 5}]
+    found = build_ensemble(build, seed=5, members=what)
+    assert [len(member.embedding.tables) for member in found.networks] == [0, 1, 1]
+    assert len(found.modality_tables()["text"]) == len(found.stored_tables()["text"]) == 1
+    own = build_ensemble(build, seed=5, members=what, modality_tables="own")
+    assert len(own.modality_parameters()) == 2
+    keys = {name for name in found.state_dict() if ".tables." in name}
+    assert keys == {"members.1.embedding.tables.text"}
+    loaded = build_ensemble(build, members=what)
+    loaded.load_state_dict(found.state_dict())
+    torch.testing.assert_close(scores(loaded.eval()), scores(found.eval()))
+    # the third has its own seed, and draws as the first does
+    weights = [n.backbone.state_dict() for n in found.networks]
+    assert weights[0].keys() == weights[2].keys()
+    assert not torch.equal(weights[0]["positions"], weights[1]["positions"])

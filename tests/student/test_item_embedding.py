@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
-from references.student import gate
+from references.student import gate, gelu, layer_norm
 from torch.testing import assert_close
 
 from mmkd.student import FusedItemEmbedding, GateFusion
 from mmkd.student.fusion import Fusion
+from mmkd.student.item_embedding import AdapterKind
 
 ITEMS, WIDTH = 9, 8
 FUSION_NAMES: list[Fusion] = ["gate", "concat", "sum"]
@@ -367,3 +368,87 @@ def test_dropped_ids_leave_the_content_in_their_share() -> None:
     assert float(alone.float().mean()) == pytest.approx(0.3, abs=0.06)
     e.eval()
     assert_close(e.table().detach()[1], (text + ids)[1] / 2)
+
+
+def test_without_ids_an_item_is_its_modalities_and_the_rest_share_one_vector() -> None:
+    text, image = (torch.randn(6, WIDTH) for _ in range(2))
+    present = {
+        "text": torch.tensor([False, True, False, True, False, True]),
+        "image": torch.tensor([False, True, True, False, False, True]),
+    }
+    modalities = {"text": text, "image": image}
+    e = FusedItemEmbedding(
+        item_count=5, width=WIDTH, modalities=modalities, present=present, ids=False, fusion="sum"
+    )
+    assert not hasattr(e, "id_table")
+    table, own = e.table(), dict(e.tables)
+    assert_close(table[1], (own["text"][1] + own["image"][1]) / 2)
+    assert_close(table[2], own["image"][2])
+    assert_close(table[3], own["text"][3])
+    assert_close(table[4], e.stand_in[0])
+    assert_close(table[6], e.stand_in[1])  # the mask token
+    assert not table[0].any()
+    assert e.known.tolist() == [True, True, True, False, True]
+    assert_close(e.eval()(torch.tensor([[0, 4, 2]]))[0], table[[0, 4, 2]])
+    table[[1, 4]].sum().backward()
+    assert e.stand_in.grad is not None and e.stand_in.grad[0].all()
+    assert own["text"].grad is not None and not own["text"].grad[[0, 2, 3, 4, 5, 6]].any()
+
+
+@pytest.mark.parametrize("fusion", ["gate", "concat", "sum"])
+def test_one_modality_without_ids_needs_no_fusion(fusion: Fusion) -> None:
+    e = FusedItemEmbedding(
+        item_count=3, width=WIDTH, modalities={"text": torch.randn(4, 5)}, ids=False, fusion=fusion
+    )
+    assert e.fuse is None
+    assert_close(e.table()[:-1], e.tables["text"][:-1])
+
+
+def test_without_ids_there_must_be_a_modality_and_nothing_to_drop() -> None:
+    with pytest.raises(ValueError, match=r"ids: got false, but there is no modality either"):
+        FusedItemEmbedding(item_count=3, width=4, ids=False)
+    with pytest.raises(ValueError, match=r"id_dropout: got 0.5, but there are no ids"):
+        FusedItemEmbedding(
+            item_count=3,
+            width=4,
+            modalities={"text": torch.randn(4, 5)},
+            ids=False,
+            id_dropout=0.5,
+        )
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.parametrize("dim", [5, WIDTH, 3 * WIDTH])
+def test_an_adapter_starts_as_the_table_would_have_and_freezes_the_teacher(
+    kind: AdapterKind, dim: int
+) -> None:
+    teacher, present = torch.randn(6, dim), torch.arange(6) % 5 > 0
+    options = {"item_count": 5, "width": WIDTH, "modalities": {"text": teacher}, "ids": False}
+    options |= {"present": {"text": present}, "dropout": 0.0}
+    torch.manual_seed(1)
+    plain = FusedItemEmbedding(**options)  # type: ignore[arg-type]
+    torch.manual_seed(1)
+    e = FusedItemEmbedding(**options, adapter=kind)  # type: ignore[arg-type]
+    assert_close(e.table(), plain.table(), atol=1e-5, rtol=1e-4)
+    frozen = e.tables["text"]
+    assert_close(frozen[:-1].detach(), torch.where(present[:, None], teacher, 0.0))
+    assert e.modality_parameters() == [] and not frozen.requires_grad
+    optimizer = torch.optim.SGD([p for p in e.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        e.table().sin().sum().backward()
+        optimizer.step()
+    weights = dict(e.adapters["text"].named_parameters())
+    for row in range(7):
+        x = frozen[row].double()
+        wanted = weights["linear.weight"].double() @ x
+        if kind == "mlp":
+            unit = layer_norm(x)
+            hidden = gelu(weights["hidden.weight"].double() @ unit)
+            wanted = wanted + weights["out.weight"].double() @ hidden
+        if row in (5, 6):  # without text, and the mask token
+            wanted = e.stand_in[row - 5].double()
+        assert_close(e.table()[row].double(), wanted, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(e.table(), plain.table())
+    with e.table_kept():
+        assert_close(e.modality_tables()["text"][0], torch.zeros(WIDTH))

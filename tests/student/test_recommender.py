@@ -1,6 +1,6 @@
 """The recommender: states and scores of whole batches, over all backbones."""
 
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -112,9 +112,9 @@ def test_fused_scoring_fuses_the_table_once_a_forward(monkeypatch: pytest.Monkey
     calls = []
     original = FusedItemEmbedding.table
 
-    def counted(self: FusedItemEmbedding) -> torch.Tensor:
+    def counted(self: FusedItemEmbedding, *tables: Any) -> torch.Tensor:
         calls.append(1)
-        return original(self)
+        return original(self, *tables)
 
     monkeypatch.setattr(FusedItemEmbedding, "table", counted)
     recommender()(ITEM_BATCH)

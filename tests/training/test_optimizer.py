@@ -1,21 +1,24 @@
 """Parameter groups, schedules and the asynchronous updates, worked by hand."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from training.tiny import tiny_distiller, tiny_step
+from training.tiny import TinyRun, tiny_distiller, tiny_step
 
 from mmkd.training.arguments import TrainingArguments
 from mmkd.training.optimizer import (
     OPTIMIZERS,
     SCHEDULES,
     AsynchronousUpdate,
+    DecayTowardsStart,
     Frozen,
     Interval,
     LearningRate,
+    MemberUpdates,
     NoAsynchrony,
     Ramp,
     build_optimizer,
@@ -268,3 +271,52 @@ def test_an_optimiser_that_cannot_be_is_refused(options: dict[str, Any], problem
 
 def test_without_asynchrony_both_rates_are_one() -> None:
     assert [NoAsynchrony().lr_factor(epoch) for epoch in (0, 7)] == [1.0, 1.0]
+
+
+def test_tables_decay_towards_where_they_started(tmp_path: Path) -> None:
+    """AdamW without decay on ``S - lr * decay * (S - S_start)``, by hand."""
+    options = {"lr": 0.05, "weight_decay": 0.3, "table_decay": 2.0, "decay_towards": "teacher"}
+    step = tiny_step(tiny_distiller())
+    (table,) = step.student.modality_parameters()
+    other = step.student.networks[0].embedding.id_table
+    updates = MemberUpdates(step.student, NoAsynchrony())
+    towards = DecayTowardsStart([table], decay=2.0)
+    groups = updates.groups(step.named_parameters(), lr=0.05, weight_decay=0.3, table_decay=0.0)
+    optimizer = build_optimizer("adamw", groups, lr=0.05, betas=(0.9, 0.999))
+    start, expected = table.detach().double().clone(), table.detach().double().clone()
+    first, second = torch.zeros_like(expected), torch.zeros_like(expected)
+    generator = torch.Generator().manual_seed(4)
+    for k in range(1, 6):
+        gradient = torch.randn(table.shape, generator=generator)
+        table.grad, other.grad = gradient.clone(), torch.zeros_like(other)
+        towards.before_step(optimizer)
+        optimizer.step()
+        expected -= 0.05 * 2.0 * (expected - start)
+        first = 0.9 * first + 0.1 * gradient.double()
+        second = 0.999 * second + 0.001 * gradient.double() ** 2
+        bias = (1 - 0.9**k), (1 - 0.999**k)
+        expected -= 0.05 * (first / bias[0]) / ((second / bias[1]).sqrt() + 1e-8)
+        torch.testing.assert_close(table.detach().double(), expected, rtol=1e-4, atol=1e-5)
+    table.grad = None  # frozen: it stays
+    before = table.detach().clone()
+    towards.before_step(optimizer)
+    assert torch.equal(table, before)
+
+    near = TinyRun(tmp_path / "near", options)
+    far = TinyRun(tmp_path / "far", {**options, "decay_towards": "zero", "table_decay": 0.0})
+    moved = []
+    for run in (near, far):
+        (own,) = run.step.student.modality_parameters()
+        begun = own.detach().clone()
+        run.fit()
+        moved.append(float((own - begun).norm().detach()))
+    assert 0 < moved[0] < 0.7 * moved[1]
+
+
+def test_a_decay_towards_the_teacher_needs_a_decay() -> None:
+    with pytest.raises(ValueError, match=r"decay_towards: got teacher, but nothing decays"):
+        TrainingArguments(decay_towards="teacher")
+    with pytest.raises(ValueError, match=r"decay_towards: got 'one', wanted one of zero, teacher"):
+        TrainingArguments(decay_towards="one")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"table_decay: got -1"):
+        TrainingArguments(table_decay=-1)
