@@ -205,12 +205,8 @@ def _built(
     """What the network is built of, as ``StudentSpec.build`` takes it; without what is as usual."""
     built: Options = {}
     changes = _embedding(checks, key, one, embedding)
-    _check_sources(
-        checks,
-        key,
-        changes.get("ids", embedding.get("ids", True)),
-        _modalities(checks, one),
-    )
+    ids = bool(changes.get("ids", embedding.get("ids", True)))
+    _check_sources(checks, key, ids, _modalities(checks, one))
     if changes:
         built["embedding"] = changes
     if one.modalities is not None:

@@ -177,8 +177,9 @@ class Evaluator:
         """
         refuse(at_least(1, max_length=max_length))
         device = processes.device if processes else _device_of(student)
-        network = isinstance(student, (Ensemble, Recommender))
-        score: Scorer = student.next_scores if network else student
+        score: Scorer = (
+            student.next_scores if isinstance(student, (Ensemble, Recommender)) else student
+        )
         with answering(student) if isinstance(student, nn.Module) else torch.no_grad():
             # one empty part each, so that no case at all needs no other path
             case = [np.empty(0, dtype=np.int64)]

@@ -188,8 +188,9 @@ class LearningRate:
         asynchronous: "AsynchronousUpdate | Sequence[AsynchronousUpdate]",
     ) -> None:
         self.lr = lr
-        several = isinstance(asynchronous, Sequence)
-        self.asynchronous = list(asynchronous) if several else [asynchronous]
+        self.asynchronous = (
+            list(asynchronous) if isinstance(asynchronous, Sequence) else [asynchronous]
+        )
         self._factor = _schedule(schedule, lr=lr, warmup=warmup_steps, total=total_steps)
 
     def apply(self, optimizer: Optimizer, *, step: int, epoch: int) -> float:

@@ -390,7 +390,7 @@ def test_without_ids_an_item_is_its_modalities_and_the_rest_share_one_vector() -
     assert not table[0].any()
     assert e.known.tolist() == [True, True, True, False, True]
     assert_close(e.eval()(torch.tensor([[0, 4, 2]]))[0], table[[0, 4, 2]])
-    table[[1, 4]].sum().backward()
+    table[[1, 4]].sum().backward()  # type: ignore[no-untyped-call]
     assert e.stand_in.grad is not None and e.stand_in.grad[0].all()
     assert own["text"].grad is not None and not own["text"].grad[[0, 2, 3, 4, 5, 6]].any()
 
@@ -436,7 +436,7 @@ def test_an_adapter_starts_as_the_table_would_have_and_freezes_the_teacher(
     optimizer = torch.optim.SGD([p for p in e.parameters() if p.requires_grad], lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
-        e.table().sin().sum().backward()
+        e.table().sin().sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     weights = dict(e.adapters["text"].named_parameters())
     for row in range(7):
