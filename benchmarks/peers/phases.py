@@ -8,9 +8,9 @@ standard library.
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +44,7 @@ def main() -> None:
     model = clocked("fit", user.fit, data, options.out, **sizes)
     clocked("recommend", user.recommend, model, data, path, k=options.k)
     reply = {
-        "version": version(options.library),
+        "version": sys.modules[options.library].__version__,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "path": str(path),
