@@ -3,6 +3,7 @@
 import ast
 import doctest
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,12 @@ assert set(mmkd.__all__) <= set(dir(mmkd))
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Recomender'"):
         mmkd.Recomender  # noqa: B018
+
+
+def test_the_documentation_has_every_name_once() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text("utf-8")
+    shown = re.findall(r"^::: mmkd\.(\w+)$", page, re.MULTILINE)
+    assert sorted(shown) == mmkd.__all__
 
 
 @pytest.mark.parametrize(

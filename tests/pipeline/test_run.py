@@ -1,5 +1,6 @@
 """A trained run opened once: lists for users and strangers, neighbours, vectors, comparisons."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,30 @@ def test_lists_for_all_users_are_those_of_one_user_after_another(run: mmkd.Run) 
         assert mine["score"].to_list() == pytest.approx([one["score"] for one in alone], abs=1e-5)
         assert not set(mine["item_id"]) & set(ids)
         assert run.recommend(users=[user], k=4)["item_id"].to_list() == mine["item_id"].to_list()
+
+
+def test_lists_for_all_users_are_a_naive_loops(run: mmkd.Run) -> None:
+    """One history at a time through the network in float64, a product an item, a sort of floats."""
+    network = deepcopy(run.student.networks[0]).double()
+    length, sequence = run.folder.student_spec().max_length, run.data.split.sequence
+    allowed, denied = set(run.items.ids[5:]), set(run.items.ids[9:12])
+    found = run.recommend(users="all", k=6, allow=sorted(allowed), deny=sorted(denied))
+    lists = found.partition_by("query", as_dict=True, maintain_order=True)
+    assert len(lists) == len(run.data.log.user_ids)
+    for user, name in enumerate(run.data.log.user_ids):
+        rows = sequence(user).tolist()
+        with torch.no_grad():
+            states = network(torch.tensor([rows[-length:]]))
+        state, matrix = states.hidden[0, -1].tolist(), states.item_matrix.tolist()
+        scored = [
+            (sum(a * b for a, b in zip(state, vector, strict=True)), run.items.ids[item])
+            for item, vector in enumerate(matrix, start=1)
+            if item not in rows and run.items.ids[item] in allowed - denied
+        ]
+        scored.sort(reverse=True)
+        mine = lists[(name,)]
+        assert mine["item_id"].to_list() == [item for _, item in scored[:6]], name
+        assert mine["score"].to_list() == pytest.approx([s for s, _ in scored[:6]], abs=1e-4)
 
 
 def test_an_open_run_leaves_the_callers_gradients_alone(run: mmkd.Run) -> None:

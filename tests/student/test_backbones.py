@@ -233,6 +233,8 @@ def test_unknown_backbone_names_the_closest() -> None:
         backbone_class("sasrek")
     with pytest.raises(ValueError, match="'no_such_package:Net': cannot be imported"):
         backbone_class("no_such_package:Net")
+    with pytest.raises(ValueError, match=r"no attribute 'OfANotebook'.*define it here as it was"):
+        backbone_class("__main__:OfANotebook")
     with pytest.raises(ValueError, match="unknown"):
         backbone_class("folder/net.py:Net")
     with pytest.raises(ValueError, match=r"wanted an nn\.Module class with a `causal`"):

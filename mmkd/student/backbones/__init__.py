@@ -89,10 +89,10 @@ def _imported(kind: str) -> Any:
     try:
         return getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"backbone {kind!r}: cannot be imported ({error}); "
-            "install the package that holds it, or correct the module:Class path."
-        ) from error
+        remedy = "install the package that holds it, or correct the module:Class path"
+        if module_name == "__main__":
+            remedy = "define it here as it was where it was trained, or keep it in a module"
+        raise ValueError(f"backbone {kind!r}: cannot be imported ({error}); {remedy}.") from error
 
 
 __all__ = ["BACKBONES", "Backbone", "backbone_class", "build_backbone", "reads_items"]
