@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,9 +50,10 @@ def init(
 
     name = name or (out.stem if out else "shop")
     target = out or Path(f"{name}.yaml")
-    columns = {"id": id, "user": user, "item": item, "timestamp": timestamp}
-    given = {"name": name, "preset": preset, "split": split, "force": force}
-    data = start(items, events, target, **given, **columns)
+    columns: dict[str, Any] = {"id": id, "user": user, "item": item, "timestamp": timestamp}
+    data = start(
+        items, events, target, name=name, preset=preset, split=split, force=force, **columns
+    )
     show.started(data, target, as_json=json)
 
 

@@ -42,7 +42,7 @@ def told(recipe: Recipe) -> tuple[Any, ...]:
     return (*parts, recipe.asynchronous.kind, recipe.student.score_with)
 
 
-IDS_ONLY = ({}, None, None, "none", "id")
+IDS_ONLY: tuple[Any, ...] = ({}, None, None, "none", "id")
 
 
 @pytest.mark.parametrize(

@@ -133,8 +133,7 @@ def test_a_preset_is_fitted_and_overrides_win(data: mmkd.Dataset) -> None:
 
 
 def test_without_encoders_a_preset_learns_ids(data: mmkd.Dataset) -> None:
-    for encoders in (None, {}):
-        found = joined(data, "kdsr", encoders=encoders)
+    for found in (joined(data, "kdsr"), joined(data, "kdsr", encoders={})):
         assert not found.cards and found.objective.correlation is None
         assert found.recipe.student.score_with == "id" and len(found.recipe.notes) == 1
 
