@@ -11,6 +11,7 @@ from mmkd.errors import RecipeError, RunError, closest
 
 if TYPE_CHECKING:
     from mmkd.config.plan import Plan
+    from mmkd.config.recipe import Recipe
 
 
 def _cases(value: str) -> str:
@@ -80,12 +81,18 @@ def find_run(name: str, runs: Path) -> Path:
 
 
 def planned(recipe: str, overrides: Sequence[str] | None = None) -> "Plan":
-    """Read and plan a recipe; keys in an old spelling are told on standard error."""
-    from mmkd.cli.progress import note
+    """Read and plan a recipe."""
     from mmkd.config.plan import plan
-    from mmkd.config.recipe import load_recipe
+    from mmkd.config.recipe import read_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
-    for line in loaded.notices:
-        note(line)
+    loaded = read_recipe(recipe, overrides or [])
+    told(loaded)
     return plan(loaded)
+
+
+def told(recipe: "Recipe") -> None:
+    """Say on standard error which keys are in an old spelling, and what no encoder leads to."""
+    from mmkd.cli.progress import note
+
+    for line in (*recipe.notices, *recipe.notes):
+        note(line)

@@ -118,11 +118,11 @@ def stores(cache: Path) -> list[dict[str, Any]]:
 
 def _fingerprints(recipes: list[str] | None) -> set[str]:
     """Fingerprints of all cards that the recipes name; a recipe that cannot be read is an error."""
-    from mmkd.config.recipe import load_recipe, recipe_names
+    from mmkd.config.recipe import read_recipe, recipe_names
     from mmkd.encoders import load_card
 
     # where the data lies changes no encoder, and shipped recipes leave it open
-    found = [load_recipe(name, ["data.root=."]) for name in recipes or recipe_names()]
+    found = [read_recipe(name, ["data.root=."]) for name in recipes or recipe_names()]
     cards = {card for recipe in found for card in recipe.encoders.values()}
     return {load_card(card).fingerprint() for card in cards}
 

@@ -54,6 +54,7 @@ def encoded(card_name: str, inputs: Sequence[str], *, device: str) -> dict[str, 
         EncoderError: The card, its model or an input is missing or unfit.
     """
     from mmkd.encoders import load_card
+    from mmkd.encoders.offline import check_at_hand
 
     card = load_card(card_name)
     if card.fitted:
@@ -61,6 +62,7 @@ def encoded(card_name: str, inputs: Sequence[str], *, device: str) -> dict[str, 
             f"card {card.name} is fitted on a whole catalogue, so a vector of single texts says "
             "nothing; use `mmkd embed` and `mmkd neighbours`"
         )
+    check_at_hand(card)
     content = _read(card, inputs)
     start = time.perf_counter()
     encoder = card.build(device=device)

@@ -14,21 +14,25 @@ from mmkd.errors import EncoderError, RecipeError, RunError
 if TYPE_CHECKING:
     from mmkd.runs.folder import RunFolder
 
-KINDS = ("recipes", "encoders", "runs", "cache")
+KINDS = ("recipes", "presets", "encoders", "runs", "cache")
 
 
 def list_(
-    what: Annotated[str, typer.Argument(help="recipes, encoders, runs or cache.")] = "recipes",
+    what: Annotated[
+        str, typer.Argument(help="recipes, presets, encoders, runs or cache.")
+    ] = "recipes",
     runs: Runs = RUNS,
     cache: Folder = CACHE,
     json: AsJson = False,
 ) -> None:
-    """List recipes, encoder cards, runs, or what the cache holds."""
+    """List recipes, presets, encoder cards, runs, or what the cache holds."""
     from mmkd.cli import show
     from mmkd.config.options import unknown
+    from mmkd.config.recipe import preset_names, recipe_names
 
     makers: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "recipes": _recipes,
+        "recipes": lambda: _recipes("recipe", recipe_names()),
+        "presets": lambda: _recipes("preset", preset_names()),
         "encoders": _encoders,
         "runs": lambda: _runs(runs),
         "cache": lambda: stores(cache),
@@ -44,7 +48,7 @@ def copy(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Copy a recipe or an encoder card to edit it; a variant brings the recipe it is based on."""
-    from mmkd.config.recipe import base_of, recipe_names
+    from mmkd.config.recipe import base_of, preset_names, recipe_names
 
     source = _source(name)
     target = destination
@@ -59,7 +63,7 @@ def copy(
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     typer.echo(f"{source.name} -> {target}")
-    base = base_of(source) if name in recipe_names() else None
+    base = base_of(source) if name in (*recipe_names(), *preset_names()) else None
     if base is not None and not (target.parent / base.name).exists():
         shutil.copyfile(base, target.parent / base.name)
         typer.echo(f"{base.name} -> {target.parent / base.name}")
@@ -67,29 +71,30 @@ def copy(
 
 def _source(name: str) -> Path:
     from mmkd.config.options import unknown
-    from mmkd.config.recipe import find_recipe, recipe_names
+    from mmkd.config.recipe import find_recipe, preset_names, recipe_names
     from mmkd.encoders import list_cards
     from mmkd.encoders.card import card_path
 
-    if name in recipe_names():
+    recipes = [*recipe_names(), *preset_names()]
+    if name in recipes:
         return find_recipe(name)
     try:
         return card_path(name)
     except EncoderError as error:
-        known = [*recipe_names(), *(card.name for card in list_cards())]
+        known = [*recipes, *(card.name for card in list_cards())]
         raise RecipeError(f"{name}: {unknown(name, known)}") from error
 
 
-def _recipes() -> list[dict[str, Any]]:
-    from mmkd.config.recipe import find_recipe, recipe_names
+def _recipes(kind: str, names: list[str]) -> list[dict[str, Any]]:
+    from mmkd.config.recipe import find_recipe
 
     records = []
-    for name in recipe_names():
+    for name in names:
         try:
             first = find_recipe(name).read_text("utf-8").partition("\n")[0]
         except (OSError, UnicodeDecodeError):
             first = "not readable as UTF-8"
-        records.append({"recipe": name, "what": first.removeprefix("#").strip()})
+        records.append({kind: name, "what": first.removeprefix("#").strip()})
     return records
 
 

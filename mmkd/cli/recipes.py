@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from mmkd.cli.arguments import (
     Runs,
     find_run,
     planned,
+    told,
 )
 from mmkd.errors import RecipeError
 
@@ -37,6 +38,9 @@ def init(
     split: Annotated[
         str, typer.Option(help="leave_one_out, cold_items, ratio or temporal.")
     ] = "leave_one_out",
+    preset: Annotated[
+        str | None, typer.Option(help="What to start from: id, fused, kdsr or emkd.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     json: AsJson = False,
 ) -> None:
@@ -46,8 +50,10 @@ def init(
 
     name = name or (out.stem if out else "shop")
     target = out or Path(f"{name}.yaml")
-    columns = {"id": id, "user": user, "item": item, "timestamp": timestamp}
-    data = start(items, events, target, name=name, split=split, force=force, **columns)
+    columns: dict[str, Any] = {"id": id, "user": user, "item": item, "timestamp": timestamp}
+    data = start(
+        items, events, target, name=name, preset=preset, split=split, force=force, **columns
+    )
     show.started(data, target, as_json=json)
 
 
@@ -55,19 +61,23 @@ def validate(
     recipe: RecipeName,
     overrides: Overrides = None,
     data: Annotated[
-        bool, typer.Option("--data/--no-data", help="Read the catalogue and the log too.")
+        bool,
+        typer.Option(
+            "--data/--no-data", help="Read both tables too, and look for the encoders' weights."
+        ),
     ] = True,
     json: AsJson = False,
 ) -> None:
     """Report every mistake of a recipe and of its data at once, and what would train.
 
-    Loads no model and opens no picture.
+    Loads no model and opens no picture; says too which encoder's weights can't be had here.
     """
     from mmkd.cli import show
+    from mmkd.pipeline.embed import inspect
 
     try:
         plan = planned(recipe, overrides)
-        found = plan.inspect_data() if data else None
+        found = inspect(plan) if data else None
     except RecipeError as error:
         if not json:
             raise
@@ -150,6 +160,7 @@ def compress(
     from mmkd.runs.folder import RunFolder
 
     recipe = compressing(RunFolder(find_run(run, runs)), overrides or [])
+    told(recipe)
     folder = out or runs / recipe.name
     _train(recipe, folder, resume=resume, overwrite=overwrite, json=json)
 

@@ -149,26 +149,28 @@ def result(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
 
 
 def _beside(result: Mapping[str, Any]) -> Table:
-    """A row a figure; test with intervals, validation, and whatever baselines there are."""
+    """A row a figure; test and validation with intervals, and whatever baselines there are."""
     test, baselines = result["test"], result.get("baselines") or {}
     cutoffs = [int(name.partition("@")[2]) for name in test["metrics"] if name.startswith("HR@")]
     k = 10 if 10 in cutoffs else max(cutoffs)
     parted = result.get("breakdown") or {}
-    valid = result["valid"] | _parted(parted.get("valid"), k)
+    # of a run of an earlier release there is only what the best epoch was chosen by
+    validation = result.get("validation") or {"metrics": result["valid"], "slices": {}}
+    valid = _figures(validation, parted.get("valid"), k)
     columns = [
         _figures(found["test"], (found.get("breakdown") or {}).get("test"), k)
         for found in baselines.values()
     ]
     cases = parted.get("test", {}) | test["slices"]
-    grid = _grid("", "test", "95% interval", "validation", *baselines)
+    grid = _grid("", "test", "95% interval", "validation", "95% interval", *baselines)
     for name, value in _figures(test, parted.get("test"), k).items():
-        interval = test["intervals"].get(name)
         part = cases.get(name.rpartition(" ")[2])
         grid.add_row(
             f"{name} ({part['n']:,})" if part else name,
             _four(value),
-            "[{:.4f}, {:.4f}]".format(*interval) if interval else "",
-            "" if name not in valid else _four(valid[name]),
+            _interval(test, name),
+            _four(valid[name]) if name in valid else "",
+            _interval(validation, name),
             *(_four(column.get(name)) for column in columns),
         )
     return grid
@@ -196,6 +198,11 @@ def _parted(breakdown: Mapping[str, Any] | None, k: int) -> dict[str, float | No
     both = breakdown["cold"]["n"] and breakdown["warm"]["n"]
     found = {f"NDCG@{k} {name}": breakdown[name][f"NDCG@{k}"] for name in ("warm", "cold") if both}
     return found | dict(breakdown["lists"])
+
+
+def _interval(report: Mapping[str, Any], name: str) -> str:
+    interval = report.get("intervals", {}).get(name)
+    return "[{:.4f}, {:.4f}]".format(*interval) if interval else ""
 
 
 def _four(value: float | None) -> str:

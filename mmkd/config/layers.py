@@ -1,10 +1,13 @@
 """Layers of a recipe: base, file and overrides to one mapping, old spellings among them.
 
 A layer may be spelled as in release 0.1, which had the task and the loss in one mapping; that is
-read for one release more, with a line that names the new key.
+read for one release more, with a line that names the new key. A layer that leaves no encoder makes
+an ids-only recipe of what lies below it.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from mmkd.config.options import show
 
@@ -16,6 +19,30 @@ _NEW_KEYS = {
     "loss": "objective.recommendation.kind",
     **{name: f"task.{name}" for name in _TASK_OPTIONS},
 }
+_WITHOUT_ENCODERS = {
+    "distiller": None,
+    "objective.correlation": None,
+    "objective.neighbours": None,
+    "asynchronous": "none",
+    "student.score_with": "id",
+}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What layers say together.
+
+    Attributes:
+        content: One mapping in today's spelling.
+        notices: A line for each key in an old spelling, which names the new one.
+        notes: A line for each layer that leaves no encoder, which names what follows.
+        problems: A line for each old key that has no heir.
+    """
+
+    content: dict[str, object]
+    notices: tuple[str, ...]
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
 
 
 def merge(lower: Mapping[str, object], upper: Mapping[str, object]) -> dict[str, object]:
@@ -45,25 +72,27 @@ def merge(lower: Mapping[str, object], upper: Mapping[str, object]) -> dict[str,
     return merged
 
 
-def merge_layers(
-    layers: Iterable[tuple[str, Mapping[str, object]]],
-) -> tuple[dict[str, object], list[str], list[str]]:
+def merge_layers(layers: Iterable[tuple[str, Mapping[str, object]]]) -> Merged:
     """Merges mappings, lowest first, that are spelled as today or as in release 0.1.
 
     Release 0.1 had the task and the loss in one mapping, `objective.recommendation: {kind:
     next_item, loss: gbce, views: 2}`. A layer that is spelled so is merged as it was then, with
     what lies below it put into that spelling, so that it means what it meant.
 
+    A layer that leaves no encoder, such as `encoders: null`, takes from what lies below it all that
+    is of use with encoders alone. What it sets itself beside that stays, and is judged as ever.
+
     Args:
         layers: Where each was read, and what it holds.
-
-    Returns:
-        One mapping in today's spelling; a line for each old key, which names the new one; and a
-        problem for each that has none.
     """
     merged: dict[str, object] = {}
     notices: list[str] = []
+    notes: list[str] = []
     for source, layer in layers:
+        merged, followed = _without_encoders(merged, layer)
+        if followed:
+            told = ", ".join(followed)
+            notes.append(f"{source}: no encoder is left, so only ids are learned: {told}")
         objective = layer.get("objective")
         if not isinstance(objective, Mapping):
             merged = merge(merged, layer)
@@ -86,7 +115,37 @@ def merge_layers(
             if new
         ]
     merged, problems = _without_exact_reference(merged)
-    return merged, notices, problems
+    return Merged(merged, tuple(notices), tuple(notes), tuple(problems))
+
+
+def _without_encoders(
+    below: dict[str, object], layer: Mapping[str, object]
+) -> tuple[dict[str, object], list[str]]:
+    """What lies below a layer, for ids alone where the layer leaves no encoder; and what changed.
+
+    Told is only what the layer doesn't set itself.
+    """
+    if "encoders" not in layer:
+        return below, []
+    cards = merge({"cards": below.get("encoders")}, {"cards": layer["encoders"]})["cards"]
+    if any(card is not None for card in _as_mapping(cards).values()):
+        return below, []
+    followed = []
+    for key, value in _WITHOUT_ENCODERS.items():
+        section, _, name = key.rpartition(".")
+        old: Any = below.get(section) if section else below
+        own: Any = layer.get(section) if section else layer
+        if not isinstance(old, Mapping) or _kind(old.get(name, value)) == value:
+            continue
+        changed = {**old, name: value}
+        below = {**below, section: changed} if section else changed
+        if not isinstance(own, Mapping) or name not in own:
+            followed.append(f"{key} is {show(value).strip(chr(39))}")
+    return below, followed
+
+
+def _kind(value: object) -> object:
+    return value.get("kind") if isinstance(value, Mapping) and "kind" in value else value
 
 
 def _normalized(correlation: object) -> tuple[object, dict[str, str | None]]:

@@ -5,7 +5,7 @@ before any data or model is loaded; nothing is built to see whether it is refuse
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,7 @@ class Plan:
         training: How it is trained.
         evaluator: How it is evaluated.
         baselines: Whether the cheap baselines are evaluated beside it.
+        data: The data, where it was read already.
     """
 
     recipe: Recipe
@@ -75,6 +76,7 @@ class Plan:
     training: TrainingArguments
     evaluator: Evaluator
     baselines: bool
+    data: Dataset | None = None
 
     @property
     def width(self) -> int:
@@ -82,7 +84,9 @@ class Plan:
         return int(self.embedding["width"])
 
     def load_data(self) -> Dataset:
-        """Read catalogue and log, and split the sequences."""
+        """Read catalogue and log, unless that is done, and split the sequences."""
+        if self.data is not None:
+            return self.data
         return Dataset.load(
             self.recipe.data.folder,
             items=self.items,
@@ -114,13 +118,24 @@ class Plan:
         return found
 
 
-def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True) -> Plan:
+def plan(
+    recipe: Recipe,
+    *,
+    needs_data: bool = True,
+    needs_teacher: bool = True,
+    needs_encoders: bool = True,
+    cards: Mapping[str, EncoderCard] | None = None,
+    data: Dataset | None = None,
+) -> Plan:
     """Check all options of a recipe.
 
     Args:
         recipe: The recipe.
         needs_data: Whether a missing data folder is a mistake too.
         needs_teacher: Whether a missing run to compress is one; a trained student needs it no more.
+        needs_encoders: Whether a card that isn't here is one; without, the plan has no cards.
+        cards: By modality those that are no files, such as cards of objects.
+        data: The recipe's data, where it was read already.
 
     Returns:
         The plan.
@@ -133,7 +148,9 @@ def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True)
         checks.problem("data.root", f"no such folder: {recipe.data.root}")
     items, interactions, split = _data(checks)
     cache, random_weights = _cache(checks)
-    cards = _cards(checks, random_weights=random_weights)
+    found: dict[str, EncoderCard] = {}
+    if needs_encoders:
+        found = _cards(checks, cards or {}, random_weights=random_weights)
     encoding = checks.options(EncodingSettings, recipe.embed, "embed")
     distiller = _distiller(checks)
     training = checks.options(TrainingArguments, recipe.training, "training")
@@ -157,7 +174,7 @@ def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True)
         items=items,
         interactions=interactions,
         split=split,
-        cards=cards,
+        cards=found,
         cache=cache,
         encoding=EncodingSettings(**encoding),
         allow_random_weights=random_weights,
@@ -171,6 +188,7 @@ def plan(recipe: Recipe, *, needs_data: bool = True, needs_teacher: bool = True)
         training=TrainingArguments(**training),
         evaluator=Evaluator(**evaluation),
         baselines=baselines,
+        data=data,
     )
 
 
@@ -229,13 +247,16 @@ def _cache(checks: Checks) -> tuple[Options, bool]:
     return checks.options(EmbeddingCache, given, "cache"), bool(random_weights)
 
 
-def _cards(checks: Checks, *, random_weights: bool) -> dict[str, EncoderCard]:
+def _cards(
+    checks: Checks, given: Mapping[str, EncoderCard], *, random_weights: bool
+) -> dict[str, EncoderCard]:
     cards: dict[str, EncoderCard] = {}
     for name, card in checks.recipe.encoders.items():
         for problem in check_modality_name(name):
             checks.problem(f"encoders.{name}", problem)
         try:
-            cards[name] = load_card(card)
+            own = given.get(name)  # an override may have named another
+            cards[name] = own if own is not None and own.name == card else load_card(card)
             untrained = cards[name].untrained
         except EncoderError as error:
             checks.problem(f"encoders.{name}", str(error))

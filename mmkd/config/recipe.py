@@ -7,9 +7,10 @@ so a recipe can be read, listed and compared without loading torch.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -33,6 +34,7 @@ from mmkd.files import read_yaml, write_text, yaml_folders
 SUFFIXES = (".yaml", ".yml")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Options = dict[str, object]
+Overrides = Sequence[str] | Mapping[str, Any]
 
 
 class Section(BaseModel):
@@ -132,6 +134,7 @@ class Recipe(Section):
 
     _source: str = PrivateAttr(default="")
     _notices: tuple[str, ...] = PrivateAttr(default=())
+    _notes: tuple[str, ...] = PrivateAttr(default=())
 
     @field_validator("encoders", mode="before")
     @classmethod
@@ -153,45 +156,80 @@ class Recipe(Section):
         """A line for each key that was read in an old spelling; no part of what a recipe says."""
         return self._notices
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line for each layer that left no encoder, of what followed; no part of the recipe."""
+        return self._notes
+
+    @property
+    def layer(self) -> tuple[str, dict[str, object]]:
+        """Where it was read and all it says, to be put below other layers."""
+        content = {key: _escaped(value) for key, value in self.model_dump().items()}
+        return self._source or self.name, content
+
     def where(self, section: str) -> str:
         """The start of a message about a section, such as `recipes/x.yaml: distiller`."""
         return f"{self._source or self.name}: {section}"
 
     def to_yaml(self) -> str:
         """The whole recipe, bases and overrides resolved; reading it gives an equal recipe."""
-        content = {key: _escaped(value) for key, value in self.model_dump().items()}
-        return OmegaConf.to_yaml(OmegaConf.create(content))
+        return OmegaConf.to_yaml(OmegaConf.create(self.layer[1]))
 
     def save(self, path: Path) -> None:
         """Writes `to_yaml()` to a file, whole or not at all; its folder is made when missing."""
         write_text(path, self.to_yaml())
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str, overrides: Overrides = ()) -> Recipe:
     """Reads a recipe, puts it over its base, applies overrides and checks the structure.
 
-    A recipe may name one `base`, a recipe beside it, and then holds just the differences. Mappings
-    merge key by key and lists are replaced; a mapping whose `kind` changes is replaced as well, for
-    the options of one kind mean nothing to another. Overrides merge in the same way.
+    A recipe may name one `base`, a recipe beside it or a preset, and then holds just the
+    differences. Mappings merge key by key and lists are replaced; a mapping whose `kind` changes is
+    replaced as well, for the options of one kind mean nothing to another. Overrides merge in the
+    same way. A file or overrides that leave no encoder, such as `encoders=null`, make an ids-only
+    recipe of what they change: distiller, objective.correlation, asynchronous and
+    student.score_with follow (`Recipe.notes` says so), unless they set those too.
 
     Args:
         name_or_path: A path that ends in `.yaml`, or a name to be found in `./recipes`, among the
             recipes that came with the package, or in the checkout.
-        overrides: Such as `training.lr=1e-3`; the part after `=` is YAML.
+        overrides: Such as `training.lr=1e-3`, the part after `=` in YAML; or a mapping such as
+            `{"training.lr": 1e-3}`, where a class stands for its `package.module:Class`.
 
     Returns:
-        The recipe, with interpolations resolved.
+        The recipe, with interpolations resolved. A FutureWarning tells of each old spelling.
 
     Raises:
         RecipeError: With every problem of the structure, each with file and dotted key; or a file
             cannot be found or read.
     """
+    recipe = read_recipe(name_or_path, overrides)
+    for line in recipe.notices:
+        warnings.warn(line, FutureWarning, stacklevel=2)
+    return recipe
+
+
+def read_recipe(name_or_path: str, overrides: Overrides = ()) -> Recipe:
+    """As `load_recipe`, without a warning: for who prints the notices, or reads a run's recipe."""
     path = find_recipe(name_or_path)
-    source = display_path(path)
+    return compose(read_layers(path), overrides, source=display_path(path))
+
+
+def compose(
+    layers: Sequence[tuple[str, Mapping[str, object]]], overrides: Overrides = (), *, source: str
+) -> Recipe:
+    """A recipe of layers, the lowest first, and overrides; as `load_recipe`.
+
+    Args:
+        layers: Where each was read, and what it holds.
+        overrides: As for `load_recipe`.
+        source: What messages call the recipe.
+    """
     changes, problems = parse_overrides(overrides)
-    content, notices, gone = merge_layers([*read_layers(path), ("override", changes)])
-    problems += [f"{source}: {problem}" for problem in gone]
-    changes, _, _ = merge_layers([("override", changes)])  # in today's spelling
+    merged = merge_layers([*layers, ("override", changes)])
+    content = merged.content
+    problems += [f"{source}: {problem}" for problem in merged.problems]
+    changes = merge_layers([("override", changes)]).content  # in today's spelling
     missing = list(_missing(content))
     problems += [
         f"{source}: {key}: has no value yet (???); set it in the file or with {key}=VALUE"
@@ -215,7 +253,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     if problems:
         raise RecipeError(problems)
     recipe._source = source
-    recipe._notices = tuple(notices)
+    recipe._notices, recipe._notes = merged.notices, merged.notes
     return recipe
 
 
@@ -230,7 +268,7 @@ def find_recipe(name_or_path: str) -> Path:
 
     Args:
         name_or_path: A path that ends in `.yaml` or `.yml`, or a name to be looked up in
-            `./recipes`, then in the package, then in the checkout.
+            `./recipes`, then in the package, then in the checkout; recipes before presets.
 
     Returns:
         The path of an existing file.
@@ -244,12 +282,13 @@ def find_recipe(name_or_path: str) -> Path:
             return path
         raise RecipeError([f"{name_or_path}: no such recipe file"])
     folders = yaml_folders("recipes")
-    for folder in folders:
+    for folder in (*folders, *_presets()):
         candidate = folder / f"{name_or_path}.yaml"
         if candidate.is_file():
             return candidate
-    close = closest(name_or_path, recipe_names())
-    hint = f"did you mean {close}?" if close else f"known: {', '.join(recipe_names()) or 'none'}"
+    known = [*recipe_names(), *preset_names()]
+    close = closest(name_or_path, known)
+    hint = f"did you mean {close}?" if close else f"known: {', '.join(known) or 'none'}"
     looked = ", ".join(display_path(folder) for folder in folders)
     raise RecipeError([f"{name_or_path}: no such recipe; {hint} (looked in {looked})"])
 
@@ -259,6 +298,16 @@ def recipe_names() -> list[str]:
     return sorted(
         {path.stem for folder in yaml_folders("recipes") for path in folder.glob("*.yaml")}
     )
+
+
+def preset_names() -> list[str]:
+    """The names of all presets, sorted: recipes without data, for the base of one with data.
+
+    >>> from mmkd.config.recipe import preset_names
+    >>> preset_names()
+    ['emkd', 'fused', 'id', 'kdsr']
+    """
+    return sorted({path.stem for folder in _presets() for path in folder.glob("*.yaml")})
 
 
 def read_layers(path: Path) -> list[tuple[str, dict[str, object]]]:
@@ -302,39 +351,49 @@ def _beside(path: Path, base: object) -> Path | None:
     where = f"{display_path(path)}: base"
     if not isinstance(base, str):
         raise RecipeError([f"{where}: got {base!r}, wanted the name of a recipe"])
-    base_path = path.parent / (base if Path(base).suffix in SUFFIXES else f"{base}.yaml")
-    if not base_path.is_file():
-        siblings = [p.stem for p in path.parent.glob("*.yaml") if p != path]
-        close = closest(base, siblings)
-        hint = f"did you mean {close}?" if close else "it must lie beside the recipe"
-        raise RecipeError([f"{where}: no recipe {base!r} in {display_path(path.parent)}; {hint}"])
-    return base_path
+    name = base if Path(base).suffix in SUFFIXES else f"{base}.yaml"
+    for folder in (path.parent, *_presets()):
+        # a recipe may be named as the preset that it changes
+        if (found := folder / name).is_file() and found.resolve() != path.resolve():
+            return found
+    siblings = [p.stem for p in path.parent.glob("*.yaml") if p != path]
+    close = closest(base, [*siblings, *preset_names()])
+    presets = ", ".join(preset_names())
+    hint = f"did you mean {close}?" if close else f"it must lie there, or be a preset ({presets})"
+    raise RecipeError([f"{where}: no recipe {base!r} in {display_path(path.parent)}; {hint}"])
 
 
-def parse_overrides(overrides: Sequence[str]) -> tuple[dict[str, object], list[str]]:
+def parse_overrides(overrides: Overrides) -> tuple[dict[str, object], list[str]]:
     """Turns overrides such as `training.lr=1e-3` into one nested mapping.
 
     Args:
-        overrides: Dotted key, `=`, and a value in YAML.
+        overrides: Dotted key, `=`, and a value in YAML; or dotted keys to values.
 
     Returns:
         The mapping, and a problem for each override that cannot be read.
     """
     changes: dict[str, object] = {}
     problems = []
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            change: object = _written(value)
+            for part in reversed(key.split(".")):
+                change = {part: change}
+            changes = merge(changes, cast(dict[str, object], change))
+        return changes, []
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not all(part.strip() for part in key.split(".")):
             problems.append(f"override {override!r}: wanted key=value, such as training.lr=1e-3")
             continue
         try:
-            change = _plain(OmegaConf.from_dotlist([override]))
+            from_yaml = _plain(OmegaConf.from_dotlist([override]))
         except (yaml.YAMLError, OmegaConfBaseException):
             problems.append(
                 f"override {override!r}: its value is not YAML; quote it: {key}='\"...\"'"
             )
             continue
-        changes = merge(changes, change)
+        changes = merge(changes, from_yaml)
     return changes, problems
 
 
@@ -350,6 +409,12 @@ def display_path(path: Path) -> str:
     return str(absolute.relative_to(Path.cwd()) if inside else absolute)
 
 
+def _presets() -> Iterator[Path]:
+    """Where presets lie, first match wins."""
+    found = (folder / "presets" for folder in yaml_folders("recipes"))
+    return (folder for folder in found if folder.is_dir())
+
+
 def _read(path: Path) -> dict[str, object]:
     source, also = display_path(path), (ValueError,)
     with outside(RecipeError, source, "not readable as YAML", remedy="correct the file", also=also):
@@ -360,6 +425,17 @@ def _plain(config: DictConfig) -> dict[str, object]:
     """OmegaConf's mapping as a plain one with text keys, interpolations left as they are."""
     content = OmegaConf.to_container(config, resolve=False)
     return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+
+
+def _written(value: object) -> object:
+    """A Python value as a recipe has it: a class by its name, a path as text, a tuple as a list."""
+    if isinstance(value, type):
+        return f"{value.__module__}:{value.__qualname__}"
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _written(one) for key, one in value.items()}
+    return [_written(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _missing(content: object, prefix: str = "") -> Iterator[str]:

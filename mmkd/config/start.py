@@ -1,23 +1,22 @@
 """Start: two tables to a commented recipe that trains.
 
-From a Dataset whose columns were guessed to the text of a recipe. Its encoders need no network and
-no weights; comments name better ones.
+From a Dataset whose columns were guessed to the text of a recipe on top of a preset. Its encoders
+need no network and no weights; comments name better ones.
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mmkd.config.recipe import NAME, SUFFIXES
+from mmkd.config.joining import fitting
+from mmkd.config.layers import merge_layers
+from mmkd.config.recipe import NAME, SUFFIXES, find_recipe, preset_names, read_layers
 from mmkd.data.dataset import Dataset
 from mmkd.data.splits import SPLITS
-from mmkd.errors import RecipeError, outside
+from mmkd.errors import RecipeError, did_you_mean, outside
 from mmkd.files import write_text
 
 _ORDER = {
@@ -54,6 +53,7 @@ def start(
     target: Path,
     *,
     name: str,
+    preset: str | None = None,
     split: str = "leave_one_out",
     force: bool = False,
     **columns: Any,
@@ -65,6 +65,7 @@ def start(
         events: The log's file.
         target: The file to write.
         name: The recipe's name.
+        preset: What it is based on; None is ``kdsr``, or ``id`` where there is nothing to encode.
         split: A name of ``SPLITS``.
         force: Whether an existing file may be replaced.
         **columns: Those that are known, as for ``Dataset.load``; others are guessed.
@@ -73,7 +74,8 @@ def start(
         The data; its notes tell what was guessed.
 
     Raises:
-        RecipeError: The file exists, is not named as a recipe, or the name cannot be one.
+        RecipeError: The file exists, is not named as a recipe, or the name cannot be one; or there
+            is no such preset.
         DataError: The tables cannot be used, or a column cannot be told.
     """
     if target.exists() and not force:
@@ -82,18 +84,23 @@ def start(
         raise RecipeError(f"{target}: a recipe's name ends in .yaml; give --out {target.stem}.yaml")
     if not re.match(NAME, name):
         raise RecipeError(f"name: got {name!r}, wanted text that matches {NAME}; give --name")
+    if preset is not None and preset not in preset_names():
+        raise RecipeError(
+            f"preset: got {preset!r}, wanted one of {', '.join(preset_names())}"
+            f"{did_you_mean(preset, preset_names())}"
+        )
     root, (items_path, events_path) = common_folder(items, events)
 
     data = Dataset.load(
         root, items=items_path, events=events_path, split=split, unknown_items="drop", **columns
     )
-    text = recipe_text(data, name=name, root=str(root), split=split)
+    text = recipe_text(data, name=name, root=str(root), preset=preset)
     with outside(RecipeError, target, "cannot be written", remedy="give another --out"):
         write_text(target, text)
     return data
 
 
-def recipe_text(data: Dataset, *, name: str, root: str, split: str = "leave_one_out") -> str:
+def recipe_text(data: Dataset, *, name: str, root: str, preset: str | None = None) -> str:
     r"""A recipe for two files.
 
         >>> from pathlib import Path
@@ -105,8 +112,8 @@ def recipe_text(data: Dataset, *, name: str, root: str, split: str = "leave_one_
         >>> _ = (root / "log.csv").write_text("user_id,sku\nada,A1\nada,C3\nada,B7\n")
         >>> data = Dataset.load(root, items="items.csv", events="log.csv")
         >>> print(*recipe_text(data, name="shop", root="shop").splitlines()[1:9], sep="\n")
+        base: kdsr # all that isn't said here; to see and change it: mmkd cp kdsr .
         name: shop # and of its runs
-        seed: 0
         <BLANKLINE>
         data:
           root: shop # relative to the folder you run in
@@ -118,16 +125,17 @@ def recipe_text(data: Dataset, *, name: str, root: str, split: str = "leave_one_
         data: The data, read from files.
         name: The recipe's name, and that of its runs.
         root: What ``data.root`` is to be.
-        split: A name of ``SPLITS``.
+        preset: As for ``start``.
 
     Returns:
         YAML, which ``mmkd train`` accepts.
     """
     encoders = _encoders(data)
+    base = preset or ("kdsr" if encoders else "id")
     lines = [
         "# Written by `mmkd init`, for you to change; `mmkd validate` checks it.",
+        f"base: {base} # all that isn't said here; to see and change it: mmkd cp {base} .",
         f"name: {_yaml(name)} # and of its runs",
-        "seed: 0",
         "",
         "data:",
         f"  root: {_yaml(root)} # relative to the folder you run in",
@@ -142,9 +150,9 @@ def recipe_text(data: Dataset, *, name: str, root: str, split: str = "leave_one_
                 continue  # one that comes later is to be told
             comment = f" # {_WHAT[option]}" if option in _WHAT else ""
             lines.append(f"    {option}: {_yaml(options[option])}{comment}")
+    split = data.options["split"]["kind"]
     lines += [f"  split: {split} # of {', '.join(SPLITS)}", ""]
-    lines += _models(encoders, size=_size(data), length=_length(data))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_models(data, base, encoders)]) + "\n"
 
 
 def common_folder(*files: Path) -> tuple[Path, list[str]]:
@@ -165,62 +173,32 @@ def _encoders(data: Dataset) -> dict[str, str]:
     return cards
 
 
-def _size(data: Dataset) -> int:
-    """Dimensions that the catalogue's items can fill: 64, of a small catalogue fewer."""
-    frame = data.items.frame[1:]
-    held = [len(frame) - frame[name].null_count() for name in ("text", "image_path")]
-    least = min((count for count in held if count), default=64)
-    return int(np.clip(2 ** int(math.log2(max(least // 2, 4))), 4, 64))
-
-
-def _length(data: Dataset) -> int:
-    """A window that holds 95 of 100 histories whole, within 10 to 200 items."""
-    lengths = np.diff(data.split.offsets)
-    return int(np.clip(math.ceil(float(np.quantile(lengths, 0.95)) / 10) * 10, 10, 200))
-
-
-def _models(encoders: Mapping[str, str], *, size: int, length: int) -> list[str]:
-    if encoders:
-        lines = ["encoders: # all there are: mmkd ls encoders"]
+def _models(data: Dataset, base: str, encoders: Mapping[str, str]) -> list[str]:
+    """What the recipe says beside its base: encoders, and what the data asks for."""
+    preset = merge_layers(read_layers(find_recipe(base))).content
+    changes: dict[str, Any] = fitting(data, preset)
+    reads = "encoders" not in preset  # else the preset is one of ids
+    lines = []
+    if reads and encoders:
+        lines += ["encoders: # all there are: mmkd ls encoders"]
         lines += [f"  {modality}: {card}" for modality, card in encoders.items()]
-        lines += [
-            "",
-            f"distiller: {{dim: {size}, facets: {min(size, 8)}, codes: {min(size, 50)}}}",
-            "",
-        ]
-        more = ", fusion: gate, modality_std: 0.1"
-        scores = "fused # items without any event can be recommended too"
-        correlation = [
-            "  correlation: {holistic_weight: 0.4, dissected_weight: 0.05, temperature: 1.5}"
-        ]
-        delay = ["asynchronous: {kind: ramp, gamma: 2.0, milestones: [5, 10]}", ""]
-    else:
-        lines = ["# no text and no pictures were found, so only ids are learned", ""]
-        more, scores, correlation, delay = "", "id", [], []
+        lines += [""]
+    elif reads:
+        lines += ["encoders: null # no text and no pictures were found: ids only", ""]
+    if reads and encoders and (distiller := changes.get("distiller")):
+        values = ", ".join(f"{key}: {value}" for key, value in distiller.items())
+        lines += [f"distiller: {{{values}}} # the catalogue is small", ""]
+    if "objective" in changes:
+        lines += ["objective: {attributes: null} # no labels were found", ""]
+    training = preset.get("training")
+    known = dict(training) if isinstance(training, Mapping) else {}
+    known |= changes.get("training", {})
     return [
         *lines,
-        "student:",
-        f"  embedding: {{width: 64{more}, dropout: 0.2}}",
-        "  backbone: {kind: sasrec, layers: 2, heads: 2, dropout: 0.2}",
-        f"  score_with: {scores}",
-        "",
-        "task: next_item",
-        "",
-        "objective:",
-        "  # items that never train are not taught to score low: new ones can be recommended",
-        "  recommendation: {kind: softmax, candidates: trained}",
-        *correlation,
-        "",
-        *delay,
         "training:",
-        "  epochs: 30 # fewer where validation stops improving (patience)",
-        "  batch_size: 128",
-        f"  max_length: {length} # items of a history that are read, the newest",
-        "  lr: 2e-3",
-        "  patience: 5",
-        "  select_metric: NDCG@10",
-        "",
-        "evaluation: {ks: [5, 10, 20]}",
+        f"  epochs: {known.get('epochs', 20)} # fewer where validation stops improving",
+        f"  max_length: {known.get('max_length', 50)} # of a history's items, the newest; "
+        "95 of 100 are read whole",
     ]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from mmkd.data.interactions import InteractionLog
@@ -33,9 +34,11 @@ from mmkd.data.readers import (
     table_of,
 )
 from mmkd.data.splits import SPLITS, SequenceSplit
+from mmkd.data.text_template import TextTemplate
 from mmkd.errors import DataError, did_you_mean, refuse
 
 Split = Callable[[InteractionLog, int], SequenceSplit]
+_COLUMN_OPTIONS = ("id", "title", "image", "attributes", "user", "item", "timestamp", "rating")
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,11 @@ class Dataset:
         notes: What was guessed, left out and tied, a line each.
         left_out: How many events were left out, by reason.
         options: What ``load_items`` and ``load_interactions`` were given or would have to be, as
-            ``items`` and ``interactions``; of a frame there is no ``path``.
+            ``items`` and ``interactions``; of a frame there is no ``path``. ``split`` as a mapping,
+            unless it is a function.
+        root: The data folder.
+        frames: Of the tables that were given as frames, the columns that are read: ``items``,
+            ``interactions``.
     """
 
     items: ItemTable
@@ -82,6 +89,8 @@ class Dataset:
     notes: tuple[str, ...] = ()
     left_out: LeftOut = field(default=LeftOut(), compare=False)
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
+    root: Path = field(default=Path(), compare=False)
+    frames: Mapping[str, pl.DataFrame] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def load(
@@ -135,7 +144,8 @@ class Dataset:
             DataError: The split or an option is unknown, a table cannot be used, a column cannot be
                 told, or there is nothing to test.
         """
-        protocol = split if callable(split) else _protocol(split)
+        named = None if callable(split) else _named_split(split)
+        protocol = split if callable(split) else _protocol(named or {})
         if (events is None) == (interactions is None):
             raise DataError("give the log once, as events or as interactions")
         folder = Path(root)
@@ -184,6 +194,16 @@ class Dataset:
             options={
                 "items": given.place | of_items,
                 "interactions": log_given.place | of_events,
+                **({} if named is None else {"split": named}),
+            },
+            root=folder,
+            frames={
+                name: _only(table, options)
+                for name, table, options in (
+                    ("items", table, of_items),
+                    ("interactions", log_table, of_events),
+                )
+                if not table.is_file
             },
         )
 
@@ -271,8 +291,20 @@ class _Given:
         return {key: self.options[key] for key in columns}
 
 
-def _protocol(given: str | Mapping[str, Any]) -> Split:
-    options = {"kind": given} if isinstance(given, str) else dict(given)
+def _only(table: Table, options: Mapping[str, Any]) -> pl.DataFrame:
+    """The columns that options name."""
+    named = {options.get(key) for key in _COLUMN_OPTIONS}
+    if options.get("text") is not None:
+        named |= {*TextTemplate.parse(options["text"]).columns}
+    return table.frame.select(name for name in table.frame.columns if name in named)
+
+
+def _named_split(given: str | Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": given} if isinstance(given, str) else dict(given)
+
+
+def _protocol(given: Mapping[str, Any]) -> Split:
+    options = dict(given)
     kind = options.pop("kind", None)
     if kind not in SPLITS:
         raise DataError(

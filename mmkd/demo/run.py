@@ -14,7 +14,6 @@ from mmkd.demo.catalogue import make_synthetic
 from mmkd.pipeline.embed import EmbedProgress
 from mmkd.pipeline.train import train
 
-_IDS = ["encoders=null", "distiller=null", "student.score_with=id", "asynchronous=none"]
 _NO_CORRELATION = ["objective.correlation=null", "asynchronous=none"]
 _EMKD = [
     "ensemble.members=3",
@@ -24,10 +23,10 @@ _EMKD = [
     "objective.mutual={weight: 0.1}",
 ]
 VARIANTS: dict[str, list[str]] = {
-    "id only": ["name=demo-id", *_IDS, *_NO_CORRELATION],
+    "id only": ["name=demo-id", "encoders=null"],
     "fused": ["name=demo-fused", *_NO_CORRELATION],
     "KDSR": ["name=demo-kdsr"],
-    "EMKD": ["name=demo-emkd", *_IDS, *_NO_CORRELATION, *_EMKD],
+    "EMKD": ["name=demo-emkd", "encoders=null", *_EMKD],
     "full": ["name=demo-full", *_EMKD],
     "compressed": ["name=demo-compressed", "objective.attributes={weight: 1.0}"],
 }

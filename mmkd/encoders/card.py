@@ -247,6 +247,11 @@ class EncoderCard(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
+    def holds_object(self) -> bool:
+        """Whether it was made of an encoder object, which no file can give again."""
+        return self._encoder is not None
+
+    @property
     def fitted(self) -> bool:
         """Whether vectors depend on the whole catalogue (see `FittedEncoder`)."""
         return bool(getattr(self._kind, "fitted", False))

@@ -16,12 +16,12 @@ HubModel = tuple[str, str | None]  # a repository's id and revision
 _HUB = "hf-hub:"
 
 
-def check_at_hand(card: EncoderCard, *, key: str) -> None:
+def check_at_hand(card: EncoderCard, *, key: str | None = None) -> None:
     """Raise EncoderError where a card's weights are neither here nor to be had.
 
     Args:
         card: The card.
-        key: What a recipe calls it, such as ``encoders.text``.
+        key: What a recipe calls it, such as ``encoders.text``; None where there is no recipe.
 
     Raises:
         EncoderError: The weights are not in the hub's cache, and the hub can't be reached or must
@@ -40,10 +40,10 @@ def check_at_hand(card: EncoderCard, *, key: str) -> None:
             else f"{constants.ENDPOINT} can't be reached"
         )
         size = f" ({card.size_mb:.0f} MB)" if card.size_mb else ""
-        cards = [f"{key}={name}" for name in offline_cards(card.modality)]
+        cards = [f"{key}={name}" if key else name for name in offline_cards(card.modality)]
         fetch = f"hf download {model}" + (f" --revision {revision}" if revision else "")
         raise EncoderError(
-            f"{key}: {card.name} needs {model}{size}, which isn't in the hub's cache "
+            f"{key or 'card'}: {card.name} needs {model}{size}, which isn't in the hub's cache "
             f"{constants.HF_HUB_CACHE}, and {why}.\n"
             f"Cards that work here without a network: {', '.join(cards) or 'none'}.\n"
             f"To bring the weights: where there is a network, `{fetch}`, then copy its "

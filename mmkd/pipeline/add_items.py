@@ -20,11 +20,12 @@ from torch import Tensor
 
 from mmkd.config.checks import filled
 from mmkd.config.plan import Plan, plan
-from mmkd.config.recipe import load_recipe
+from mmkd.config.recipe import read_recipe
 from mmkd.data import ItemTable
 from mmkd.data.readers import load_items, table_of
 from mmkd.data.readers.load import items_of
 from mmkd.embeddings import EmbeddingCache, EmbeddingTable
+from mmkd.encoders import EncoderCard
 from mmkd.errors import DataError, RunError, shown
 from mmkd.pipeline.embed import EmbedProgress, embed
 from mmkd.runs.folder import RunFolder
@@ -58,6 +59,7 @@ def add_items(
     out: Path | str,
     device: str | None = None,
     progress: EmbedProgress | None = None,
+    cards: Mapping[str, EncoderCard] | None = None,
 ) -> AddedItems:
     """Make a run that recommends new items too; the run that is given stays as it is.
 
@@ -83,6 +85,7 @@ def add_items(
         out: The new run's folder; made.
         device: Where the encoders run; None leaves it to the recipe.
         progress: Told how far the embedding is.
+        cards: By modality those that are no files.
 
     Returns:
         What became of them.
@@ -99,7 +102,7 @@ def add_items(
             f"{run.path}: holds no finished run; train one (mmkd train), or continue it (--resume)"
         )
     _check_free(run, target)
-    planned = plan(load_recipe(str(run.recipe)), needs_data=False, needs_teacher=False)
+    planned = plan(read_recipe(str(run.recipe)), needs_data=False, needs_teacher=False, cards=cards)
     spec = run.student_spec()
     if spec.score_with != "fused" or not spec.modalities:
         raise RunError(

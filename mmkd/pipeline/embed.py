@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from mmkd.config.plan import Plan
 from mmkd.data import ItemTable
+from mmkd.data.inspection import Inspection
 from mmkd.data.readers import load_items
 from mmkd.embeddings import EmbeddingCache, EmbeddingTable, RunReport
 from mmkd.encoders import Encoder, EncoderCard
 from mmkd.encoders.offline import check_at_hand
-from mmkd.errors import CacheError, Interrupted, RunError
+from mmkd.errors import CacheError, EncoderError, Interrupted, RecipeError, RunError
 from mmkd.interruption import Interruption
 
 EmbedProgress = Callable[[str, int, int], None]  # (modality name, done, of)
@@ -83,6 +84,26 @@ def check_encoders(planned: Plan) -> None:
     for name, card in planned.cards.items():
         if not card.fitted and not cache.holds(card):
             check_at_hand(card, key=f"encoders.{name}")
+
+
+def inspect(planned: Plan) -> Inspection:
+    """Look at all a training needs beside its recipe: both tables, and the encoders' weights.
+
+    Raises:
+        RecipeError: With every problem that was found.
+    """
+    problems, found = [], None
+    try:
+        found = planned.inspect_data()
+    except RecipeError as error:
+        problems += error.problems
+    try:
+        check_encoders(planned)
+    except EncoderError as error:
+        problems.append(str(error))
+    if problems or found is None:
+        raise RecipeError(problems)
+    return found
 
 
 def _built(card: EncoderCard, name: str, **options: Any) -> Encoder:

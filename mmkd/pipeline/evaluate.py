@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmkd.config.plan import plan
-from mmkd.config.recipe import Recipe, load_recipe
+from mmkd.config.recipe import Recipe, read_recipe
 from mmkd.data.splits import SequenceSplit
 from mmkd.errors import RunError
 from mmkd.evaluation import CaseRanks, Evaluator, compare
@@ -28,7 +28,7 @@ def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:
         RunError: The folder holds no trained run, or the data changed since.
     """
     run = RunFolder(folder)
-    recipe = load_recipe(str(run.recipe))
+    recipe = read_recipe(str(run.recipe))
     evaluator, split, ranks = _rank_again(run, recipe, cases)
     report = evaluator.report(ranks, split, seed=recipe.seed)
     if run.finished and "breakdown" not in run.result():
@@ -55,7 +55,7 @@ def compare_runs(
             on different data or rank among different candidates.
     """
     runs = (RunFolder(first), RunFolder(second))
-    recipes = [load_recipe(str(run.recipe)) for run in runs]
+    recipes = [read_recipe(str(run.recipe)) for run in runs]
     _check_comparable(runs, recipes)
     if cases == "test":
         ranks = [run.ranks() for run in runs]
@@ -84,7 +84,7 @@ def _check_comparable(runs: Sequence[RunFolder], recipes: Sequence[Recipe]) -> N
 def _rank_again(
     run: RunFolder, recipe: Recipe, cases: str
 ) -> tuple[Evaluator, SequenceSplit, CaseRanks]:
-    planned = plan(recipe, needs_teacher=False)
+    planned = plan(recipe, needs_teacher=False, needs_encoders=False)
     student = run.student()
     data = planned.load_data()
     run.check_data(data.digests())

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from mmkd.config.plan import Plan
-from mmkd.config.recipe import Recipe, load_recipe, quoted
+from mmkd.config.recipe import Recipe, quoted, read_recipe
 from mmkd.data.dataset import Dataset
 from mmkd.data.items import AttributeVocabulary
 from mmkd.data.splits import SequenceSplit
@@ -105,13 +105,14 @@ def opened(
                 run.write(
                     marker={"recipe": recipe.name, "data": digests, "teacher": teacher_digest},
                     recipe=recipe.to_yaml(),
+                    frames=data.frames,
                 )
         yield OpenRun(run, data, accelerator, vocabulary, teacher)
 
 
 def check_same(run: RunFolder, recipe: Recipe) -> None:
     """Raise RunError where the folder holds a run of another recipe."""
-    if load_recipe(str(run.recipe)) != recipe:
+    if read_recipe(str(run.recipe)) != recipe:
         raise RunError(
             f"{run.path}: holds a run of another recipe than {recipe.name} as given now (compare "
             f"{run.recipe}); resume with the same options, or give another folder with --out"
@@ -133,7 +134,7 @@ def compressing(run: RunFolder, overrides: Sequence[str] = ()) -> Recipe:
     """
     if not run.finished:
         raise RunError(f"{run.path}: is not finished; train it to its end first (--resume)")
-    recipe = load_recipe(
+    recipe = read_recipe(
         str(run.recipe),
         [
             f"name={run.marker()['recipe']}-compressed",

@@ -4,22 +4,25 @@
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from mmkd.config.joining import Encoders, card_of, joined
 from mmkd.config.plan import Plan, plan
-from mmkd.config.recipe import Recipe, load_recipe
+from mmkd.config.recipe import Overrides, Recipe, read_recipe
 from mmkd.data.dataset import Dataset
 from mmkd.data.items import ItemTable
-from mmkd.errors import DataError, RunError, did_you_mean
+from mmkd.encoders import Encoder, EncoderCard
+from mmkd.errors import DataError, RecipeError, RunError, did_you_mean
 from mmkd.evaluation.significance import holm
 from mmkd.pipeline.add_items import add_items
 from mmkd.pipeline.embed import encoder_vectors
@@ -50,13 +53,24 @@ class Run:
 
     Args:
         folder: The run's folder.
+        encoders: By modality those that are objects, and so in no file; `similar` and `add_items`
+            use them.
 
     Raises:
         RunError: The folder holds no finished run.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        encoders: Mapping[str, EncoderCard | Encoder] | None = None,
+    ) -> None:
         self.folder = RunFolder(Path(folder))
+        self._cards = {
+            name: given if isinstance(given, EncoderCard) else card_of(given)
+            for name, given in (encoders or {}).items()
+        }
         if not self.folder.finished:
             raise RunError(
                 f"{folder}: holds no finished run; train one (mmkd.train), or continue it "
@@ -69,7 +83,7 @@ class Run:
     @cached_property
     def recipe(self) -> Recipe:
         """What was run."""
-        return load_recipe(str(self.folder.recipe))
+        return read_recipe(str(self.folder.recipe))
 
     @cached_property
     def items(self) -> ItemTable:
@@ -91,7 +105,7 @@ class Run:
         Raises:
             RunError: The data changed since.
         """
-        data = plan(self.recipe, needs_teacher=False).load_data()
+        data = plan(self.recipe, needs_teacher=False, needs_encoders=False).load_data()
         self.folder.check_data(data.digests())
         return data
 
@@ -187,7 +201,8 @@ class Run:
         rows = self.items.rows([items] if isinstance(items, str) else items)
         if by is None:
             return similar(student_vectors(self.student), self.items, rows, k=k)
-        vectors = encoder_vectors(plan(self.recipe, needs_teacher=False), self.items, modality=by)
+        planned = plan(self.recipe, needs_data=False, needs_teacher=False, cards=self._cards)
+        vectors = encoder_vectors(planned, self.items, modality=by)
         return similar(torch.from_numpy(vectors), self.items, rows, k=k)
 
     def item_vectors(self) -> tuple[list[str], NDArray[np.float32]]:
@@ -206,8 +221,8 @@ class Run:
             DataError: An id is in the catalogue already, or no item can be placed.
             RunError: The run keeps no reduction, or does not score by fused vectors.
         """
-        add_items(self.folder.path, new_items, out=out)
-        return Run(out)
+        add_items(self.folder.path, new_items, out=out, cards=self._cards)
+        return Run(out, encoders=self._cards)
 
     def evaluate(self, *, cases: str = "test") -> dict[str, Any]:
         """The report of ``Evaluator.report``, computed again; ``cases`` is test or valid."""
@@ -278,25 +293,60 @@ class Run:
         return asked, [split.sequence(row_of[user]) for user in asked]
 
 
-def load(folder: Path | str, *, runs: Path | str | None = None) -> Run:
+def load(
+    folder: Path | str,
+    *,
+    runs: Path | str | None = None,
+    encoders: Mapping[str, EncoderCard | Encoder] | None = None,
+) -> Run:
     """Open a trained run.
 
     Args:
         folder: Its folder, or its name below ``runs``.
         runs: Where runs are kept; None for MMKD_RUNS, or ``runs`` where that is not set.
+        encoders: By modality the objects that it was trained with, where those were objects.
 
     Raises:
         RunError: There is no finished run.
     """
-    return Run(find_run(folder, _runs(runs)).path)
+    return Run(find_run(folder, _runs(runs)).path, encoders=encoders)
 
 
-def train(recipe: Plan | Recipe, *, folder: Path | str | None = None, **options: Any) -> Run:
-    """Train a recipe.
+def train(
+    data: Dataset | Plan | Recipe | Path | str | None = None,
+    recipe: Recipe | Path | str | None = None,
+    *,
+    encoders: Encoders | None = None,
+    folder: Path | str | None = None,
+    overrides: Overrides = (),
+    **options: Any,
+) -> Run:
+    """Train a recipe, on data of its own or on a dataset.
+
+    >>> import polars as pl
+    >>> import mmkd
+    >>> colours, things = ("red", "blue", "green", "white"), ("pot", "cup", "tray", "jug", "pan")
+    >>> names = [f"{colour} {thing}" for thing in things for colour in colours]
+    >>> items = pl.DataFrame({"sku": range(20), "name": names})
+    >>> log = pl.DataFrame([(u, (u + n) % 20) for u in range(40) for n in range(5)],
+    ...     schema=["user_id", "sku"], orient="row")
+    >>> run = mmkd.train(
+    ...     mmkd.Dataset.load(items=items, events=log), recipe="kdsr",
+    ...     encoders={"text": "hashed-text"}, folder="runs/kitchen",
+    ...     overrides={"training.epochs": 1, "training.cpu": True})
+    >>> run.recipe.name, run.recommend(users=["3"], k=2).shape
+    ('kitchen', (2, 5))
 
     Args:
-        recipe: Of ``load_recipe``, or already planned.
-        folder: The run's folder; None is ``runs/NAME``.
+        data: What to train on; or, in its place, a recipe with data of its own.
+        recipe: A preset by its name (``id``, ``fused``, ``kdsr``, ``emkd``; None is ``kdsr``), or
+            another recipe by its name, path or as an object, of which the dataset takes the data
+            section's place.
+        encoders: Modality to the name or path of a card, an `EncoderCard`, or an encoder object.
+            They take the place of the recipe's own; ``{}`` learns item ids only. None keeps the
+            recipe's own; a preset has none, so it learns ids only.
+        folder: The run's folder; None is ``runs/NAME``. It names a run of a preset.
+        overrides: Changes to the recipe, by dotted key, or written as on the command line.
         **options: ``resume``, ``overwrite``, ``progress``, ``announce`` of `mmkd.pipeline.train`.
 
     Returns:
@@ -305,10 +355,47 @@ def train(recipe: Plan | Recipe, *, folder: Path | str | None = None, **options:
     Raises:
         MmkdError: As for `mmkd.pipeline.train.train`.
     """
-    name = (recipe.recipe if isinstance(recipe, Plan) else recipe).name
-    path = _runs(None) / name if folder is None else Path(folder)
-    train_run(recipe, folder=path, **options)
-    return Run(path)
+    planned = _planned(data, recipe, encoders, overrides, folder)
+    for line in planned.recipe.notices:
+        warnings.warn(line, FutureWarning, stacklevel=2)
+    if announce := options.get("announce"):
+        for line in planned.recipe.notes:
+            announce(line)
+    path = _runs(None) / planned.recipe.name if folder is None else Path(folder)
+    train_run(planned, folder=path, **options)
+    own = {name: card for name, card in planned.cards.items() if card.holds_object}
+    return Run(path, encoders=own)
+
+
+def _planned(
+    data: Dataset | Plan | Recipe | Path | str | None,
+    recipe: Recipe | Path | str | None,
+    encoders: Encoders | None,
+    overrides: Overrides,
+    folder: Path | str | None,
+) -> Plan:
+    if isinstance(data, Plan):
+        if recipe is not None or encoders is not None or overrides:
+            raise RecipeError(
+                "a plan is made of its recipe already; give recipe, encoders and overrides "
+                "with a Dataset or a recipe"
+            )
+        return data
+    if isinstance(data, Dataset):
+        chosen: Recipe | Path | str = "kdsr" if recipe is None else recipe
+        where = None if folder is None else Path(folder)
+        planned = joined(data, chosen, encoders=encoders, overrides=overrides, folder=where)
+        if where is None and data.frames:  # they will lie in the run's folder, which is named now
+            where = _runs(None) / planned.recipe.name
+            planned = joined(data, chosen, encoders=encoders, overrides=overrides, folder=where)
+        return planned
+    if (data is None) == (recipe is None):
+        raise RecipeError(
+            "give a Dataset with a recipe, or a recipe that has data of its own; got "
+            f"{type(data).__name__} and {type(recipe).__name__}"
+        )
+    given = recipe if data is None else data
+    return joined(None, cast(Recipe | Path | str, given), encoders=encoders, overrides=overrides)
 
 
 def _runs(given: Path | str | None) -> Path:

@@ -150,13 +150,15 @@ def train(
         tested = time.monotonic()
         ranks = planned.evaluator.ranks(student, data.split, data.split.test, processes=accelerator)
         test = planned.evaluator.report(ranks, data.split, seed=recipe.seed)
-        tested_s = time.monotonic() - tested
-        validated = planned.evaluator.ranks(
-            student, data.split, data.split.valid, processes=accelerator
+        validation = planned.evaluator.report(
+            planned.evaluator.ranks(student, data.split, data.split.valid, processes=accelerator),
+            data.split,
+            seed=recipe.seed,
         )
+        tested_s = time.monotonic() - tested
         valid = report.history[report.best_epoch]["valid"]
         if planned.members.weights_chosen:  # the epochs' figures are those of equal ones
-            valid = valid | planned.evaluator.metrics(validated)
+            valid = valid | validation["metrics"]
         result: dict[str, Any] = {
             "recipe": recipe.name,
             "digest": recipe_digest(recipe),
@@ -164,10 +166,11 @@ def train(
             "split": recipe.data.split.kind,
             "test": test,
             "valid": valid,
+            "validation": validation,
             # beside both: what release 0.1 wrote stays as it was
             "breakdown": {
                 "test": test.pop("breakdown"),
-                "valid": planned.evaluator.breakdown(validated, data.split),
+                "valid": validation.pop("breakdown"),
             },
             "retention_at_start": report.retention_at_start,
             "best_epoch": report.best_epoch,

@@ -8,6 +8,7 @@ became their modality tables, for items that come later; ``attributes.json`` the
 predicted;
 ``history.json`` one record an epoch; ``result.json`` the test metrics; ``test_ranks.parquet`` the
 rank of every test case, for paired tests (its ``user`` is a row of ``users.parquet``);
+``data_items.parquet`` and ``data_interactions.parquet`` the tables that were given as frames;
 ``checkpoints/`` while it trains. Every file is written whole or not at all; none is a pickle.
 """
 
@@ -45,6 +46,8 @@ _KEPT = (  # what a run with added items has from the run it was
 _FILES = (  # result.json first: a run whose deletion is cut short must not look finished
     "result.json",
     "attributes.json",
+    "data_interactions.parquet",
+    "data_items.parquet",
     "history.json",
     "items.parquet",
     "recipe.yaml",
@@ -80,6 +83,10 @@ class RunFolder:
         """The resolved recipe."""
         return self.path / "recipe.yaml"
 
+    def frame(self, name: str) -> Path:
+        """The file of a table that was given as a frame, ``items`` or ``interactions``."""
+        return self.path / f"data_{name}.parquet"
+
     @property
     def started(self) -> bool:
         """Whether mmkd began a run here."""
@@ -95,6 +102,7 @@ class RunFolder:
         *,
         marker: Mapping[str, Any] | None = None,
         recipe: str | None = None,
+        frames: Mapping[str, pl.DataFrame] | None = None,
         tables: Mapping[str, str] | None = None,
         items: ItemTable | None = None,
         users: Sequence[str] | None = None,
@@ -115,6 +123,7 @@ class RunFolder:
                 ``added``, where items were added without training: how many ``items``, to which
                 ``run``.
             recipe: What is run, as YAML.
+            frames: The tables that are no files elsewhere: ``items``, ``interactions``.
             tables: The embedding tables, modality to key, added to the marker once they are known.
             items: The catalogue it trains on.
             users: Which external id each user row stands for.
@@ -138,6 +147,8 @@ class RunFolder:
                 write_json(self.path / _MARKER, content | {"mmkd": __version__} | dict(marker))
             if recipe is not None:
                 write_text(self.recipe, recipe)
+            for name, frame in (frames or {}).items():
+                self._write_table(self.frame(name).name, frame)
             if tables is not None:
                 write_json(self.path / _MARKER, self.marker() | {"tables": dict(tables)})
             if items is not None:

@@ -99,6 +99,29 @@ def test_encoders_follow_what_is_there(
     assert printed("validate", "mine.yaml")["valid"] is True
 
 
+def test_a_preset_is_the_base_and_only_what_the_data_changes_is_written(tmp_path: Path) -> None:
+    write_shop(tmp_path / "shop")
+    init()
+    assert "base: kdsr " in Path("shop.yaml").read_text()
+    recipe, preset = load_recipe("shop.yaml"), load_recipe("kdsr", PLACES)
+    assert recipe.objective == preset.objective and recipe.student == preset.student
+    assert recipe.training == {**preset.training, "max_length": 10}  # six events a user
+    assert recipe.distiller == {**(preset.distiller or {}), "dim": 8, "codes": 8}
+    for name in ("id", "fused", "emkd"):
+        init("--preset", name, "--name", name)
+        recipe = load_recipe(f"{name}.yaml")
+        assert bool(recipe.encoders) == (name == "fused")
+        assert (recipe.ensemble.get("members") == 3) == (name == "emkd")
+        assert recipe.objective.attributes is None  # the shop has no labels
+        assert printed("validate", f"{name}.yaml", "--no-data")["valid"] is True
+    with pytest.raises(RecipeError, match=r"preset: got 'kdrs', wanted one of emkd, .*mean 'kdsr'"):
+        init("--preset", "kdrs", "--name", "other")
+    assert not Path("other.yaml").exists()
+
+
+PLACES = ["data.root=.", "data.items.path=i.csv", "data.interactions.path=l.csv"]
+
+
 def test_files_in_two_folders_have_the_folder_above_as_root(tmp_path: Path) -> None:
     write_shop(tmp_path / "in" / "catalogue")
     (tmp_path / "in" / "log").mkdir()

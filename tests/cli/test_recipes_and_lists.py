@@ -66,6 +66,20 @@ def test_ls_recipes_and_encoders() -> None:
         assert len(invoke("ls", what).stdout.splitlines()) > 2
 
 
+def test_presets_are_listed_and_copied(tmp_path: Path) -> None:
+    presets = {row["preset"]: row["what"] for row in printed("ls", "presets")}
+    assert presets.keys() == {"emkd", "fused", "id", "kdsr"} and "2401.07257" in presets["kdsr"]
+    told = invoke("cp", "kdsr", ".").stdout
+    assert told.strip() == "kdsr.yaml -> kdsr.yaml" and Path("kdsr.yaml").is_file()
+
+
+def test_encoders_null_is_told_once_on_standard_error(shop: Shop) -> None:
+    given = [one for one in shop.overrides if not one.startswith("distiller.")]
+    result = invoke("validate", "quickstart", *given, "encoders=null", "--no-data")
+    assert result.stdout == "quickstart: valid\n"
+    assert result.stderr.count("no encoder is left, so only ids are learned: distiller") == 1
+
+
 def test_ls_runs_tells_finished_from_unfinished(shop: Shop, tmp_path: Path) -> None:
     rows = {row["run"]: row for row in printed("ls", "runs", "--runs", shop.runs)}
     assert set(rows) == {"quickstart", "id-only"}

@@ -42,9 +42,10 @@ def test_a_run_ends_in_test_beside_validation_and_what_to_type_next(shop: Shop) 
     again = ("train", "quickstart", *shop.overrides, "--runs", str(shop.runs), "--resume")
     lines = [line.rstrip() for line in invoke(*again).stdout.splitlines()]
     rows = {re.split(r"\s{2,}", line.strip())[0]: re.split(r"\s{2,}", line) for line in lines}
-    assert max(map(len, lines[:8])) <= 100
-    columns = ["test", "95%", "interval", "validation", "popularity", "transition", "item-knn"]
-    assert lines[0].split() == columns
+    assert max(map(len, lines[:8])) <= 110
+    interval = ["95%", "interval"]
+    baselines = ["popularity", "transition", "item-knn"]
+    assert lines[0].split() == ["test", *interval, "validation", *interval, *baselines]
     for metric in ("HR@10", "NDCG@10"):
         low, high = test["intervals"][metric]
         figures = (test["metrics"][metric], valid[metric])
@@ -53,6 +54,7 @@ def test_a_run_ends_in_test_beside_validation_and_what_to_type_next(shop: Shop) 
             f"{figures[0]:.4f}",
             f"[{low:.4f}, {high:.4f}]",
             f"{figures[1]:.4f}",
+            "[{:.4f}, {:.4f}]".format(*shop.kdsr["validation"]["intervals"][metric]),
             *(f"{value:.4f}" for value in beside),
         ]
     for name, part in test["slices"].items():
@@ -119,7 +121,8 @@ def test_evaluate_shows_warm_and_cold_apart_and_together(shop: Shop) -> None:
 def test_training_tells_first_what_it_trains_on(shop: Shop, tmp_path: Path) -> None:
     options = ("training.epochs=1", *ID_ONLY)
     result = invoke("train", "quickstart", *shop.overrides, *options, "--out", tmp_path / "run")
-    first = result.stderr.splitlines()[0]
+    followed, first = result.stderr.splitlines()[:2]
+    assert followed.endswith("so only ids are learned: asynchronous is none")
     assert first.startswith("id-only: 1 process on cpu, 1 thread each; 120 items, 200 users, ")
 
 
@@ -130,6 +133,8 @@ def test_compress_trains_one_network_from_an_ensemble(shop: Shop, tmp_path: Path
     )
     command = ("compress", "three", "training.epochs=1", "--runs", tmp_path / "runs")
     small = printed(*command)
+    old = invoke(*command, "objective.recommendation.views=1", "--out", tmp_path / "old").stderr
+    assert "override: objective.recommendation.views: is called task.views now" in old
     run = RunFolder(tmp_path / "runs" / "three-compressed")
     assert small == {**run.result(), "folder": str(run.path)}
     assert small["epochs"] == 1 and small["parameters"] * 3 == three["parameters"]

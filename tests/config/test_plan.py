@@ -146,13 +146,14 @@ def test_a_bidirectional_backbone_with_masked_items_is_planned() -> None:
     assert not found.task.causal
 
 
-def test_correlation_without_encoders_is_refused() -> None:
-    assert problems(["encoders=null"]) == [
+def test_what_needs_encoders_is_refused_beside_none() -> None:
+    told = problems(["encoders=null", "distiller.dim=8", "objective.correlation.temperature=2"])
+    assert told == [
         f"{key}: set, but there is no encoder to distil; add one to encoders"
         for key in ("distiller", "objective.correlation")
     ]
-    found = planned("encoders=null", "distiller=null", "objective.correlation=null")
-    assert found.distiller is None and found.cards == {}
+    found = planned("encoders=null")
+    assert found.distiller is None and found.cards == {} and found.objective.correlation is None
 
 
 def test_soft_targets_are_planned_and_checked() -> None:

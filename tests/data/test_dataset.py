@@ -144,7 +144,14 @@ def test_frames_and_files_give_one_dataset(kind: str, tmp_path: Path) -> None:
     assert from_files.options == {
         "items": {**named.options["items"]},
         "interactions": named.options["interactions"],
+        "split": {"kind": "leave_one_out"},
     }
+    # only what is read of a frame is kept
+    assert {name: frame.columns for name, frame in data.frames.items()} == {
+        "items": ["sku", "name"],
+        "interactions": ["customer_id", "sku", "date"],
+    }
+    assert not from_files.frames and from_files.root == tmp_path
 
 
 def test_filters_and_names_go_beside_a_frame() -> None:

@@ -69,6 +69,12 @@ def test_a_hub_out_of_reach_names_the_cards_that_work_and_how_to_bring_weights(
     assert "HF_HOME" in told and "HF_HUB_OFFLINE=1" in told and "mmkd cp minilm encoders" in told
 
 
+def test_without_a_recipe_cards_are_named_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(monkeypatch, fails(unresolved()))
+    with pytest.raises(EncoderError, match=r"^card: minilm needs .*\n.*: hashed-text, minilm-pack"):
+        check_at_hand(load_card("minilm"))
+
+
 def test_a_hub_that_must_not_be_asked_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     answers(monkeypatch, fails(AssertionError("asked")))

@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import invoke
 from huggingface_hub import constants
 from synthetic_runs import recipe_of
 
 from mmkd.config.plan import Plan, plan
 from mmkd.data.readers import load_items
 from mmkd.embeddings import EmbeddingCache
-from mmkd.errors import EncoderError
+from mmkd.encoders import EncoderCard
+from mmkd.errors import EncoderError, MmkdError, RecipeError
 from mmkd.pipeline.embed import check_encoders, embed
 from mmkd.pipeline.train import train
 
@@ -38,6 +40,47 @@ def test_no_data_is_read_and_no_folder_made(
     with pytest.raises(EncoderError, match=r"encoders\.text: minilm needs .*\n.*hashed-text"):
         train(planned, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["validate", "quickstart"],
+        ["embed", "quickstart"],
+        ["train", "quickstart"],
+        ["encode", "minilm", "a red teapot"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_every_command_says_the_same_and_at_once(
+    planned: Plan,
+    synthetic: list[str],
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # a library that is asked for the weights itself tries for minutes
+    monkeypatch.setattr(EncoderCard, "build", lambda *_, **__: pytest.fail("built a model"))
+    changes = ["encoders={text: minilm}", f"cache.folder={tmp_path / 'cache'}"]
+    given = [*synthetic, *changes] if command[0] != "encode" else []
+    with pytest.raises(MmkdError) as error:
+        invoke(*command, *given)
+    told = str(error.value)
+    assert "minilm needs sentence-transformers/all-MiniLM-L6-v2" in told
+    assert "Cards that work here without a network: " in told and "hf download" in told
+    assert not (tmp_path / "runs").exists()
+
+
+def test_validate_tells_the_weights_beside_what_is_wrong_with_the_data(
+    planned: Plan, synthetic: list[str], tmp_path: Path
+) -> None:
+    given = [*synthetic, "encoders={text: minilm}", f"cache.folder={tmp_path / 'cache'}"]
+    with pytest.raises(RecipeError) as error:
+        invoke("validate", "quickstart", *given, "data.items.title=titel")
+    assert len(error.value.problems) == 2
+    assert "no column 'titel'" in str(error.value) and "minilm needs" in str(error.value)
+    assert invoke("validate", "quickstart", *given, "--no-data").exit_code == 0
 
 
 def test_vectors_in_the_cache_are_enough_until_an_item_is_new(planned: Plan) -> None:

@@ -128,10 +128,14 @@ def test_evaluate_reproduces_the_test_and_the_validation(run: RunFolder) -> None
         k: v for k, v in result["test"].items() if k not in apart
     }
     validated = evaluate(run.path, cases="valid")
-    valid = validated["metrics"]
+    valid, kept = validated["metrics"], result["validation"]
     assert valid == pytest.approx({name: result["valid"][name] for name in valid})
-    for found, kept in ((again, "test"), (validated, "valid")):
-        breakdown = result["breakdown"][kept]
+    assert validated["n"] == kept["n"] == 200 and kept["metrics"] == pytest.approx(valid)
+    for name, (low, high) in kept["intervals"].items():
+        assert validated["intervals"][name] == pytest.approx([low, high])
+        assert low <= valid[name] <= high
+    for found, key in ((again, "test"), (validated, "valid")):
+        breakdown = result["breakdown"][key]
         assert found["breakdown"].keys() == breakdown.keys()
         for name, part in breakdown.items():
             assert found["breakdown"][name] == pytest.approx(part)
