@@ -77,6 +77,10 @@ def test_the_line_at_fault_is_named(line: str, message: str) -> None:
         parse('{"a": "x"}', line)
 
 
+def test_a_key_without_a_name_is_a_column_without_one() -> None:
+    assert parse('{"": 1, "a": 2}').to_dict(as_series=False) == {"": [1], "a": [2]}
+
+
 def test_objects_in_cells_are_no_text() -> None:
     frame = parse('{"a": [{"name": "X"}], "b": 1}', '{"a": "x"}')
     assert isinstance(frame.schema["a"], pl.Struct)

@@ -43,7 +43,8 @@ def shop(root: Path, items: int) -> list[str]:
     log.write_csv(root / "log.csv")
     return [
         f"data.root={root}",
-        "data.items={path: items.csv, title: title, text: '{title}', image: null, attributes: tags}",
+        "data.items={path: items.csv, title: title, text: '{title}', attributes: tags}",
+        "data.items.image=null",
         "data.interactions={path: log.csv}",
         "encoders={text: hashed-text, image: null}",
         f"cache.folder={root / 'cache'}",

@@ -53,7 +53,7 @@ def parse_json_lines(content: Path | bytes, source: str) -> pl.DataFrame:
                 }
             )
     names = dict.fromkeys(chain.from_iterable(parts))
-    return pl.DataFrame([_joined(name, parts, heights) for name in names])
+    return pl.DataFrame({name: _joined(name, parts, heights) for name in names})
 
 
 def _objects(lines: Iterator[tuple[int, bytes]], source: str) -> list[tuple[int, dict[str, Any]]]:
