@@ -113,11 +113,14 @@ def read_yaml(path: Path, *, resolve: bool = False) -> dict[str, Any]:
     Raises:
         OSError: It cannot be read.
         yaml.YAMLError, OmegaConfBaseException: It is no YAML.
-        ValueError: It holds no mapping.
+        ValueError: It holds no mapping, or a value that is none of its tag.
     """
     from omegaconf import DictConfig, OmegaConf
 
-    config = OmegaConf.load(path)
+    try:
+        config = OmegaConf.load(path)
+    except (AttributeError, TypeError, OverflowError) as error:  # PyYAML's own, of odd values
+        raise ValueError(f"a value is none of its tag: {error}") from error
     if not isinstance(config, DictConfig):
         raise ValueError("holds a list, wanted a mapping")
     content = OmegaConf.to_container(config, resolve=resolve)

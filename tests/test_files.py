@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from mmkd import files
@@ -153,3 +154,11 @@ def test_a_second_writer_waits(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError), writer_lock(tmp_path / "file"):
         pass
+
+
+@pytest.mark.parametrize("value", ["!!int abc", "!!float x", "!!timestamp 2024-13-450", "!!int []"])
+def test_a_yaml_value_that_is_none_of_its_tag_is_told(value: str, tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(f"a: {value}\n")
+    with pytest.raises((ValueError, yaml.YAMLError)):
+        read_yaml(file)

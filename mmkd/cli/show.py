@@ -110,13 +110,21 @@ def tables(
             reasons,
         )
     _print(grid)
+    for row in rows:
+        if row["cut"]:
+            _print(
+                f"{row['modality']}: {row['cut']:,} of {row['encoded_now']:,} texts are longer "
+                f"than {row['card']} takes and were cut: what stands last in data.items.text is in "
+                "none of their vectors; put what matters first, or raise max_length_tokens"
+            )
 
 
 def _pace(report: RunReport | None) -> dict[str, float | None]:
-    """Inputs a second of this process, and the share of the time its encoder had to wait."""
+    """Of this process: inputs a second, the share its encoder had to wait, texts that were cut."""
     if report is None:
-        return {"items_per_s": None, "waited": None}
-    return {"items_per_s": round(report.per_second, 2), "waited": round(report.waited, 4)}
+        return {"items_per_s": None, "waited": None, "cut": None}
+    pace = {"items_per_s": round(report.per_second, 2), "waited": round(report.waited, 4)}
+    return pace | {"cut": report.cut}
 
 
 def result(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
@@ -232,6 +240,8 @@ def report(report: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         _json(report)
         return
+    if unfinished := report.get("unfinished"):
+        _print(unfinished)
     grid = _grid("metric", "value", "95% interval")
     for name, value in report["metrics"].items():
         low, high = report["intervals"][name]
@@ -255,6 +265,8 @@ def comparison(found: Mapping[str, Any], first: str, second: str, *, as_json: bo
     if as_json:
         _json(found)
         return
+    if unfinished := found.get("unfinished"):
+        _print(unfinished)
     low, high = found["interval"]
     _print(
         f"{found['metric']}: {first} {found['first']:.4f}, {second} {found['second']:.4f}; "

@@ -30,6 +30,8 @@ from mmkd.data.readers import (
     items_of,
     load_interactions,
     load_items,
+    odd_events,
+    odd_items,
     read_table,
     table_of,
 )
@@ -179,6 +181,7 @@ class Dataset:
         catalogue = items_of(table, root=folder, **of_items)
         log, left_out = events_of(log_table, catalogue, **of_events)
         notes = [*map(str, [*guessed, *guessed_too])]
+        notes += [*odd_items(table, of_items), *odd_events(log_table, of_events)]
         notes += [f"{log_table.source}: {line}" for line in left_out.lines()]
         if of_events["timestamp"] is not None and (tied := log.tied()):
             notes.append(
@@ -230,7 +233,7 @@ class _Given:
     Attributes:
         name: What messages call it.
         frame: The frame, where it is one.
-        place: Path, format and separator, where it is a file.
+        place: Path, format, separator and escape, where it is a file.
         options: The other options; ``auto`` where a column is to be guessed.
     """
 
@@ -277,7 +280,7 @@ class _Given:
         else:
             options = known | dict(columns) | named
             options["path"] = str(given) if isinstance(given, (str, Path)) else None
-        place = {key: options.pop(key) for key in ("path", "format", "separator")}
+        place = {key: options.pop(key) for key in ("path", "format", "separator", "escape")}
         if place["path"] is not None:
             return cls(name, None, place, options)
         return cls(name, cast(Source, given), {}, options)

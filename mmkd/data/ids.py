@@ -12,6 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mmkd.errors import shown
+
 # One id among a million is searched for in 10 us, all are joined in 0.2 s.
 _JOIN_FROM = 0.001
 # difflib takes 10 us a candidate.
@@ -26,17 +28,41 @@ def ids_as_text(column: pl.Series) -> pl.Series | None:
             turned into floats.
 
     Returns:
-        [n] text, null where an id is missing; None for a type that cannot be ids.
+        [n] text, null where an id is missing; None where the column cannot be ids, which
+        `why_no_ids` words.
     """
+    if why_no_ids(column) is not None:
+        return None
+    if column.dtype.is_float():
+        return column.fill_nan(None).cast(pl.Int64).cast(pl.String)
+    return column.cast(pl.String)
+
+
+def why_no_ids(column: pl.Series) -> str | None:
+    """What of a column's type cannot be ids, and the remedy; None where it can."""
     dtype = column.dtype
     if dtype.is_float():
-        values = column.fill_nan(None)
-        whole = values.cast(pl.Int64, strict=False)
-        same = (whole.cast(dtype) == values) | values.is_null()
-        return whole.cast(pl.String) if same.all() else None
-    if dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null) or dtype.is_integer():
-        return column.cast(pl.String)
-    return None
+        values = column.fill_nan(None).drop_nulls()
+        infinite, odd = values.is_infinite(), values != values.floor()
+        if (infinite | odd).any():
+            fault = shown(values.filter(infinite | odd).to_list(), limit=3)
+            return f"holds {dtype} such as {fault}, which cannot be ids; use text or whole numbers"
+        if (values.abs() >= rounds_from(column)).any():
+            return (
+                f"holds {dtype} with ids from {rounds_from(column):,} on, which it rounds, so that "
+                "different ids may be one; write the column as whole numbers or as text"
+            )
+        return None
+    whole_decimal = dtype.is_decimal() and dtype.scale == 0  # type: ignore[attr-defined]
+    texts = (pl.String, pl.Categorical, pl.Enum, pl.Null)
+    if dtype in texts or dtype.is_integer() or whole_decimal:
+        return None
+    return f"holds {dtype}, which cannot be ids; use text or whole numbers"
+
+
+def rounds_from(column: pl.Series) -> int:
+    """Where a column of floats begins to miss whole numbers: 2^53, of Float32 2^24."""
+    return int(2 ** (np.finfo(column.head(0).to_numpy().dtype).nmant + 1))
 
 
 def repeated(ids: pl.Series) -> list[str]:

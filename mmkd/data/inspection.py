@@ -142,7 +142,7 @@ class _Problems:
 
 
 def _table(root: Path, options: Mapping[str, Any]) -> Table:
-    place = {key: options[key] for key in ("format", "separator") if key in options}
+    place = {key: options[key] for key in ("format", "separator", "escape") if key in options}
     return read_table(options["path"], root=root, **place)
 
 

@@ -1,5 +1,6 @@
 """Timestamps: numbers, ISO dates and polars dates to float64, one unit throughout a log."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, Literal
@@ -8,7 +9,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mmkd.data.ids import rounds_from
+
 Unit = Literal["s", "ms", "us", "ns"]
+# what fromisoformat would cut off
+_FINER = re.compile(r"\.\d{6}\d*[1-9]")
 PER_SECOND: Final[dict[str, float]] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
@@ -55,12 +60,47 @@ def parse_timestamps(
         text = column.cast(pl.String, strict=False).str.strip_chars()
         return _finite(_parse_format(text, format))
     if column.dtype in (pl.Date, pl.Datetime):
+        if _has_nanoseconds(column):
+            return _finite(column.dt.epoch("ns") / 1e9)
         return _finite(column.cast(pl.Datetime("us")).dt.epoch("us") / 1e6)
     scale = PER_SECOND[unit] if unit else 1.0
     if column.dtype == pl.String:
         return _finite(_parse_text(column.str.strip_chars(), scale))
     values, bad = parse_numbers(column)
     return values / scale, bad
+
+
+def why_tied(column: pl.Series, values: NDArray[np.float64]) -> str | None:
+    """Why different timestamps of a column may be one number, and the remedy; or None.
+
+    Args:
+        column: [E] as `parse_timestamps` takes it.
+        values: [E] what it makes of them.
+    """
+    if column.dtype == pl.String:
+        column = _as_numbers(column.str.strip_chars())
+    if column.dtype.is_float():
+        finite = column.filter(column.is_finite())
+        if not (finite.abs() >= rounds_from(column)).any():
+            return None
+        return (
+            f"holds {column.dtype} with times from {rounds_from(column):,} on, which it rounds, so "
+            "that different ones tie; write them as whole numbers or dates"
+        )
+    if _has_nanoseconds(column):
+        column = column.dt.epoch("ns")
+    if not column.dtype.is_integer() or column.n_unique() == len(np.unique(values)):
+        return None
+    return (
+        f"holds times that float64 cannot tell apart, such as {column.max()} and its neighbours; "
+        "write them in microseconds"
+    )
+
+
+def _has_nanoseconds(column: pl.Series) -> bool:
+    """Whether dates are finer than a microsecond."""
+    fine = isinstance(column.dtype, pl.Datetime) and column.dtype.time_unit == "ns"
+    return fine and bool((column.dt.epoch("ns") % 1000 != 0).any())
 
 
 def parse_numbers(column: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -85,11 +125,17 @@ def _finite(column: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
 
 
 def _parse_text(column: pl.Series, scale: float) -> pl.Series:
-    numbers = column.cast(pl.Float64, strict=False)
+    numbers = _as_numbers(column)
     given = column.drop_nulls()
     if not len(given) or numbers.is_not_null().sum() * 2 >= len(given):  # mostly numbers
-        return numbers / scale
+        return numbers.cast(pl.Float64) / scale
     return _by_value(column, _iso_seconds)
+
+
+def _as_numbers(text: pl.Series) -> pl.Series:
+    """Whole numbers where all are, so that they stay exact; null where there is no number."""
+    whole = text.cast(pl.Int64, strict=False)
+    return text.cast(pl.Float64, strict=False) if whole.null_count() > text.null_count() else whole
 
 
 def _parse_format(column: pl.Series, format: str) -> pl.Series:
@@ -111,6 +157,8 @@ def _by_value(column: pl.Series, read: Callable[[str], float]) -> pl.Series:
 
 
 def _iso_seconds(text: str) -> float:
+    if _FINER.search(text):
+        raise ValueError(f"{text!r} is finer than a microsecond")
     return _utc(datetime.fromisoformat(text))
 
 

@@ -7,6 +7,7 @@ from mmkd.distiller.correlation import (
     dissected_matrix,
     holistic_correlation,
     holistic_matrix,
+    unit_rows,
 )
 from mmkd.distiller.distiller import CorrelationDistiller, CorrelationTargets, TeacherTable
 from mmkd.distiller.neighbours import TeacherNeighbours
@@ -28,4 +29,5 @@ __all__ = [
     "holistic_matrix",
     "sample_pairs",
     "spread_over_facets",
+    "unit_rows",
 ]

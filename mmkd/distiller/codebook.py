@@ -12,11 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmkd.distiller.correlation import unit_rows
 from mmkd.errors import at_least, one_of, positive, refuse
 
 Assignment = Literal["soft", "hard"]
 
 _NEIGHBOURS = 32  # nearest neighbours a sampled item contributes
+_TIE = 1e-6  # cosines of float32 vectors differ by rounding up to here
+_TIED_AT_ONCE = 32  # queries whose cosines to all rows are held at once
 
 
 class CorrelationCodebook:
@@ -146,6 +149,9 @@ def sample_pairs(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw item pairs, half uniformly and half among nearest neighbours (cosine, by FAISS).
 
+    Of equally near neighbours, as where many items share a placeholder's picture, each query takes
+    random ones.
+
     Uniform pairs alone hardly contain the close ones, whose types are what the student is to
     learn; neighbours alone would leave the unrelated pairs of a sequence without a type.
 
@@ -166,11 +172,16 @@ def sample_pairs(
         second = (first + rng.integers(1, n, half)) % n
     near = min(_NEIGHBOURS, n - 1)
     queries = rng.choice(n, size=min(n, -(-half // near)), replace=False)
-    norms = np.linalg.norm(x, axis=1, keepdims=True)
-    unit = np.ascontiguousarray(x / np.maximum(norms, 1e-6), dtype=np.float32)
+    unit: NDArray[np.float32] = unit_rows(torch.from_numpy(x)).numpy()
     index = faiss.IndexFlatIP(x.shape[1])
     index.add(unit)
-    _, found = index.search(unit[queries], near + 1)  # [q, near + 1], usually itself first
+    cosine, found = index.search(unit[queries], near + 2)  # [q, near + 2], usually itself first
+    # FAISS lists ties by their place; behind the last row it finds nothing
+    tied = np.flatnonzero((cosine[:, -2] - cosine[:, -1] < _TIE) & (found[:, -1] >= 0))
+    found = found[:, :-1]
+    for start in range(0, len(tied), _TIED_AT_ONCE):
+        part = tied[start : start + _TIED_AT_ONCE]
+        found[part] = _with_random_ties(unit, queries[part], near, rng)
     neighbour = found.ravel()
     source = np.repeat(queries, near + 1)
     other = (neighbour != source) & (neighbour >= 0)
@@ -179,3 +190,18 @@ def sample_pairs(
         np.concatenate([first, source]).astype(np.int64),
         np.concatenate([second, neighbour]).astype(np.int64),
     )
+
+
+def _with_random_ties(
+    unit: NDArray[np.float32], queries: NDArray[np.int64], near: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Each query and its `near` nearest rows, of equally near ones random ones, [q, near + 1]."""
+    found = np.empty((len(queries), near + 1), dtype=np.int64)
+    for place, (query, cosine) in enumerate(zip(queries, unit[queries] @ unit.T, strict=True)):
+        cosine[query] = -np.inf
+        last = np.partition(cosine, -near)[-near]
+        nearer = np.flatnonzero(cosine > last + _TIE)
+        ties = np.flatnonzero(np.abs(cosine - last) <= _TIE)
+        drawn = rng.choice(ties, size=near - len(nearer), replace=False)
+        found[place] = np.concatenate([[query], nearer, drawn])
+    return found

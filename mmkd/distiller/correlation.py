@@ -112,5 +112,12 @@ def check_facets(dim: int, facets: int) -> list[str]:
     ]
 
 
+def unit_rows(x: Tensor) -> Tensor:
+    """Rows [n, d] scaled to length 1 whatever their scale; a zero row stays zero."""
+    # by a power of two, which rounds nothing, that float32 holds itself
+    exponent = torch.frexp(x.abs().amax(dim=1, keepdim=True)).exponent.clamp(-120, 120)
+    return F.normalize(torch.ldexp(x, -exponent), dim=1)
+
+
 def _unit(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1, eps=_SMALLEST_NORM)

@@ -256,13 +256,19 @@ class CorrelationDistiller:
         present[0] = False
         vectors = present_rows(table.vectors, present)
         if self.reduction == "pca":
-            reduction = fit_pca(vectors, self.dim, center=self.center)
+            scaled = self.similarity != "cosine"
+            reduction = fit_pca(vectors, self.dim, center=self.center, own_scale=scaled)
         else:
             reduction = fit_autoencoder(vectors, self.dim, center=self.center, seed=self.seed)
         x = spread_over_facets(reduction(vectors), self.dim, self.facets)  # [n, dim]
         first, second = sample_pairs(x, self.sampled_pairs, seed=self.seed)
         rows = torch.from_numpy(x)
-        _, r = self._correlate(rows, torch.from_numpy(first), torch.from_numpy(second))
+        holistic, r = self._correlate(rows, torch.from_numpy(first), torch.from_numpy(second))
+        if not (torch.isfinite(holistic).all() and torch.isfinite(r).all()):
+            raise ValueError(
+                f"similarity {self.similarity} of its vectors is beyond what float32 holds; set "
+                "normalize: true in the encoder's card, or use similarity: cosine"
+            )
         codebook = CorrelationCodebook(
             codes=self.codes,
             assignment=self.assignment,

@@ -155,7 +155,11 @@ class FittedReduction:
 
 
 def fit_pca(
-    vectors: NDArray[np.float32] | PresentRows, dim: int, *, center: bool = True
+    vectors: NDArray[np.float32] | PresentRows,
+    dim: int,
+    *,
+    center: bool = True,
+    own_scale: bool = True,
 ) -> FittedReduction:
     """The projection on the leading principal directions.
 
@@ -168,6 +172,8 @@ def fit_pca(
         dim: the number of directions wanted.
         center: subtract the mean first; without it the directions are those of the uncentred
             second moments, which keep the raw inner products best.
+        own_scale: keep the vectors' scale; without it a power of two, which rounds nothing, brings
+            them near length 1, so that cosines are the same at any scale that float32 holds.
 
     Returns:
         To r = min(dim, numerical rank) directions. Those of rounding noise are left out, because a
@@ -197,6 +203,8 @@ def fit_pca(
     directions = directions[:, real]
     largest = np.abs(directions).argmax(axis=0)
     directions = directions * np.sign(directions[largest, np.arange(directions.shape[1])])
+    if not own_scale:
+        directions = np.ldexp(directions, -_exponent(np.sqrt(values[real].sum() / count)))
     return FittedReduction(mean, directions)
 
 
@@ -239,6 +247,9 @@ def fit_autoencoder(
     vectors = np.asarray(vectors)
     _check_shape(vectors.shape, dim)
     _check_finite(int((~np.isfinite(vectors).all(axis=1)).sum()), len(vectors))
+    # by a power of two, which rounds nothing: float32 holds the squares of few scales
+    exponent = _exponent(np.abs(vectors).max())
+    vectors = np.ldexp(vectors, -exponent)
     mean = vectors.mean(axis=0)
     data = torch.from_numpy(vectors - mean)  # [n, D]
     spread = data.std()
@@ -271,9 +282,10 @@ def fit_autoencoder(
     with torch.no_grad():
         codes: Tensor = torch.sigmoid(encoder(data))
         offset = codes.mean(dim=0) if center else torch.zeros(dim)
-    learnt = {"weight": encoder.weight, "bias": encoder.bias, "scale": spread[None]}
+    learnt = {"weight": encoder.weight, "bias": encoder.bias}
     return FittedReduction(
-        mean=mean,
+        mean=np.ldexp(mean, exponent),
+        scale=np.ldexp(spread[None].numpy(), exponent),
         offset=offset.numpy(),
         **{name: np.asarray(value.detach().numpy()) for name, value in learnt.items()},
     )
@@ -285,13 +297,14 @@ def spread_over_facets(x: NDArray[np.float32], dim: int, facets: int) -> NDArray
     Where a table has fewer independent directions than ``dim`` (a short colour histogram, a tiny
     catalogue), zeros appended at the end would leave whole facets empty. Here consecutive columns
     go to each facet in near-equal numbers and each facet is zero-padded, which changes neither
-    cosines nor distances. With r == dim this is the identity.
+    cosines nor distances. With r == dim this is the identity. A catalogue of so few items that
+    their vectors cannot have a direction a facet leaves facets empty.
 
     Raises:
-        ValueError: if there are fewer columns than facets.
+        ValueError: if there are fewer columns than facets, though there are items enough.
     """
     count, columns = x.shape
-    if columns < facets:
+    if columns < facets < count:
         raise ValueError(
             f"the vectors have {columns} independent directions, too few for {facets} facets; "
             f"use facets <= {columns} or an encoder with more"
@@ -312,6 +325,11 @@ def _chunks(
     for start in range(0, len(vectors), _CHUNK_ROWS):
         part = vectors[start : start + _CHUNK_ROWS]
         yield np.arange(start, start + len(part)), part
+
+
+def _exponent(scale: np.floating[Any]) -> int:
+    """The power of two next above a positive number, 0 of zero."""
+    return int(np.frexp(scale)[1])
 
 
 def _check_shape(shape: tuple[int, ...], dim: int) -> None:

@@ -101,12 +101,15 @@ class RunReport:
         by_others: Inputs that other processes encoded meanwhile.
         seconds: From the first input to the last commit.
         waited: Share of the encoder's time, 0..1, in which it waited for inputs.
+        cut: Texts of those it encoded that were longer than the encoder takes; their ends are in no
+            vector.
     """
 
     encoded: int
     by_others: int
     seconds: float
     waited: float
+    cut: int = 0
 
     @property
     def per_second(self) -> float:
@@ -166,7 +169,7 @@ class EmbeddingRun:
         """
         chunks = cut(work, size=self._shard_size)
         began = time.perf_counter()
-        self._total, waited = len(work), 0.0
+        self._total, waited, texts_cut = len(work), 0.0, 0
         with ExitStack() as stack:
 
             @functools.cache
@@ -185,9 +188,9 @@ class EmbeddingRun:
                     time.sleep(_POLL_S)  # others have the rest; what a dead one left is taken over
                 chunks = left
             if self._encoded:
-                waited = encoder().waited
+                waited, texts_cut = encoder().waited, encoder().cut
         seconds = time.perf_counter() - began
-        return RunReport(self._encoded, self._by_others, seconds, waited)
+        return RunReport(self._encoded, self._by_others, seconds, waited, texts_cut)
 
     def _done(self, chunk: Chunk, encoder: Callable[[], "GuardedEncoder"]) -> bool:
         """Whether a chunk is committed now, here or before; False where others are at it."""
@@ -260,6 +263,11 @@ class GuardedEncoder:
         """Share of the time, 0..1, that the encoder waited for inputs."""
         total = self._encode_s + self._wait_s
         return self._wait_s / total if total else 0.0
+
+    @property
+    def cut(self) -> int:
+        """Texts that were longer than the encoder takes, where it counts them."""
+        return int(getattr(self._encoder, "texts_cut", 0))
 
     def outcomes(self, work: Sequence[Work]) -> Iterator[list[Outcome]]:
         """Encodes a chunk, a batch at a time.

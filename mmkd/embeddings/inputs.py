@@ -36,7 +36,15 @@ INPUTS = {
     "absent": pl.String,
     "absent_reason": pl.String,
 }
-_FILES = {"path": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64, "key": pl.String}
+_Stamp = tuple[int, int, int, int]  # size, time of change, inode, its time of change
+_FILES = {
+    "path": pl.String,
+    "size": pl.Int64,
+    "mtime_ns": pl.Int64,
+    "inode": pl.UInt64,
+    "ctime_ns": pl.Int64,
+    "key": pl.String,
+}
 _SAVE_EVERY = 20_000
 _READERS = 8
 
@@ -150,7 +158,10 @@ def storable(text: str) -> str:
 
 
 class FileKeys:
-    """Content keys of files, re-read only when a file's size or time of change differs.
+    """Content keys of files, re-read only when anything a file is known by differs.
+
+    That is its size and time of change, which an archive unpacked over it keeps, and its inode and
+    the time that changed, which it does not.
 
     Args:
         store: Parquet file that keeps them between runs.
@@ -181,32 +192,37 @@ class FileKeys:
         return found
 
     @cached_property
-    def _known(self) -> dict[str, tuple[int, int, str]]:
+    def _known(self) -> dict[str, tuple[_Stamp, str]]:
         with suppress(CacheError):  # absent or damaged: every file is read once more
             if (read := read_parquet(self._store, list(_FILES))) is not None:
                 rows = read[0].select(_FILES.keys()).iter_rows()
-                return {path: (size, mtime_ns, key) for path, size, mtime_ns, key in rows}
+                return {path: (tuple(stamp), key) for path, *stamp, key in rows}
         return {}
 
     def _key(self, path: Path) -> Key:
         try:
             name, stat = storable(os.path.abspath(path)), path.stat()
             before = self._known.get(name)
-            if before is not None and before[:2] == (stat.st_size, stat.st_mtime_ns):
-                return before[2]
+            stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns)
+            if before is not None and before[0] == stamp:
+                return before[1]
             key = content_key(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return MISSING, f"no such file: {path}"
         except (OSError, ValueError) as error:  # ValueError: a null byte in the path
             return FAILED, f"cannot be read: {path} ({error})"
-        self._known[name] = (stat.st_size, stat.st_mtime_ns, key)
+        self._known[name] = (stamp, key)
         self._unsaved = True
         return key
 
     def _save(self) -> None:
         self._unsaved = False
         settled = time.time_ns() - SETTLED_NS
-        rows = [(path, *entry) for path, entry in self._known.items() if entry[1] < settled]
+        rows = [
+            (path, *stamp, key)
+            for path, (stamp, key) in self._known.items()
+            if max(stamp[1], stamp[3]) < settled
+        ]
         with suppress(OSError):  # a read-only cache still serves; files are then hashed in each run
             remove_temporaries(self._store.parent)
             write_parquet(self._store, pl.DataFrame(rows, schema=_FILES, orient="row"), {})

@@ -163,8 +163,11 @@ def checked_images(inputs: Sequence[Any], *, batch_size: int) -> list[Image.Imag
 
 def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows of ``[n, dim]`` scaled to Euclidean length 1; a zero row stays zero."""
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
+    # by a power of two, which rounds nothing: the squares of 1e20 would overflow, of 1e-30 vanish
+    _, exponent = np.frexp(np.abs(vectors).max(axis=-1, keepdims=True, initial=0))
+    scaled = np.ldexp(vectors, -exponent)
+    norms = np.linalg.norm(scaled, axis=-1, keepdims=True)
+    return (scaled / np.where(norms > 0, norms, 1)).astype(np.float32)
 
 
 def _check_call(inputs: object, batch_size: int) -> None:

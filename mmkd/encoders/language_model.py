@@ -42,7 +42,8 @@ class LanguageModelEncoder:
             end-of-sequence token is put behind every text and its state taken), ``cls`` (the first
             token) or ``max``. A language model has no pooling of its own, so it must be named.
         revision: Commit, tag or branch on the hub; version of a package.
-        prompt: Put before every text; or a template with ``{text}`` where the text goes.
+        prompt: Put before every text; or a template with ``{text}`` where the text goes. A text
+            that is too long is cut, the template is not.
         max_length_tokens: Longer texts are cut to it, special tokens included; None is the limit of
             the tokenizer or model, and 4096 at most.
         dtype: Precision the model computes in; pooling is always in float32.
@@ -64,7 +65,7 @@ class LanguageModelEncoder:
         ValueError: A setting is out of range, or two exclude each other.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     spreads: ClassVar[bool] = True  # device "auto" is transformers' device_map
     local_options: ClassVar[tuple[str, ...]] = ("adapter",)
 
@@ -140,9 +141,9 @@ class LanguageModelEncoder:
         self._max_length_tokens = _length(model, loaded, self._tokenizer, max_length_tokens)
         self._pooling = pooling or ""
         self._layer, self._layers_mean = layer, layers_mean
-        self._template = prompt or ""
-        if TEMPLATE_FIELD not in self._template:
-            self._template += TEMPLATE_FIELD
+        # a prompt without the field is put before every text
+        self._before, _, self._after = (prompt or "").partition(TEMPLATE_FIELD)
+        self.texts_cut = 0
         self._normalize = normalize
         self._batch_tokens = batch_tokens
         self._padding_side: Literal["left", "right"] = padding_side
@@ -154,13 +155,17 @@ class LanguageModelEncoder:
     def encode(self, inputs: Sequence[str], *, batch_size: int = 64) -> NDArray[np.float32]:
         """Encodes n texts into ``[n, dim]`` float32; see `Encoder`."""
         texts = checked_texts(inputs, batch_size=batch_size)
+        tokens, cut = tokenise(
+            texts,
+            self._tokenizer,
+            max_length_tokens=self._max_length_tokens,
+            append=self._append,
+            before=self._before,
+            after=self._after,
+        )
+        self.texts_cut += cut
         batches = token_batches(
-            tokenise(
-                [self._template.replace(TEMPLATE_FIELD, text) for text in texts],
-                self._tokenizer,
-                max_length_tokens=self._max_length_tokens,
-                append=self._append,
-            ),
+            tokens,
             batch_size=batch_size,
             batch_tokens=self._batch_tokens,
             pad=self._pad,
@@ -203,7 +208,7 @@ class LanguageModelEncoder:
         """How wide the vectors are, from a text that goes through the model."""
         import torch
 
-        tokens = tokenise(["a"], self._tokenizer, max_length_tokens=None, append=self._append)
+        tokens, _ = tokenise(["a"], self._tokenizer, max_length_tokens=None, append=self._append)
         batch = next(token_batches(tokens, batch_size=1, pad=self._pad))
         try:
             with torch.inference_mode():

@@ -5,8 +5,10 @@ of I ids, by paths that a card names. To: ``[n, dim]`` float32 for n ids or row 
 ids are read as the catalogue's are, by `mmkd.data.readers`. Nothing pickled is loaded.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -25,9 +27,12 @@ if TYPE_CHECKING:
 # suffix of a file of vectors, to the options that say where in it they are
 _VECTOR_FILES = {
     ".npy": (),
-    ".parquet": ("id_column", "vector_column"),
+    ".parquet": ("id_column", "vector_column", "vector_columns"),
     ".safetensors": ("tensor",),
 }
+# what pandas makes of a frame's index
+_INDEX = re.compile(r"__index_level_\d+__")
+_NUMBERED = re.compile(r"(.*?)\d+", re.DOTALL)
 _ID_FILES = (".txt", ".csv", ".tsv", ".parquet")
 
 
@@ -45,18 +50,22 @@ class PrecomputedEncoder:
         ids: Path of a file with the id of every row, in the rows' order: ``.txt`` (one a line),
             ``.csv``, ``.tsv`` or ``.parquet``.
         id_column: Column of the ids, in ``ids`` if it is a table, otherwise in a parquet ``model``.
-        vector_column: Parquet: the column that holds lists; None takes all numeric columns, in
-            their order, or the only column of lists.
+        row_column: Column of ``ids`` that says which row of ``model`` an id has, from 0, as MMRec's
+            ``itemID`` does; None takes the ids in the rows' order.
+        vector_column: Parquet: the column that holds lists; None takes the only column of lists.
+        vector_columns: Parquet: the columns of numbers, in the file's order, by names or patterns
+            such as ``f*`` with commas between; None takes all columns, which must then be numbered
+            under one name (``f0``, ``f1``, ...). pandas' index is none of them.
         tensor: Safetensors: the tensor's name; None takes the only one.
 
     Raises:
         EncoderError: A file is missing, is pickled, has the wrong shape or lacks the tensor, or ids
-            are repeated or not as many as rows.
+            are repeated or not as many as rows, or in another order than a column of theirs says.
         DataError: A table cannot be read or lacks the column, or an id is blank.
         ValueError: A path or a file's suffix is none that is known, or an option has no effect.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     # options that are paths: the files' contents, not where they lie, make the card's fingerprint
     local_options: ClassVar[tuple[str, ...]] = ("ids",)
 
@@ -80,11 +89,20 @@ class PrecomputedEncoder:
                     f"{name}: {source} is not one of {', '.join(known)}; convert it to one of them"
                 )
         suffix = Path(str(options.get("model"))).suffix.lower()
-        for name in ("vector_column", "tensor", *(("id_column",) if ids is None else ())):
+        for name in (
+            "vector_column",
+            "vector_columns",
+            "tensor",
+            *(("id_column",) if ids is None else ()),
+        ):
             if options.get(name) is not None and name not in _VECTOR_FILES.get(suffix, (name,)):
                 problems.append(f"options.{name} has no effect on a {suffix} file; remove it")
         if str(ids).lower().endswith(".txt") and options.get("id_column") is not None:
             problems.append(f"ids: {ids} has lines and no columns; remove options.id_column")
+        if options.get("row_column") is not None and (ids is None or str(ids).endswith(".txt")):
+            problems.append("row_column: is a column of a table of ids; name that in options.ids")
+        if options.get("vector_column") is not None and options.get("vector_columns") is not None:
+            problems.append("vector_columns: vectors are in one column or in several; give one")
         return problems
 
     def __init__(
@@ -95,11 +113,14 @@ class PrecomputedEncoder:
         normalize: bool = False,
         ids: str | None = None,
         id_column: str | None = None,
+        row_column: str | None = None,
         vector_column: str | None = None,
+        vector_columns: str | None = None,
         tensor: str | None = None,
     ) -> None:
-        refuse(self.check(model=model, ids=ids, id_column=id_column))
-        refuse(self.check(model=model, vector_column=vector_column, tensor=tensor))
+        refuse(self.check(model=model, ids=ids, id_column=id_column, row_column=row_column))
+        columns = {"vector_column": vector_column, "vector_columns": vector_columns}
+        refuse(self.check(model=model, tensor=tensor, **columns))
         self._file = _existing(model)
         own_ids: list[str] | None = None
         if self._file.suffix.lower() == ".npy":
@@ -111,13 +132,14 @@ class PrecomputedEncoder:
             if ids is None and id_column is not None:
                 own_ids = _ids(table, id_column)
                 table = replace(table, frame=table.frame.drop(id_column))
-            self._vectors = _numbers(table, vector_column)
+            self._vectors = _numbers(table, vector_column, vector_columns)
         _check_numbers(self._file, self._vectors)
+        own_rows: list[int] | None = None
         if ids is not None:
-            own_ids = _read_ids(_existing(ids), id_column)
+            own_ids, own_rows = _read_ids(_existing(ids), id_column, row_column)
         self._rows: dict[str, int] | None = None
         if own_ids is not None:
-            self._rows = _row_of_id(own_ids, rows=len(self._vectors), where=ids or model)
+            self._rows = _row_of_id(own_ids, own_rows, count=len(self._vectors), where=ids or model)
         self.modality = modality
         self.dim = int(self._vectors.shape[1])
         self._normalize = normalize
@@ -224,29 +246,58 @@ def _read_table(path: Path) -> "Table":
     return read_table(path.name, root=path.parent, separator=separator)
 
 
-def _numbers(table: "Table", vector_column: str | None) -> NDArray[Any]:
+def _numbers(table: "Table", vector_column: str | None, vector_columns: str | None) -> NDArray[Any]:
     """``[I, dim]``, NaN in a row without a vector."""
     import polars as pl
 
     schema = table.frame.schema
     lists = [name for name, kind in schema.items() if isinstance(kind, pl.List | pl.Array)]
-    if vector_column is None and len(lists) == 1:
+    if vector_column is None and vector_columns is None and len(lists) == 1:
         vector_column = lists[0]
     if vector_column is not None:
         column = table.column(vector_column, setting="options.vector_column")
         if vector_column not in lists:
             raise EncoderError(
                 f"{table.source}: column {vector_column!r} holds {column.dtype}, wanted lists of "
-                "numbers; leave options.vector_column out to take all numeric columns"
+                "numbers; name columns of numbers in options.vector_columns"
             )
         return _rows_of_lists(column, table.source)
-    other = [name for name, kind in schema.items() if not kind.is_numeric()]
-    if other:
+    names = _feature_columns(table, vector_columns)
+    if other := [name for name in names if not schema[name].is_numeric()]:
         raise EncoderError(
             f"{table.source}: column {other[0]!r} holds no numbers; name the ids' column in "
-            "options.id_column, or the vectors' in options.vector_column"
+            "options.id_column, or the vectors' in options.vector_column or vector_columns"
         )
-    return table.frame.cast(pl.Float32).to_numpy()  # null becomes NaN
+    return table.frame.select(names).cast(pl.Float32).to_numpy()  # null becomes NaN
+
+
+def _feature_columns(table: "Table", wanted: str | None) -> list[str]:
+    """The columns that a vector is made of, in the file's order."""
+    names = [name for name in table.frame.columns if not _INDEX.fullmatch(name)]
+    if wanted is not None:
+        patterns = [one.strip() for one in wanted.split(",")]
+        found = {one: [name for name in names if fnmatchcase(name, one)] for one in patterns}
+        for pattern, columns in found.items():
+            if not columns:
+                raise EncoderError(
+                    f"{table.source}: no column is {pattern!r} (options.vector_columns); it has "
+                    f"{', '.join(names[:8])}{did_you_mean(pattern, names)}"
+                )
+        return [name for name in names if any(name in columns for columns in found.values())]
+    numbered = [_NUMBERED.fullmatch(name) for name in names]
+    prefixes = [one.group(1) if one else None for one in numbered]
+    usual = max(set(prefixes), key=prefixes.count, default=None)
+    odd = [
+        name
+        for name, prefix in zip(names, prefixes, strict=True)
+        if prefix is None or prefix != usual
+    ]
+    if odd and table.frame.schema[odd[0]].is_numeric():
+        raise EncoderError(
+            f"{table.source}: column {odd[0]!r} is not numbered as a vector's columns are (such as "
+            f"{'f' if usual is None else usual}0); name those in options.vector_columns"
+        )
+    return names
 
 
 def _rows_of_lists(column: "pl.Series", source: str) -> NDArray[np.float32]:
@@ -275,18 +326,55 @@ def _check_numbers(path: Path, vectors: NDArray[Any]) -> None:
         raise EncoderError(f"{path} holds {vectors.dtype}, wanted numbers; save it as float32")
 
 
-def _read_ids(path: Path, column: str | None) -> list[str]:
-    """The ids, one a row: the lines of a ``.txt`` file, or a table's column."""
+def _read_ids(
+    path: Path, column: str | None, row_column: str | None
+) -> tuple[list[str], list[int] | None]:
+    """The ids, the lines of a ``.txt`` file or a table's column; and their rows, where it says."""
     if path.suffix.lower() != ".txt":
-        return _ids(_read_table(path), column)
+        table = _read_table(path)
+        ids = _ids(table, column)
+        if row_column is not None:
+            return ids, _row_numbers(table, row_column)
+        _check_order(table, column)
+        return ids, None
     import polars as pl
 
     from mmkd.data.readers import Table
 
     remedy = "save it as UTF-8"
     with outside(EncoderError, path, "cannot be read as UTF-8 text", remedy=remedy):
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    return _ids(Table(pl.DataFrame({"line": lines}), str(path)), "line")
+        text = path.read_text(encoding="utf-8-sig").removesuffix("\n")
+    return _ids(Table(pl.DataFrame({"line": text.split("\n")}), str(path)), "line"), None
+
+
+def _row_numbers(table: "Table", column: str) -> list[int]:
+    from mmkd.data.readers.columns import read_ids
+
+    cells = read_ids(table, column, setting="options.row_column").to_list()
+    wrong = [cell for cell in cells if not (cell.isascii() and cell.isdecimal())]
+    if wrong:
+        raise EncoderError(
+            f"{table.source}: column {column!r} (options.row_column) holds {wrong[0]!r}, wanted "
+            "the number of a row, from 0"
+        )
+    return [int(cell) for cell in cells]
+
+
+def _check_order(table: "Table", id_column: str | None) -> None:
+    """Raise EncoderError where a column numbers the rows, and in another order than they have."""
+    from mmkd.data.ids import ids_as_text
+
+    order = [str(row) for row in range(len(table))]
+    for name in table.frame.columns:
+        cells = None if name == id_column else ids_as_text(table.frame[name])
+        if cells is None or cells.to_list() == order:
+            continue
+        if len(order) > 1 and sorted(cells.fill_null("").to_list()) == sorted(order):
+            raise EncoderError(
+                f"{table.source}: column {name!r} numbers the rows in another order than they are "
+                f"in; set options.row_column to {name!r} if it says where the vectors are, or "
+                "leave that column out of the file"
+            )
 
 
 def _ids(table: "Table", column: str | None) -> list[str]:
@@ -301,13 +389,23 @@ def _ids(table: "Table", column: str | None) -> list[str]:
     return read_ids(table, column or names[0], setting="options.id_column").to_list()
 
 
-def _row_of_id(ids: Sequence[str], *, rows: int, where: str) -> dict[str, int]:
-    if len(ids) != rows:
+def _row_of_id(
+    ids: Sequence[str], rows: Sequence[int] | None, *, count: int, where: str
+) -> dict[str, int]:
+    if rows is None:
+        if len(ids) != count:
+            raise EncoderError(
+                f"{where} has {len(ids)} ids for {count} vectors; give one id a row, in the rows' "
+                "order"
+            )
+        rows = range(count)
+    elif max(rows) >= count:
         raise EncoderError(
-            f"{where} has {len(ids)} ids for {rows} vectors; give one id a row, in the rows' order"
+            f"{where} names row {max(rows)}, but there are {count} vectors, numbered from 0; "
+            "correct options.row_column"
         )
-    found = {one: row for row, one in enumerate(ids)}
-    if len(found) != rows:
-        repeated = next(one for row, one in enumerate(ids) if found[one] != row)
+    found = dict(zip(ids, rows, strict=True))
+    if len(found) != len(ids):
+        repeated = next(one for place, one in enumerate(ids) if one in ids[:place])
         raise EncoderError(f"{where}: id {repeated!r} is there twice; keep one row an item")
     return found

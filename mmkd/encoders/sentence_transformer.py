@@ -101,6 +101,7 @@ class SentenceTransformerEncoder:
         self._prompt = prompt or ""
         self._normalize = normalize
         self._batch_tokens = batch_tokens
+        self.texts_cut = 0
         self._features = self._batch_features() if modality == "text" else None
 
     def encode(
@@ -153,11 +154,11 @@ class SentenceTransformerEncoder:
         length = self._model.max_seq_length
         if length is not None and length > _NO_LIMIT:
             length = None
-        return tokenise(
-            [self._prompt + text for text in texts],
-            self._model.tokenizer,
-            max_length_tokens=length,
+        tokens, cut = tokenise(
+            texts, self._model.tokenizer, max_length_tokens=length, before=self._prompt
         )
+        self.texts_cut += cut
+        return tokens
 
     def _padding(self) -> dict[str, Any]:
         tokenizer: Any = self._model.tokenizer
@@ -175,6 +176,7 @@ class SentenceTransformerEncoder:
         if tokenizer is None or tokenizer.pad_token_id is None:
             return None
         (batch,) = token_batches(self._tokens(_PROBE), batch_size=len(_PROBE), **self._padding())
+        self.texts_cut = 0  # the probe's
         same = torch.equal(theirs["input_ids"][batch.rows], batch.ids) and torch.equal(
             theirs["attention_mask"][batch.rows], batch.mask
         )

@@ -45,41 +45,52 @@ def tokenise(
     *,
     max_length_tokens: int | None,
     append: int | None = None,
-) -> list[NDArray[np.int32]]:
+    before: str = "",
+    after: str = "",
+) -> tuple[list[NDArray[np.int32]], int]:
     """Token ids of each text, with the tokenizer's own special tokens.
 
     Args:
         texts: n strings.
         tokenizer: A transformers tokenizer.
-        max_length_tokens: Longer texts are cut to this many tokens, special ones included.
+        max_length_tokens: Longer texts are cut to this many tokens, special ones and those of
+            ``before`` and ``after`` included.
         append: A token put behind every text that does not end with it already.
+        before: A prompt put before every text.
+        after: What a template has behind every text; it is never cut, the text before it is.
 
     Returns:
-        n arrays of at least one id: a text without tokens (some tokenizers add none of their own)
-        gets the token that begins texts, or else the one that ends them, or else the padding.
+        n arrays of at least one id, and how many of the texts were cut. A text without tokens (some
+        tokenizers add none of their own) gets the token that begins texts, or else the one that
+        ends them, or else the padding.
+
+    Raises:
+        EncoderError: ``after`` alone takes ``max_length_tokens``.
     """
     room = max_length_tokens
     if room is not None and append is not None and not _ends_with(tokenizer, append):
         room -= 1
     found: list[NDArray[np.int32]] = []
+    tail = _tail(tokenizer, before, after)
+    if room is not None and len(tail) >= room:
+        raise EncoderError(
+            f"max_length_tokens {max_length_tokens} leaves no room for the text: the prompt's end "
+            f"{after!r} takes {len(tail)}; raise it"
+        )
+    cut = 0
     for start in range(0, len(texts), _TEXTS_PER_CALL):
-        ids = tokenizer(
-            list(texts[start : start + _TEXTS_PER_CALL]),
-            truncation=room is not None,
-            max_length=room,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-        found += [np.asarray(one, np.int32) for one in ids]
+        part = [f"{before}{text}{after}" for text in texts[start : start + _TEXTS_PER_CALL]]
+        for one in map(_as_ids, _ids(tokenizer, part)):
+            if room is not None and len(one) > room:
+                one, cut = np.concatenate([one[: room - len(tail)], tail]), cut + 1
+            found.append(one)
     if append is not None:
         end = np.asarray([append], np.int32)
         found = [
             one if len(one) and one[-1] == append else np.concatenate([one, end]) for one in found
         ]
     nothing = np.asarray([_token_for_nothing(tokenizer)], np.int32)
-    return [one if len(one) else nothing for one in found]
+    return [one if len(one) else nothing for one in found], cut
 
 
 def token_batches(
@@ -199,6 +210,31 @@ def encode_batches(
     if found is None:
         return np.zeros((count, dim), np.float32)
     return found.cpu().numpy()
+
+
+def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(
+        texts,
+        truncation=False,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+    return found
+
+
+def _as_ids(ids: list[int]) -> NDArray[np.int32]:
+    return np.asarray(ids, np.int32)
+
+
+def _tail(tokenizer: Any, before: str, after: str) -> NDArray[np.int32]:
+    """The ids that end every text, whatever it is: those of ``after`` and special ones."""
+    one, other = _ids(tokenizer, [f"{before}{word}{after}" for word in ("red", "blue")])
+    same = 0
+    while same < min(len(one), len(other)) and one[-same - 1] == other[-same - 1]:
+        same += 1
+    return _as_ids(one[len(one) - same :])
 
 
 def _ends_with(tokenizer: Any, token: int) -> bool:

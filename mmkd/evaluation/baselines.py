@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
 from mmkd.data.splits import SequenceSplit
+from mmkd.distiller import unit_rows
 from mmkd.errors import at_least, refuse
 
 _BLOCK_PAIRS = 20_000_000  # item pairs counted before they are cut to the nearest
@@ -199,7 +199,7 @@ class ContentKNN:
         asked = np.where(has.any(1), taken[np.arange(len(taken)), latest], 0)
         distinct, where = np.unique(asked, return_inverse=True)
         vectors = torch.from_numpy(np.asarray(self._table.vectors[distinct])).to(device)
-        queries = F.normalize(vectors, dim=1)  # [Q, D]
+        queries = unit_rows(vectors)  # [Q, D]
         scores = queries.new_empty(len(distinct), len(self._table.present))
         for rows, unit in self._kept or self._unit_rows():
             scores[:, rows] = queries @ unit.to(device).T  # [Q, n]
@@ -212,7 +212,7 @@ class ContentKNN:
         """All rows, some at a time, their vectors [n, D] of length 1."""
         for start in range(0, len(self._table.present), _ROWS):
             rows = slice(start, start + _ROWS)
-            yield rows, F.normalize(torch.from_numpy(np.asarray(self._table.vectors[rows])), dim=1)
+            yield rows, unit_rows(torch.from_numpy(np.asarray(self._table.vectors[rows])))
 
 
 def _bought(split: SequenceSplit) -> Any:

@@ -3,7 +3,9 @@
 Two figures per modality, over the items that have it. Spearman correlation between the student's
 and the teacher's cosine similarities of a fixed sample of pairs, and recall@k of the teacher's k
 nearest neighbours among the student's, for a fixed sample of query items (FAISS, inner product of
-unit vectors). KDSR (arXiv:2401.07257) names the loss of this structure modality forgetting.
+unit vectors); a neighbour of the student's counts where it is as near to the teacher as the
+teacher's k-th, so that which of many equally near ones is listed makes no difference. KDSR
+(arXiv:2401.07257) names the loss of this structure modality forgetting.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmkd.distiller import CorrelationDistiller
+from mmkd.distiller import CorrelationDistiller, unit_rows
 from mmkd.errors import EvaluationError
 from mmkd.student import Ensemble, Recommender
 
 _K = 10
+_TIE = 1e-6  # cosines of float32 vectors differ by rounding up to here
 
 
 class Retention:
@@ -81,11 +84,12 @@ class RetentionProbe:
             present: [I+1] bool, which items have the modality.
             pairs: Pairs of distinct items to compare, drawn with replacement.
             queries: Items whose neighbours are compared; all of them where there are fewer.
-            k: Neighbours per query.
+            k: Neighbours per query; where there are no more other items, all are neighbours, and
+                recall is 1.
             seed: Of the samples.
 
         Raises:
-            EvaluationError: if shapes do not fit or fewer than k + 2 items have the modality.
+            EvaluationError: if shapes do not fit or fewer than two items have the modality.
         """
         if teacher.dim() != 2 or present.shape != teacher.shape[:1] or present.dtype != torch.bool:
             raise EvaluationError(
@@ -97,19 +101,22 @@ class RetentionProbe:
         rows = present.detach().cpu().numpy().nonzero()[0]
         self._rows: NDArray[np.int64] = rows[rows > 0].astype(np.int64)
         count = len(self._rows)
-        if count < k + 2:  # with k + 1 items all others are neighbours and recall is always 1
+        if count < 2:
             raise EvaluationError(
-                f"{count} items have this modality; recall@{k} needs at least {k + 2}: lower k."
+                f"{count} items have this modality, but it takes two to compare; leave it out."
             )
         self._table_rows = len(teacher)
-        self._k = k
+        self._k = min(k, count - 1)
+        self._recall = f"recall@{k}"
         generator = np.random.default_rng(seed)
         self._first = generator.integers(count, size=pairs)
         self._second = (self._first + generator.integers(1, count, size=pairs)) % count
         self._queries = generator.permutation(count)[:queries]
         unit = self._unit_rows(teacher)
         self._similarity_ranks = _ranks(self._similarities(unit))
-        self._neighbours = self._nearest(unit)
+        self._teacher = teacher.detach()
+        nearest = self._similarity_of_neighbours(self._nearest(unit))  # [Q, k]
+        self._reached = nearest.min(axis=1, keepdims=True) - _TIE  # [Q, 1]
 
     def measure(self, student: Tensor) -> dict[str, float]:
         """Retention of one student table.
@@ -125,11 +132,10 @@ class RetentionProbe:
             EvaluationError: if the table has other rows than the teacher, or is not finite.
         """
         unit = self._unit_rows(student)
-        found = self._nearest(unit)
-        hits = (self._neighbours[:, :, None] == found[:, None, :]).any(2)  # [Q, k]
+        hits = self._similarity_of_neighbours(self._nearest(unit)) >= self._reached  # [Q, k]
         return {
             "spearman": _pearson(self._similarity_ranks, _ranks(self._similarities(unit))),
-            f"recall@{self._k}": float(hits.mean()),
+            self._recall: float(hits.mean()),
         }
 
     def _unit_rows(self, table: Tensor) -> NDArray[np.float32]:
@@ -145,13 +151,25 @@ class RetentionProbe:
                 "the table holds NaN or infinite numbers; training diverged: lower the learning "
                 "rate or the weight of the loss that grew."
             )
-        unit: NDArray[np.float32] = torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
+        unit: NDArray[np.float32] = unit_rows(vectors).cpu().numpy()
         return unit
 
     def _similarities(self, unit: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cosine of each sampled pair: [pairs]."""
         cosines: NDArray[np.float32] = np.einsum("pd,pd->p", unit[self._first], unit[self._second])
         return cosines
+
+    def _similarity_of_neighbours(self, found: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The teacher's cosines of each query and its neighbours [Q, k]."""
+        queries = self._unit_teacher(self._queries)  # [Q, d_t]
+        columns = [(queries * self._unit_teacher(column)).sum(1) for column in found.T]
+        cosines: NDArray[np.float32] = torch.stack(columns, dim=1).cpu().numpy()
+        return cosines
+
+    def _unit_teacher(self, items: NDArray[np.int64]) -> Tensor:
+        """Unit vectors of items that are numbered within the present ones."""
+        rows = torch.from_numpy(self._rows[items]).to(self._teacher.device)
+        return unit_rows(self._teacher[rows].float())
 
     def _nearest(self, unit: NDArray[np.float32]) -> NDArray[np.int64]:
         """The k nearest other items of each query: [Q, k], numbered within the present items."""

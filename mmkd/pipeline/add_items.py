@@ -32,7 +32,7 @@ from mmkd.runs.folder import RunFolder
 from mmkd.runs.placement import Placement
 from mmkd.student import with_new_items
 
-_OF_FILES = frozenset(("path", "format", "separator"))
+_OF_FILES = frozenset(("path", "format", "separator", "escape"))
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _read(planned: Plan, given: Any) -> ItemTable:
         if isinstance(given, str | Path):
             # a separator or format that was given for another sort of file says nothing of this one
             if Path(given).suffix != Path(options["path"]).suffix:
-                options = {k: v for k, v in options.items() if k not in ("format", "separator")}
+                options = {k: v for k, v in options.items() if k not in _OF_FILES - {"path"}}
             options["path"] = str(Path(given).absolute())
             new = load_items(root=planned.recipe.data.folder, **options)
         else:

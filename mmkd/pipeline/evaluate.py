@@ -22,18 +22,21 @@ def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:
 
     Returns:
         The report, as ``Evaluator.report`` gives it; without ``breakdown`` where the run's own
-        result has none, which is of release 0.1 and stays as it was.
+        result has none, which is of release 0.1 and stays as it was. Of a run that is not finished
+        it has a line, ``unfinished``, that says so.
 
     Raises:
-        RunError: The folder holds no trained run, or the data changed since.
+        RunError: The folder holds no trained run, or the data changed since; or the run is not
+            finished, whose test cases are for the weights it ends with.
     """
     run = RunFolder(folder)
+    unfinished = _unfinished(run, cases)
     recipe = read_recipe(str(run.recipe))
     evaluator, split, ranks = _rank_again(run, recipe, cases)
     report = evaluator.report(ranks, split, seed=recipe.seed)
     if run.finished and "breakdown" not in run.result():
         del report["breakdown"]
-    return report
+    return report | ({"unfinished": unfinished} if unfinished else {})
 
 
 def compare_runs(
@@ -55,6 +58,7 @@ def compare_runs(
             on different data or rank among different candidates.
     """
     runs = (RunFolder(first), RunFolder(second))
+    unfinished = [line for run in runs if (line := _unfinished(run, cases))]
     recipes = [read_recipe(str(run.recipe)) for run in runs]
     _check_comparable(runs, recipes)
     if cases == "test":
@@ -63,7 +67,20 @@ def compare_runs(
         ranks = [
             _rank_again(run, recipe, cases)[2] for run, recipe in zip(runs, recipes, strict=True)
         ]
-    return compare(ranks[0], ranks[1], metric=metric)
+    found = compare(ranks[0], ranks[1], metric=metric)
+    return found | ({"unfinished": "; ".join(unfinished)} if unfinished else {})
+
+
+def _unfinished(run: RunFolder, cases: str) -> str | None:
+    """What to tell of a run that is not finished; RunError where its test cases are asked for."""
+    if run.finished or not run.started:
+        return None
+    if cases == "test":
+        raise RunError(
+            f"{run.path}: training is not finished, and the test cases are for the weights it ends "
+            "with; continue it with --resume, or see how far it is with --cases valid"
+        )
+    return f"{run.path}: training is not finished; these are its best weights so far"
 
 
 def _check_comparable(runs: Sequence[RunFolder], recipes: Sequence[Recipe]) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import polars as pl
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from mmkd.data.items import ItemTable
+from mmkd.distiller import unit_rows
 from mmkd.errors import DataError, RunError, at_least, refuse, shown
 from mmkd.evaluation.ranking import top_k
 from mmkd.student import Ensemble
@@ -106,7 +106,7 @@ def similar(
     """
     refuse(at_least(1, k=k))
     with torch.no_grad():
-        unit = F.normalize(vectors.float(), dim=1)
+        unit = unit_rows(vectors.float())
         lacking = (unit == 0).all(1)
         asked = torch.from_numpy(rows).to(unit.device)
         if bool(lacking[asked].any()):

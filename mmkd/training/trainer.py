@@ -244,6 +244,7 @@ class Trainer:
 
         Raises:
             TrainingInterrupted: After SIGINT or SIGTERM, once a checkpoint is written.
+            TrainingError: A loss is NaN or infinite.
             CheckpointError: The checkpoint doesn't fit.
         """
         if self.arguments.gradient_checkpointing:
@@ -429,7 +430,8 @@ class _Run:
                 group = min(every, self.batches - group_start)
                 ends_group = at.step + 1 == group_start + group
                 with nullcontext() if ends_group else self.accelerator.no_sync(self.prepared):
-                    self._backward(batch, targets, group)
+                    loss = self._backward(batch, targets, group)
+                self._check_finite(loss)
                 if ends_group:
                     self._optimizer_step()
                 at.step += 1
@@ -438,7 +440,7 @@ class _Run:
                 if ends_group and at.step < self.batches:
                     self.pause(interruption)
 
-    def _backward(self, batch: Batch, targets: TargetsOf, group: int) -> None:
+    def _backward(self, batch: Batch, targets: TargetsOf, group: int) -> LossBreakdown:
         at = self.at
         with torch.no_grad():
             teacher = targets(batch.items, seeded_generator(self.stream.seed, at.epoch, at.step, 1))
@@ -448,6 +450,25 @@ class _Run:
         for name, value in {"total": loss.total.detach(), **loss.parts}.items():
             value = value.to(torch.float64)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
+        return loss
+
+    def _check_finite(self, loss: LossBreakdown) -> None:
+        """End the run at a loss that is no number, before it reaches the weights."""
+        finite = torch.isfinite(loss.total.detach()).float()
+        if self.accelerator.num_processes > 1:  # or one would end and the others wait for it
+            finite = cast(Tensor, self.accelerator.reduce(finite, "mean"))
+        if bool(finite == 1):
+            return
+        parts = ", ".join(f"{name} {float(value):.4g}" for name, value in loss.parts.items())
+        kept = "there are no earlier ones"
+        if self.report.best_epoch >= 0:
+            kept = f"the best so far, of epoch {self.report.best_epoch + 1}, are kept"
+        raise TrainingError(
+            f"epoch {self.at.epoch + 1}, step {self.at.step + 1}: the loss is "
+            f"{float(loss.total.detach()):.4g} ({parts}), so the weights were not changed; {kept}; "
+            "lower training.lr or the weight of the part that grew, set training.gradient_clip "
+            "to 1, or set training.precision to no"
+        )
 
     def _optimizer_step(self) -> None:
         at, arguments = self.at, self.arguments

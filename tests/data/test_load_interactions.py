@@ -339,3 +339,68 @@ def test_dates_in_a_format_and_numbers_in_a_unit(tmp_path: Path) -> None:
 def test_options_of_time_are_checked(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load(tmp_path, **options)
+
+
+WIDE = 2**53
+FINE = 1_700_000_000_123_456_789  # nanoseconds
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pl.Series([1.15e18, 2.0]), "Float64 with ids from 9,007,199,254,740,992 on"),
+        (pl.Series([2.0**24, 2.0], dtype=pl.Float32), "Float32 with ids from 16,777,216 on"),
+        (pl.Series([float("inf"), 2.0]), "Float64 such as inf, which cannot be ids"),
+        (pl.Series([1.2e19, 2.0]), "Float64 with ids from"),
+        (pl.Series([0.5, 2.0]), "Float64 such as 0.5, which cannot be ids"),
+    ],
+)
+def test_ids_that_floats_cannot_hold_are_refused(
+    column: pl.Series, message: str, tmp_path: Path
+) -> None:
+    frame = pl.DataFrame({"user_id": column, "item_id": ["x1", "x2"], "timestamp": [1, 2]})
+    frame.write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=rf"'user_id' \(user\) holds {message}"):
+        load_interactions(catalogue(), path="log.parquet", root=tmp_path)
+
+
+@pytest.mark.parametrize("column", [[WIDE, WIDE + 1], [str(WIDE), str(WIDE + 1)]])
+def test_wide_whole_ids_stay_apart(column: list[object], tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user_id": column, "item_id": ["x1", "x2"], "timestamp": [1, 2]})
+    frame.write_parquet(tmp_path / "log.parquet")
+    log = load_interactions(catalogue(), path="log.parquet", root=tmp_path)
+    assert log.user_ids == ("9007199254740992", "9007199254740993")
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pl.Series([1.7e9, 1.8e9], dtype=pl.Float32), "Float32 with times from 16,777,216 on"),
+        (pl.Series([float(FINE), 1.0]), "Float64 with times from 9,007,199,254,740,992 on"),
+        (pl.Series([FINE, FINE + 1]), "holds times that float64 cannot tell apart"),
+        (pl.Series([str(FINE), str(FINE + 1)]), "holds times that float64 cannot tell apart"),
+        (
+            pl.Series([FINE, FINE + 1]).cast(pl.Datetime("ns")),
+            "holds times that float64 cannot tell apart",
+        ),
+        (
+            pl.Series(["2024-03-01T12:00:00.000000001", "2024-03-01T12:00:00.000000002"]),
+            "no usable timestamp in rows 1, 2.*parts of a second to microseconds",
+        ),
+    ],
+)
+def test_times_that_would_tie_are_refused(column: pl.Series, message: str, tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user_id": ["a", "a"], "item_id": ["x1", "x2"], "timestamp": column})
+    frame.write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=message):
+        load_interactions(catalogue(), path="log.parquet", root=tmp_path)
+
+
+@pytest.mark.parametrize("step", [1_000, 1_000_000_000])
+def test_nanoseconds_of_whole_microseconds_keep_their_order(step: int, tmp_path: Path) -> None:
+    column = pl.Series([FINE // 1000 * 1000 + step * number for number in range(50)])
+    for times in (column, column.cast(pl.Datetime("ns"))):
+        frame = pl.DataFrame({"user_id": ["a"] * 50, "item_id": ["x1"] * 50, "timestamp": times})
+        frame.write_parquet(tmp_path / "log.parquet")
+        log = load_interactions(catalogue(), path="log.parquet", root=tmp_path)
+        assert (np.diff(log.timestamp) > 0).all()

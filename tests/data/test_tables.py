@@ -167,7 +167,7 @@ def duplicate_parquet() -> bytes:
         ("t.parquet", duplicate_parquet(), "'a' has more than one occurrence"),
         ("t.csv", b"a,b\n1,2\n1,2,3\n", r"record 3 .* has 3 cells, the header 2: '1', '2', '3'"),
         ("t.csv", b"a,b\n1,2\n1,\xff\n", "line 3 is not UTF-8.*save the file as UTF-8"),
-        ("t.csv", b'a,b\n"1,2\n3,4\n', "check its quotes"),
+        ("t.csv", b'a,b\n"1,2\n3,4\n', "record 2 .*, cell 1, .* its quote is never closed"),
         ("t.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99, mtime=0)[:-20], "damaged gzip data"),
         ("t.parquet", b"a,b\n1,2\n", "not a readable parquet file"),
         ("t.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is not JSON"),

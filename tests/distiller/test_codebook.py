@@ -105,3 +105,13 @@ def test_errors_name_the_remedy() -> None:
         CorrelationCodebook().fit(np.zeros((0, 8), dtype=np.float32))
     with pytest.raises(ValueError, match="call fit first"):
         CorrelationCodebook(codes=2).assign(torch.zeros(1, 2))
+
+
+def test_of_equally_near_neighbours_random_ones_are_drawn() -> None:
+    x = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
+    x[:200] = x[0]  # a placeholder
+    first, second = sample_pairs(x, 4000)
+    near = slice(2000, None)  # behind the uniform half
+    partners = second[near][first[near] < 200]
+    assert set(first[near] == second[near]) == {False}
+    assert len(np.unique(partners)) > 150  # not the 33 that stand first

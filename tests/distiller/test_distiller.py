@@ -194,3 +194,25 @@ class _LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(value, Tensor):
                 self.elements = max(self.elements, value.numel())
         return result
+
+
+@pytest.mark.parametrize("reduction", ["pca", "autoencoder"])
+@pytest.mark.parametrize("scale", [1e-38, 1e-20, 1e20, 1e37])
+def test_cosines_are_the_same_at_any_scale(scale: float, reduction: Any) -> None:
+    vectors = np.random.default_rng(0).normal(size=(41, 12)).astype(np.float32)
+    items = torch.arange(1, 41).view(4, 10)
+    found = []
+    for factor in (1.0, scale):
+        table = Table(vectors * np.float32(factor), np.arange(41) > 0)
+        distiller = CorrelationDistiller(dim=8, facets=4, codes=5, reduction=reduction)
+        found.append(distiller.fit({"text": table}).targets(items)["text"])
+    one, other = found
+    assert_close(other.holistic, one.holistic, atol=1e-4, rtol=0)
+    assert_close(other.dissected, one.dissected, atol=1e-4, rtol=0)
+
+
+def test_similarities_beyond_float32_are_refused() -> None:
+    vectors = np.random.default_rng(0).normal(size=(41, 12)).astype(np.float32)
+    table = Table(vectors * np.float32(1e30), np.arange(41) > 0)
+    with pytest.raises(ValueError, match=r"text: similarity dot .* normalize: true"):
+        CorrelationDistiller(dim=8, facets=4, codes=5, similarity="dot").fit({"text": table})

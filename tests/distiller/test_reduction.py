@@ -115,3 +115,5 @@ def test_errors_name_the_remedy() -> None:
             fit(np.ones((9, 4), dtype=np.float32), 2)
     with pytest.raises(ValueError, match=r"3 independent directions.* use facets <= 3"):
         spread_over_facets(data(9, 3), 16, 8)
+    few = data(3, 2)  # three items have no more than two directions
+    np.testing.assert_array_equal(spread_over_facets(few, 16, 8)[:, [0, 2]], few)

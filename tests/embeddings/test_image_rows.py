@@ -10,6 +10,7 @@ from embeddings.fakes import FakeImage, card, catalogue, image_vector, never
 from PIL import Image
 
 from mmkd.embeddings import EmbeddingCache, EmbeddingTable
+from mmkd.embeddings.inputs import FileKeys, content_key
 
 RED = (200, 20, 30)
 
@@ -67,6 +68,7 @@ def test_broken_and_missing_pictures_never_shift_a_row(
 def test_unchanged_files_are_not_read_again(
     cache: EmbeddingCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("mmkd.embeddings.inputs.SETTLED_NS", 0)
     items = catalogue(images=pictures(tmp_path / "images"))
     cache.table(card("FakeImage"), items, encoder_factory=FakeImage)
     reads: list[Path] = []
@@ -138,3 +140,22 @@ def test_a_file_replaced_between_hashing_and_decoding(
     paths[1].write_bytes(old)
     table = cache.table(card("FakeImage"), catalogue(images=paths[:2]), encoder_factory=FakeImage)
     check(table, [*paths[:2]], set())
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["written over", "renamed over"])
+def test_a_file_that_keeps_size_and_time_of_change_is_read_again(
+    replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an archive that is unpacked over pictures leaves them."""
+    monkeypatch.setattr("mmkd.embeddings.inputs.SETTLED_NS", 0)
+    file, store = tmp_path / "p.png", tmp_path / "files.parquet"
+    file.write_bytes(b"one")
+    stat = file.stat()
+    assert FileKeys(store).keys([file]) == {file: content_key(b"one")}
+    time.sleep(0.01)  # a coarse clock's tick
+    written = tmp_path / "new" if replaced else file
+    written.write_bytes(b"two")
+    os.utime(written, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    os.replace(written, file)
+    assert file.stat().st_mtime_ns == stat.st_mtime_ns
+    assert FileKeys(store).keys([file]) == {file: content_key(b"two")}

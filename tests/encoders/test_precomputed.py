@@ -67,7 +67,7 @@ def test_number_of_rows_must_be_the_catalogues(npy: Path, tmp_path: Path) -> Non
 
 
 def test_ids_of_every_sort_of_file(npy: Path, tmp_path: Path) -> None:
-    table = pl.DataFrame({"asin": IDS, "itemID": [3, 2, 1, 0]})
+    table = pl.DataFrame({"asin": IDS, "itemID": [0, 1, 2, 3]})
     (tmp_path / "ids.txt").write_text("\n".join(IDS) + "\n", encoding="utf-8")
     table.write_csv(tmp_path / "ids.csv")
     # MMRec's mapping: parted by tabs, whatever its name says
@@ -116,6 +116,72 @@ def test_parquet_with_numeric_columns(tmp_path: Path) -> None:
     found = look_up(path, IDS, id_column="item")
     np.testing.assert_array_equal(found[[0, 1, 3]], VECTORS[[0, 1, 3]])
     assert np.isnan(found[2]).all()
+
+
+@pytest.mark.parametrize("index", ["__index_level_0__", "__index_level_12__"])
+def test_the_index_of_pandas_is_no_feature(tmp_path: Path, index: str) -> None:
+    path = tmp_path / "v.parquet"
+    columns = {f"f{i}": VECTORS[:, i] for i in range(3)}
+    pl.DataFrame({"item": IDS, **columns, index: [9, 8, 7, 6]}).write_parquet(path)
+    np.testing.assert_array_equal(look_up(path, IDS, id_column="item"), VECTORS)
+
+
+def test_columns_that_only_happen_to_be_numeric_are_no_features(tmp_path: Path) -> None:
+    path = tmp_path / "v.parquet"
+    columns = {f"f{i}": VECTORS[:, i] for i in range(3)}
+    for odd in ("price", "Unnamed: 0", "g7"):
+        pl.DataFrame({"item": IDS, odd: [9, 8, 7, 6], **columns}).write_parquet(path)
+        with pytest.raises(EncoderError, match=f"column '{odd}' is not numbered as.*such as f0"):
+            look_up(path, IDS, id_column="item")
+        for named in ("f*", "f2, f0,f1"):
+            found = look_up(path, IDS, id_column="item", vector_columns=named)
+            np.testing.assert_array_equal(found, VECTORS)
+    with pytest.raises(EncoderError, match="no column is 'h\\*' "):
+        look_up(path, IDS, id_column="item", vector_columns="f*, h*")
+
+
+def test_a_mapping_says_which_row_an_id_has(npy: Path, tmp_path: Path) -> None:
+    mapping = pl.DataFrame({"asin": [IDS[row] for row in (2, 0, 3)], "itemID": [2, 0, 3]})
+    mapping.write_csv(tmp_path / "ids.csv")
+    options = {"ids": tmp_path / "ids.csv", "id_column": "asin"}
+    found = look_up(npy, [*IDS], row_column="itemID", **options)
+    np.testing.assert_array_equal(found[[0, 2, 3]], VECTORS[[0, 2, 3]])
+    assert np.isnan(found[1]).all()  # not in the mapping
+    for rows, message in [
+        ([2, 0, 4], "names row 4, but there are 4"),
+        ([2, 0, -1], "'-1', wanted"),
+    ]:
+        mapping.with_columns(itemID=pl.Series(rows)).write_csv(tmp_path / "ids.csv")
+        with pytest.raises(EncoderError, match=message):
+            look_up(npy, IDS, row_column="itemID", **options)
+
+
+def test_a_mapping_in_another_order_is_not_read_as_the_rows_order(
+    npy: Path, tmp_path: Path
+) -> None:
+    order = [3, 1, 0, 2]
+    mapping = pl.DataFrame({"asin": [IDS[row] for row in order], "itemID": order})
+    mapping.write_csv(tmp_path / "ids.csv", separator="\t")
+    options = {"ids": tmp_path / "ids.csv", "id_column": "asin"}
+    with pytest.raises(
+        EncoderError, match=r"'itemID' numbers the rows in another order.*row_column"
+    ):
+        look_up(npy, IDS, **options)
+    np.testing.assert_array_equal(look_up(npy, IDS, row_column="itemID", **options), VECTORS)
+
+
+def test_an_id_may_hold_what_ends_lines_elsewhere(npy: Path, tmp_path: Path) -> None:
+    ids = ["a\u2028b", " c", "d\x0b", "e"]
+    (tmp_path / "ids.txt").write_text("\r\n".join(ids) + "\r\n", encoding="utf-8")
+    np.testing.assert_array_equal(look_up(npy, ids, ids=tmp_path / "ids.txt"), VECTORS)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e20, 1e37])
+def test_unit_vectors_do_not_depend_on_the_scale(tmp_path: Path, scale: float) -> None:
+    np.save(tmp_path / "v.npy", VECTORS * np.float32(scale))
+    found = card(tmp_path / "v.npy", normalize=True).build().encode(["1", "2", "3", "4"])
+    wanted = VECTORS / np.linalg.norm(VECTORS.astype(np.float64), axis=1, keepdims=True)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int32])

@@ -68,10 +68,29 @@ def test_batches_hold_the_tokens_and_vectors_come_back_in_order(side: str) -> No
 def test_texts_are_cut_with_their_special_tokens(sort: str) -> None:
     own = tokenizer(sort)
     texts = ["A cowboy doll", "", "query: " * 50]
-    for found, text in zip(tokenise(texts, own, max_length_tokens=12), texts, strict=True):
+    ids, cut = tokenise(texts, own, max_length_tokens=12)
+    assert cut == sum(len(own(text)["input_ids"]) > 12 for text in texts)
+    for found, text in zip(ids, texts, strict=True):
         expected = own(text, truncation=True, max_length=12)["input_ids"]
         # a tokenizer that adds nothing gives an empty text nothing; then it gets the first token
         assert found.tolist() == (expected or [own.bos_token_id])
+
+
+@pytest.mark.parametrize("sort", ["bare", "bos", "eos", "bert"])
+def test_a_templates_end_is_kept_and_the_text_is_cut(sort: str) -> None:
+    own = tokenizer(sort)
+    before, after = "query: ", " means one word :"
+    texts = ["A cowboy doll", "cowboy " * 50]
+    found, cut = tokenise(texts, own, max_length_tokens=16, before=before, after=after)
+    whole = [own(f"{before}{text}{after}")["input_ids"] for text in texts]
+    assert cut == sum(len(one) > 16 for one in whole)
+    for one, full in zip(found, whole, strict=True):
+        assert len(one) <= 16
+        assert one.tolist()[-4:] == full[-4:]
+        assert one.tolist()[:4] == full[:4]
+    assert len(found[1]) == 16
+    with pytest.raises(EncoderError, match="leaves no room for the text"):
+        tokenise(texts, own, max_length_tokens=3, before=before, after=after * 3)
 
 
 @pytest.mark.parametrize("sort", ["bare", "bos", "eos", "bert"])
@@ -79,7 +98,7 @@ def test_appended_token_is_there_once_and_within_the_length(sort: str) -> None:
     own = tokenizer(sort)
     end = own.eos_token_id
     texts = ["A cowboy doll", "", "query: " * 50]
-    found = tokenise(texts, own, max_length_tokens=12, append=end)
+    found, _ = tokenise(texts, own, max_length_tokens=12, append=end)
     for one in found:
         assert one[-1] == end
         assert (one == end).sum() == 1

@@ -105,10 +105,12 @@ def test_no_item_is_its_own_neighbour_even_among_duplicates() -> None:
     teacher, present = _teacher()
     teacher[2::2] = teacher[1:-1:2]  # every item has a twin
     probe = RetentionProbe(teacher=teacher, present=present, k=3)
-    assert not np.any(probe._neighbours == probe._queries[:, None])
+    nearest = probe._nearest(probe._unit_rows(teacher))
+    assert not np.any(nearest == probe._queries[:, None])
     teacher[:] = teacher[1]  # all alike: more duplicates than the search returns
     probe = RetentionProbe(teacher=teacher, present=present, k=3)
-    assert not np.any(probe._neighbours == probe._queries[:, None])
+    nearest = probe._nearest(probe._unit_rows(teacher))
+    assert not np.any(nearest == probe._queries[:, None])
 
 
 def test_random_student_retains_nothing_and_a_collapsed_one_is_zero() -> None:
@@ -143,8 +145,8 @@ def test_faiss_threads_are_left_as_they_were() -> None:
 def test_misfitting_tables_are_errors() -> None:
     teacher, present = _teacher()
     few = torch.zeros_like(present)
-    few[:12] = True  # 11 items besides the padding
-    with pytest.raises(EvaluationError, match="11 items have this modality"):
+    few[:2] = True  # one item besides the padding
+    with pytest.raises(EvaluationError, match="1 items have this modality"):
         RetentionProbe(teacher=teacher, present=few)
     with pytest.raises(EvaluationError, match="wanted"):
         RetentionProbe(teacher=teacher, present=present.float())
@@ -153,3 +155,33 @@ def test_misfitting_tables_are_errors() -> None:
         probe.measure(teacher[1:])
     with pytest.raises(EvaluationError, match="NaN"):
         probe.measure(teacher * torch.nan)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
+def test_equally_near_neighbours_count_as_equal(share: float) -> None:
+    """Of a placeholder's many equal vectors any ten are the ten nearest."""
+    g = torch.Generator().manual_seed(0)
+    teacher = torch.randn(201, 16, generator=g)
+    teacher[1 : 1 + int(200 * share)] = teacher[1]
+    present = torch.arange(201) > 0
+    probe = RetentionProbe(teacher=teacher, present=present)
+    moved = teacher + 1e-6 * torch.randn(teacher.shape, generator=g)
+    assert probe.measure(moved)["recall@10"] == pytest.approx(1.0, abs=0.01)
+    # against a loop that asks of every neighbour how near the teacher has it
+    noisy = teacher + torch.randn(teacher.shape, generator=g)
+    rows = list(range(1, 201))
+    of_teacher, of_student = _cosines(teacher, rows), _cosines(noisy, rows)
+    np.fill_diagonal(of_teacher, -2)
+    np.fill_diagonal(of_student, -2)
+    hits = []
+    for near, mine in zip(of_teacher, of_student, strict=True):
+        tenth = np.sort(near)[-10]
+        hits += [near[other] >= tenth - 1e-6 for other in np.argsort(-mine)[:10]]
+    assert probe.measure(noisy)["recall@10"] == pytest.approx(np.mean(hits), abs=1e-6)
+
+
+@pytest.mark.parametrize("items", [2, 3, 11])
+def test_where_all_others_are_neighbours_all_are_kept(items: int) -> None:
+    teacher = torch.randn(items + 1, 4, generator=torch.Generator().manual_seed(0))
+    probe = RetentionProbe(teacher=teacher, present=torch.arange(items + 1) > 0)
+    assert probe.measure(-teacher)["recall@10"] == 1.0

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from mmkd.data import Cases, ItemTable
 from mmkd.data.dataset import Dataset
 from mmkd.demo.run import run_demo
 from mmkd.errors import CheckpointError, DataError, RunError, TrainingError
-from mmkd.pipeline.evaluate import evaluate
+from mmkd.pipeline.evaluate import compare_runs, evaluate
+from mmkd.pipeline.run import Run
 from mmkd.pipeline.train import train
 from mmkd.runs.folder import RunFolder
 
@@ -420,3 +422,19 @@ def test_a_killed_run_resumes_to_the_uninterrupted_result(
     assert np.array_equal(
         RunFolder(killed).ranks().rank, RunFolder(tmp_path / "whole").ranks().rank
     )
+
+
+def test_an_unfinished_run_says_so_and_has_no_test_metrics(run: RunFolder, tmp_path: Path) -> None:
+    folder = tmp_path / "unfinished"
+    shutil.copytree(run.path, folder)
+    (folder / "result.json").unlink()
+    with pytest.raises(RunError, match=r"not finished.*--resume.*--cases valid"):
+        evaluate(folder)
+    with pytest.raises(RunError, match="not finished"):
+        compare_runs(folder, run.path)
+    report = evaluate(folder, cases="valid")
+    assert "training is not finished" in report["unfinished"]
+    assert report["metrics"] == evaluate(run.path, cases="valid")["metrics"]
+    assert "unfinished" not in evaluate(run.path, cases="valid")
+    with pytest.raises(RunError, match="holds no finished run"):
+        Run(folder)

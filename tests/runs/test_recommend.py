@@ -110,7 +110,9 @@ def test_neighbours_are_by_the_members_mean_cosine(run: RunFolder) -> None:
     }
     expected = sorted(cosines, key=lambda name: -cosines[name])
     assert [entry["item_id"] for entry in found] == expected
-    assert [entry["score"] for entry in found] == pytest.approx([cosines[n] for n in expected])
+    assert [entry["score"] for entry in found] == pytest.approx(
+        [cosines[n] for n in expected], abs=1e-6
+    )
     assert len(near(run, "b", k=3)) == 3  # of the fused vectors
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from training.tiny import TinyRun, tiny_stream
 
 from mmkd.data.batches import seeded_generator
-from mmkd.errors import TrainingInterrupted
+from mmkd.errors import TrainingError, TrainingInterrupted
+from mmkd.losses.objective import LossBreakdown
 from mmkd.training.arguments import TrainingArguments
 from mmkd.training.optimizer import OPTIMIZERS, Frozen, Interval, Ramp
 from mmkd.training.trainer import TrainReport
@@ -311,3 +312,33 @@ def test_resuming_a_finished_fit_trains_no_more(tmp_path: Path) -> None:
     assert without_seconds(again.fit(resume=True)) == without_seconds(report)
     assert again.batches == 0
     assert_same(dict(again.step.student.state_dict()), dict(run.step.student.state_dict()))
+
+
+# a loss that is no number
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_the_run_at_its_step(tmp_path: Path, value: float) -> None:
+    run = TinyRun(tmp_path, {"epochs": 4})
+    steps, forward = len(tiny_stream(run.split, 8)), run.step.forward
+    calls = 0
+
+    def broken(*inputs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        found = forward(*inputs)
+        if calls <= steps + 2:
+            return found
+        parts = found.parts | {"recommendation": torch.tensor(value)}
+        return LossBreakdown(found.total * value, parts)
+
+    run.step.forward = broken  # type: ignore[method-assign]
+    with pytest.raises(TrainingError) as error:
+        run.fit()
+    told = str(error.value)
+    assert told.startswith(f"epoch 2, step 3: the loss is {value}"), told
+    assert f"recommendation {value}" in told and "epoch 1, are kept" in told
+    assert "training.lr" in told
+    kept = load_file(tmp_path / "student.safetensors")
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.values())
+    assert all(bool(torch.isfinite(p).all()) for p in run.step.parameters())

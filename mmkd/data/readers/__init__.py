@@ -10,6 +10,7 @@ from mmkd.data.readers.load import (
     load_interactions,
     load_items,
 )
+from mmkd.data.readers.oddities import odd_events, odd_items
 from mmkd.data.readers.tables import Format, Source, Table, read_table, table_of
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "items_of",
     "load_interactions",
     "load_items",
+    "odd_events",
+    "odd_items",
     "read_table",
     "table_of",
     "usual_column",

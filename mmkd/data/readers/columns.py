@@ -3,13 +3,17 @@
 Rows are counted from 1, the header not counted.
 """
 
+import ast
+import re
+from contextlib import suppress
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmkd.data.ids import ids_as_text
+from mmkd.data.ids import ids_as_text, why_no_ids
 from mmkd.data.readers.tables import Table
-from mmkd.data.timestamps import Unit, parse_numbers, parse_timestamps
+from mmkd.data.timestamps import Unit, parse_numbers, parse_timestamps, why_tied
 from mmkd.errors import DataError, shown
 
 
@@ -30,10 +34,7 @@ def read_ids(table: Table, name: str, *, setting: str) -> pl.Series:
     column = table.column(name, setting=setting)
     ids = ids_as_text(column)
     if ids is None:
-        raise DataError(
-            f"{table.source}: column {name!r} ({setting}) holds {column.dtype}, which cannot be "
-            "ids; use text or whole numbers"
-        )
+        raise DataError(f"{table.source}: column {name!r} ({setting}) {why_no_ids(column)}")
     missing = ids.is_null() | (ids.str.strip_chars() == "")
     if missing.any():
         raise DataError(
@@ -54,8 +55,8 @@ def read_text(table: Table, name: str, *, setting: str) -> pl.Series:
     """
     column = table.column(name, setting=setting)
     dtype = column.dtype
-    if isinstance(dtype, pl.List):
-        text = column.cast(pl.List(pl.String), strict=False).list.drop_nulls().list.join(", ")
+    if isinstance(dtype, pl.List | pl.Array):
+        text = _lists(table, column, setting).list.drop_nulls().list.join(", ")
     elif (whole := ids_as_text(column)) is not None:
         text = whole
     elif dtype.is_float():
@@ -77,7 +78,8 @@ def read_lists(table: Table, name: str, *, setting: str, separator: str) -> pl.S
         table: The table.
         name: The column; a column of lists is taken as it is.
         setting: The setting that named it, for messages.
-        separator: What parts the labels of a text cell, unless the file's format says it.
+        separator: What parts the labels of a text cell, unless the file's format says it. A cell
+            that is a list written as text, as pandas writes one, is read as that list.
 
     Returns:
         [n] lists of text, possibly empty.
@@ -86,13 +88,18 @@ def read_lists(table: Table, name: str, *, setting: str, separator: str) -> pl.S
         DataError: If the column is absent or holds neither text nor lists.
     """
     column = table.column(name, setting=setting)
-    if isinstance(column.dtype, pl.List):
-        cells = column.cast(pl.List(pl.String), strict=False)
+    if isinstance(column.dtype, pl.List | pl.Array):
+        cells = _lists(table, column, setting)
     else:
         used = " " if name in table.space_separated else separator
         if not used:
             raise DataError(f"{table.source}: {setting}: the separator is empty; use '|' or ' '")
-        cells = read_text(table, name, setting=setting).str.split(used)
+        text = read_text(table, name, setting=setting)
+        cells = text.str.split(used)
+        written = written_lists(text)
+        if any(one is not None for one in written):
+            lists = pl.Series(written, dtype=pl.List(pl.String))
+            cells = lists.zip_with(lists.is_not_null(), cells)
     label = pl.element().str.strip_chars()
     labels = cells.list.eval(label.filter(label != "")).list.unique(maintain_order=True)
     return labels.fill_null(pl.Series([[]], dtype=pl.List(pl.String)))
@@ -119,13 +126,17 @@ def read_timestamps(
         [n] float64, finite.
 
     Raises:
-        DataError: If the column is absent or one is missing, not finite, or not parsable.
+        DataError: If the column is absent or one is missing, not finite, or not parsable, or if the
+            column's type or float64 cannot tell different ones apart.
     """
     column = table.column(name, setting=setting)
     values, bad = parse_timestamps(column, unit=unit, format=format)
+    if (tied := why_tied(column, values)) is not None:
+        raise DataError(f"{table.source}: column {name!r} ({setting}) {tied}")
     if bad.any():
         remedy = (
-            "use numbers or ISO dates such as 2024-03-01T12:00:00, one kind throughout, say how "
+            "use numbers or ISO dates such as 2024-03-01T12:00:00, one kind throughout, parts of a "
+            "second to microseconds, say how "
             "dates are written with timestamp_format such as '%d/%m/%Y %H:%M', or set timestamp to "
             "null to take the order of the file"
             if format is None
@@ -155,6 +166,38 @@ def read_numbers(table: Table, name: str, *, setting: str) -> NDArray[np.float64
             f"{_values(column, bad)}; give each row a number, or remove it"
         )
     return values
+
+
+def written_lists(text: pl.Series) -> list[list[str] | None]:
+    """The parts of each cell that is a list written as text, such as ``['a', 'b']``; else None."""
+    looks = text.str.contains(r"(?s)^\[.*\]$").fill_null(False)
+    return [_written_list(cell) if like else None for cell, like in zip(text, looks, strict=True)]
+
+
+def _written_list(cell: str) -> list[str] | None:
+    with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        # NumPy writes no commas, and Python joins texts that follow one another
+        parts = ast.literal_eval(re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", cell))
+        if isinstance(parts, list) and all(isinstance(one, str | int | float) for one in parts):
+            return [str(one) for one in parts]
+    return None
+
+
+def _lists(table: Table, column: pl.Series, setting: str) -> pl.Series:
+    """Lists, or lists of lists, of text or numbers as lists of text."""
+    if isinstance(column.dtype, pl.Array):
+        column = column.arr.to_list()
+    while isinstance(inner := column.dtype.inner, pl.List | pl.Array):  # type: ignore[attr-defined]
+        if isinstance(inner, pl.Array):
+            column = column.cast(pl.List(pl.List(inner.inner)))
+        column = column.list.eval(pl.element().explode())
+    texts = (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Null, pl.Date, pl.Datetime)
+    if not (inner.is_numeric() or inner in texts):
+        raise DataError(
+            f"{table.source}: column {column.name!r} ({setting}) holds lists of {inner}, which are "
+            "neither text nor numbers; write the texts that are meant"
+        )
+    return column.cast(pl.List(pl.String))
 
 
 def _rows(bad: pl.Series | NDArray[np.bool_]) -> str:

@@ -44,6 +44,7 @@ def load_items(
     image_root: str = ".",
     format: Format = "auto",
     separator: str | None = None,
+    escape: str | None = None,
 ) -> ItemTable:
     r"""Reads a catalogue: one row of the file is one item, in the file's order.
 
@@ -70,6 +71,8 @@ def load_items(
         image_root: Folder of the pictures, relative to `root`; no picture may lie outside it.
         format: The file's format; ``auto`` goes by the suffix.
         separator: Column separator of a text format, where it is not the usual one.
+        escape: What a csv or tsv file writes before a quote inside quotes, such as a backslash;
+            None is the quote itself, twice.
 
     Returns:
         The table. A picture file that does not exist is kept: the embedding cache records it.
@@ -80,7 +83,7 @@ def load_items(
     """
     refuse(check_load_items(text=text), DataError)
     return items_of(
-        read_table(path, root=root, format=format, separator=separator),
+        read_table(path, root=root, format=format, separator=separator, escape=escape),
         root=root,
         id=id,
         title=title,
@@ -165,6 +168,7 @@ def load_interactions(
     timestamp_format: str | None = None,
     format: Format = "auto",
     separator: str | None = None,
+    escape: str | None = None,
 ) -> InteractionLog:
     r"""Reads a log: one row of the file is one event.
 
@@ -204,6 +208,8 @@ def load_interactions(
         timestamp_format: How dates are written, in strptime's codes such as ``%d/%m/%Y %H:%M``.
         format: The file's format; ``auto`` goes by the suffix.
         separator: Column separator of a text format, where it is not the usual one.
+        escape: What a csv or tsv file writes before a quote inside quotes, such as a backslash;
+            None is the quote itself, twice.
 
     Returns:
         The log, in the order of the file.
@@ -224,7 +230,7 @@ def load_interactions(
         timestamp_format=timestamp_format,
     )
     refuse(check_load_interactions(**options), DataError)
-    table = read_table(path, root=root, format=format, separator=separator)
+    table = read_table(path, root=root, format=format, separator=separator, escape=escape)
     return events_of(table, items, user=user, item=item, timestamp=timestamp, **options)[0]
 
 

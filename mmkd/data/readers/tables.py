@@ -5,20 +5,17 @@ missing cells null: no type is guessed, as the id 007 is not 7. A file that cann
 refused with the line at fault.
 """
 
-import csv
 import gzip
 import io
-import json
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import polars as pl
 
-from mmkd.data.ids import repeated
+from mmkd.data.readers.delimited import Dialect, opened, parse_delimited, refuse_repeated
+from mmkd.data.readers.json_lines import parse_json_lines
 from mmkd.errors import DataError, did_you_mean, outside, refuse, shown
 
 Format = Literal["auto", "csv", "tsv", "parquet", "jsonl", "recbole"]
@@ -94,7 +91,12 @@ class Table:
 
 
 def read_table(
-    path: str, *, root: Path, format: Format = "auto", separator: str | None = None
+    path: str,
+    *,
+    root: Path,
+    format: Format = "auto",
+    separator: str | None = None,
+    escape: str | None = None,
 ) -> Table:
     """Reads a table file.
 
@@ -103,6 +105,8 @@ def read_table(
         root: The data folder.
         format: ``auto`` goes by the file's suffix, before any ``.gz``.
         separator: Column separator of csv, tsv and recbole, where it is not the usual one.
+        escape: What csv and tsv write before a quote inside quotes, such as a backslash; None is
+            the quote itself, twice.
 
     Returns:
         The table, with at least one row.
@@ -112,7 +116,7 @@ def read_table(
             columns of one name.
     """
     file = root / path
-    problems = check_read_table(path=path, format=format, separator=separator)
+    problems = check_read_table(path=path, format=format, separator=separator, escape=escape)
     refuse([f"{file}: {problem}" for problem in problems], DataError)
     kind = _kind(path, format) or ""
     content = _content(file)
@@ -127,11 +131,12 @@ def read_table(
             source = content if isinstance(content, Path) else io.BytesIO(content)
             table = Table(pl.read_parquet(source, glob=False), str(file))
         elif kind == "jsonl":
-            table = Table(_parse_jsonl(content, str(file)), str(file))
+            table = Table(parse_json_lines(content, str(file)), str(file))
         elif kind == "recbole":
             table = _parse_recbole(content, str(file), separator or _SEPARATORS[kind])
         else:
-            frame = _parse_delimited(content, str(file), separator or _SEPARATORS[kind], '"')
+            dialect = Dialect(separator or _SEPARATORS[kind], escape=escape)
+            frame = parse_delimited(content, str(file), dialect)
             table = Table(frame, str(file), hint=_separator_hint(frame))
     if not len(table):
         raise DataError(f"{file}: the file has columns but no rows; give at least one row")
@@ -182,11 +187,11 @@ def _frame(source: Any, told: str) -> pl.DataFrame:
     if isinstance(source, pl.DataFrame):
         return source
     if type(source).__module__.partition(".")[0] == "pandas" and hasattr(source, "columns"):
-        _refuse_repeated([str(name) for name in source.columns], told)
+        refuse_repeated([str(name) for name in source.columns], told)
         return pl.from_pandas(source)
     if hasattr(source, "__arrow_c_stream__"):
         if (names := getattr(source, "column_names", None)) is not None:
-            _refuse_repeated(list(names), told)
+            refuse_repeated(list(names), told)
         return pl.DataFrame(source)
     raise DataError(
         f"{told}: got {type(source).__name__}, wanted a path, or a polars, pandas or Arrow frame"
@@ -196,6 +201,7 @@ def _frame(source: Any, told: str) -> pl.DataFrame:
 def check_read_table(**options: Any) -> list[str]:
     """What is wrong with options of `read_table`, a line each; no file is read."""
     format, separator = options.get("format", "auto"), options.get("separator")
+    escape = options.get("escape")
     if format != "auto" and format not in _BY_SUFFIX.values():
         return [f"format: got {format!r}, wanted auto, {_KINDS}"]
     if "path" not in options and format == "auto":
@@ -210,6 +216,10 @@ def check_read_table(**options: Any) -> list[str]:
             f"separator: got {separator!r}, wanted one ASCII character such as ',' or ';'; convert "
             "the file"
         ]
+    if escape is not None and kind not in ("csv", "tsv"):
+        return [f"escape: a {kind} file has no escapes; leave it unset"]
+    if escape is not None and (len(escape.encode()) != 1 or escape in ('"', separator)):
+        return [f"escape: got {escape!r}, wanted one ASCII character such as '\\\\'; correct it"]
     return []
 
 
@@ -226,11 +236,11 @@ def _content(file: Path) -> Path | bytes:
     """The file, for polars to map into memory; of a packed one, and of a pipe, its bytes."""
     with outside(DataError, file, "cannot be read", remedy="give a file"):
         try:
-            with file.open("rb") as opened:
-                data = opened.read(len(_GZIP_MAGIC))
+            with file.open("rb") as packed:
+                data = packed.read(len(_GZIP_MAGIC))
                 if data != _GZIP_MAGIC and file.is_file():
                     return file
-                data += opened.read()
+                data += packed.read()
         except FileNotFoundError:
             raise DataError(
                 f"{file}: no such file{_neighbours(file)}; check root and path"
@@ -249,80 +259,9 @@ def _neighbours(file: Path) -> str:
     return did_you_mean(file.name, sorted(entry.name for entry in file.parent.iterdir()))
 
 
-@contextmanager
-def _opened(content: Path | bytes) -> Iterator[BinaryIO]:
-    with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as opened:
-        yield opened
-
-
 def _is_blank(content: Path | bytes) -> bool:
-    with _opened(content) as opened:
-        return not any(part.strip() for part in iter(lambda: opened.read(1 << 20), b""))
-
-
-# ---- delimited text
-
-
-def _parse_delimited(
-    content: Path | bytes, source: str, separator: str, quote: str | None
-) -> pl.DataFrame:
-    """Delimited text with a header line: columns of text, null where a cell is empty or lacking."""
-    try:
-        with _rows(content, separator, quote) as rows:
-            header = next(rows, [])
-    except csv.Error as error:
-        raise DataError(f"{source}: the header line is not text cells ({error})") from error
-    _refuse_repeated(header, source)
-    try:
-        return pl.read_csv(
-            content, separator=separator, quote_char=quote, infer_schema=False, glob=False
-        )
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{source}: {_fault(content, separator, quote, error)}") from error
-
-
-@contextmanager
-def _rows(
-    content: Path | bytes, separator: str, quote: str | None
-) -> Iterator[Iterator[list[str]]]:
-    with _opened(content) as opened:
-        text = io.TextIOWrapper(opened, encoding="utf-8-sig", errors="replace", newline="")
-        if quote is None:
-            yield csv.reader(text, delimiter=separator, quoting=csv.QUOTE_NONE)
-        else:
-            yield csv.reader(text, delimiter=separator, quotechar=quote)
-
-
-def _refuse_repeated(header: list[str], source: str) -> None:
-    if twice := repeated(pl.Series(header, dtype=pl.String)):
-        raise DataError(
-            f"{source}: column {shown(twice)} occurs more than once in the header; rename or "
-            "remove one"
-        )
-
-
-def _fault(content: Path | bytes, separator: str, quote: str | None, error: Exception) -> str:
-    """Reads a refused file once more, slowly, to name the first line at fault."""
-    with _opened(content) as opened:
-        data = opened.read()
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as wrong:
-        line = data.count(b"\n", 0, wrong.start) + 1
-        return f"line {line} is not UTF-8 text; save the file as UTF-8"
-    try:
-        with _rows(data, separator, quote) as rows:
-            width = len(next(rows))
-            for number, row in enumerate(rows, start=2):
-                if len(row) > width:
-                    return (
-                        f"record {number} (the header is 1) has {len(row)} cells, the header "
-                        f"{width}: {shown(row)}; quote cells that contain {separator!r}"
-                    )
-    except csv.Error as wrong:
-        return f"{wrong}; check its quotes"
-    first_line = str(error).splitlines()[0]
-    return f"not readable as text separated by {separator!r} ({first_line}); check its quotes"
+    with opened(content) as file:
+        return not any(part.strip() for part in iter(lambda: file.read(1 << 20), b""))
 
 
 def _separator_hint(frame: pl.DataFrame) -> str:
@@ -339,7 +278,7 @@ def _separator_hint(frame: pl.DataFrame) -> str:
 
 def _parse_recbole(content: Path | bytes, source: str, separator: str) -> Table:
     """Delimited text without quotes; a header cell is ``name:type``, and ``_seq`` makes lists."""
-    frame = _parse_delimited(content, source, separator, None)
+    frame = parse_delimited(content, source, Dialect(separator, quote=None))
     split = {header: header.rpartition(":") for header in frame.columns}
     wrong = [
         header
@@ -351,34 +290,7 @@ def _parse_recbole(content: Path | bytes, source: str, separator: str) -> Table:
             f"{source}: header {shown(wrong)} is not name:type with a type of "
             f"{', '.join(_RECBOLE_TYPES)}; correct the header, or set format to csv or tsv"
         )
-    _refuse_repeated([name for name, _, _ in split.values()], source)
+    refuse_repeated([name for name, _, _ in split.values()], source)
     lists = frozenset(name for name, _, kind in split.values() if kind.endswith("_seq"))
     names = {header: name for header, (name, _, _) in split.items()}
     return Table(frame.rename(names), source, space_separated=lists)
-
-
-# ---- JSON lines
-
-
-def _parse_jsonl(content: Path | bytes, source: str) -> pl.DataFrame:
-    """One JSON object a line: types found from all lines, null where an object lacks the key."""
-    with _opened(content) as opened:
-        data = opened.read().removeprefix(b"\xef\xbb\xbf")
-    try:
-        return pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{source}: {_jsonl_fault(data, error)}") from error
-
-
-def _jsonl_fault(data: bytes, error: Exception) -> str:
-    """Reads a refused file once more, slowly, to name the first line at fault."""
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as wrong:
-            return f"line {number} is not JSON ({wrong}); write one object a line"
-        if not isinstance(value, dict):
-            return f"line {number} is a JSON {type(value).__name__}; write one object a line"
-    return f"the lines do not form a table ({error}); give each key values of one type"
