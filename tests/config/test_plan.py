@@ -174,11 +174,13 @@ def test_soft_targets_are_planned_and_checked() -> None:
 
 
 def test_items_that_content_can_score_are_no_negatives_untrained() -> None:
-    loss = "objective.recommendation={kind: softmax}"
-    assert planned(loss).objective.recommendation == {"candidates": "trained"}
-    assert planned(loss, "student.score_with=id").objective.recommendation == {}
-    kept = planned("objective.recommendation={kind: softmax, candidates: all}")
-    assert kept.objective.recommendation == {"candidates": "all"}
+    def options(*overrides: str) -> dict[str, object]:
+        return planned(*overrides, name="beauty-fused").objective.recommendation
+
+    assert options() == {"candidates": "trained"}
+    assert options("student.score_with=id") == {}
+    kept = options("objective.recommendation={kind: softmax, candidates: all}")
+    assert kept == {"candidates": "all"}
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
