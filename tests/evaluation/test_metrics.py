@@ -137,13 +137,14 @@ def test_popularity_bias_is_that_of_a_loop_over_places_and_items() -> None:
     def percentile(item: int) -> float:
         below = sum(counts[other] < counts[item] for other in range(1, 31))
         same = sum(counts[other] == counts[item] for other in range(1, 31))
-        return (below + same / 2) / 30
+        return float(below + same / 2) / 30
 
     expected = sum(map(percentile, listed)) / len(listed)
     assert found["popularity@4"] == pytest.approx(expected)
     assert found["cold@4"] == sum(counts[item] == 0 for item in listed) / len(listed)
     # head: the most popular, level by level, until they make up half of all training events
-    head, levels = set(), sorted(set(counts[1:].tolist()), reverse=True)
+    head: set[int] = set()
+    levels = sorted(set(counts[1:].tolist()), reverse=True)
     while sum(counts[item] for item in head) < counts[1:].sum() / 2:
         level = levels.pop(0)
         head |= {item for item in range(1, 31) if counts[item] == level}
