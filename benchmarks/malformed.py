@@ -403,7 +403,8 @@ class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ign
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         if any(count > 1 for count in Counter(map(repr, keys)).values()):
             raise yaml.YAMLError("a key is repeated")
-        return super().construct_mapping(node, deep=deep)
+        found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return found
 
 
 def _recipe_reference(text: str) -> Any:

@@ -123,8 +123,11 @@ def _pace(report: RunReport | None) -> dict[str, float | None]:
     """Of this process: inputs a second, the share its encoder had to wait, texts that were cut."""
     if report is None:
         return {"items_per_s": None, "waited": None, "cut": None}
-    pace = {"items_per_s": round(report.per_second, 2), "waited": round(report.waited, 4)}
-    return pace | {"cut": report.cut}
+    return {
+        "items_per_s": round(report.per_second, 2),
+        "waited": round(report.waited, 4),
+        "cut": report.cut,
+    }
 
 
 def result(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:

@@ -92,7 +92,7 @@ def why_tied(column: pl.Series, values: NDArray[np.float64]) -> str | None:
     if not column.dtype.is_integer() or column.n_unique() == len(np.unique(values)):
         return None
     return (
-        f"holds times that float64 cannot tell apart, such as {column.max()} and its neighbours; "
+        f"holds times that float64 cannot tell apart, such as {column.max()!s} and its neighbours; "
         "write them in microseconds"
     )
 

@@ -167,7 +167,8 @@ def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     _, exponent = np.frexp(np.abs(vectors).max(axis=-1, keepdims=True, initial=0))
     scaled = np.ldexp(vectors, -exponent)
     norms = np.linalg.norm(scaled, axis=-1, keepdims=True)
-    return (scaled / np.where(norms > 0, norms, 1)).astype(np.float32)
+    unit: NDArray[np.float32] = (scaled / np.where(norms > 0, norms, 1)).astype(np.float32)
+    return unit
 
 
 def _check_call(inputs: object, batch_size: int) -> None:

@@ -332,7 +332,7 @@ def test_a_loss_that_is_no_number_ends_the_run_at_its_step(tmp_path: Path, value
         parts = found.parts | {"recommendation": torch.tensor(value)}
         return LossBreakdown(found.total * value, parts)
 
-    run.step.forward = broken  # type: ignore[method-assign]
+    run.step.forward = broken  # type: ignore[method-assign, assignment]
     with pytest.raises(TrainingError) as error:
         run.fit()
     told = str(error.value)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
+from typing import Any
 from typing import BinaryIO
 
 import polars as pl
@@ -41,7 +42,7 @@ class Dialect:
     quote: str | None = '"'
     escape: str | None = None
 
-    def reader(self, lines: Iterator[str]) -> "csv._reader":
+    def reader(self, lines: Iterator[str]) -> Any:
         """Python's strict reader of these cells."""
         if self.quote is None:
             return csv.reader(lines, delimiter=self.separator, quoting=csv.QUOTE_NONE, strict=True)
