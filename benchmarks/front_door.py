@@ -18,7 +18,14 @@ from typing import Any
 
 import polars as pl
 
-from benchmarks.measure import Help, environment, last_json_line, print_table, write_results
+from benchmarks.measure import (
+    ALLOCATORS,
+    Help,
+    environment,
+    last_json_line,
+    print_table,
+    write_results,
+)
 from benchmarks.sasrec import peer_python
 
 PEERS = Path(__file__).parent / "peers"
@@ -34,7 +41,7 @@ def main() -> None:
         for library in options.only:
             print(f"{library} ...", flush=True)
             rows.append(_run(library, Path(folder), options))
-    settings = {name: getattr(options, name) for name in (*SIZES, "threads")}
+    settings = {name: getattr(options, name) for name in (*SIZES, "threads", "allocator")}
     settings["data"] = options.data.name
     print(f"\nfrom a log to lists, {', '.join(f'{k} {v}' for k, v in settings.items())}")
     _print(rows, epochs=options.epochs)
@@ -69,7 +76,7 @@ def _run(library: str, out: Path, options: argparse.Namespace) -> dict[str, Any]
         command += [f"--{size}", str(getattr(options, size))]
     reply = last_json_line(
         command,
-        environment=environment(threads=options.threads, allocator="system"),
+        environment=environment(threads=options.threads, allocator=options.allocator),
         timeout_s=options.timeout_s,
         label=library,
     )
@@ -109,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--length", type=int, default=50)
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--allocator", choices=sorted(ALLOCATORS), default="reuse")
     parser.add_argument("--timeout-s", type=float, default=3600, help="a library")
     return parser
 

@@ -32,7 +32,8 @@ from benchmarks.training_log import write_training_log
 
 ENVIRONMENTS = Path(__file__).parent / ".venv-peers"
 REQUIREMENTS = {
-    "rectools": ("rectools[torch]==0.19.0",),
+    # RecTools 0.19 holds numpy below 2, and newer pyarrows want 2
+    "rectools": ("rectools[torch]==0.19.0", "pyarrow<22"),
     # RecBole 1.2.1 predates numpy 2 and needs pkg_resources
     "recbole": ("recbole==1.2.1", "numpy<2", "setuptools<81"),
 }
