@@ -58,7 +58,7 @@ def shop(data: mmkd.Dataset) -> mmkd.Dataset:
 
 
 def test_presets_are_no_recipes_but_are_found_by_name() -> None:
-    assert preset_names() == ["emkd", "fused", "id", "kdsr"]
+    assert preset_names() == ["emkd", "fused", "id", "kdsr", "soft"]
     assert not {*preset_names()} & {*recipe_names()}
     with pytest.raises(RecipeError, match="data: required"):
         load_recipe("kdsr")
