@@ -24,7 +24,8 @@ class Encoder(Protocol):
         dim: Width of a vector.
 
     A class that a card's ``kind`` names also carries ``version: ClassVar[int]``, raised whenever
-    a change to its code changes its vectors, and takes its settings as keyword-only arguments named
+    a change to its code changes its vectors (and ``version_of(settings)``, a static method, where
+    it changes those of some settings only), and takes its settings as keyword-only arguments named
     like the card's fields (see `mmkd.encoders.registry`).
     """
 

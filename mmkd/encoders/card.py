@@ -235,13 +235,16 @@ class EncoderCard(BaseModel):
             EncoderError: The kind's class cannot be imported, or a local file cannot be read.
         """
         identity, options = self.changed_settings(), dict(self.options)
+        version = getattr(self._kind, "version", 0)
+        if (version_of := getattr(self._kind, "version_of", None)) is not None:
+            version = version_of(identity | options)
         local = getattr(self._kind, "local_options", ())
         for settings, names in ((identity, LOCAL_FIELDS), (options, local)):
             for name in names:
                 if isinstance(value := settings.get(name), str):
                     settings[name] = content_identity(value)
         identity |= {"kind": self.kind, "modality": self.modality, "options": options}
-        identity["version"] = getattr(self._kind, "version", 0)
+        identity["version"] = version
         identity["fingerprint_format"] = FINGERPRINT_FORMAT
         text = json.dumps(identity, sort_keys=True, ensure_ascii=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -6,7 +6,7 @@ encoder-decoder model (T5), through transformers.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -68,6 +68,11 @@ class LanguageModelEncoder:
     version: ClassVar[int] = 2
     spreads: ClassVar[bool] = True  # device "auto" is transformers' device_map
     local_options: ClassVar[tuple[str, ...]] = ("adapter",)
+
+    @staticmethod
+    def version_of(settings: Mapping[str, Any]) -> int:
+        """Version 2 keeps a template's end; the vectors of other prompts are those of version 1."""
+        return 2 if str(settings.get("prompt")).partition(TEMPLATE_FIELD)[2] else 1
 
     @staticmethod
     def check(**options: Any) -> list[str]:

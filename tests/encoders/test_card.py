@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from mmkd.embeddings import EmbeddingCache
 from mmkd.encoders import ENCODERS, EncoderCard, hashed_text, load_card
 from mmkd.encoders.card import LABELS
+from mmkd.encoders.language_model import LanguageModelEncoder
 from mmkd.errors import EncoderError
 
 CLIP: Mapping[str, Any] = {
@@ -313,3 +314,12 @@ def test_an_object_may_be_fitted_and_say_what_it_reads() -> None:
     card = EncoderCard.of(Fitted(), name="a", identity="1")
     assert card.fitted
     assert card.reads == "id"
+
+
+def test_a_templates_end_has_a_version_of_its_own() -> None:
+    """Its vectors of long texts changed, those of other prompts did not."""
+    found = {
+        prompt: LanguageModelEncoder.version_of({"prompt": prompt} if prompt else {})
+        for prompt in (None, "query: ", "query: {text}", "{text} means")
+    }
+    assert list(found.values()) == [1, 1, 1, 2]

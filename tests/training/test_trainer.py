@@ -318,7 +318,9 @@ def test_resuming_a_finished_fit_trains_no_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_run_at_its_step(tmp_path: Path, value: float) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_at_its_step(
+    tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = TinyRun(tmp_path, {"epochs": 4})
     steps, forward = len(tiny_stream(run.split, 8)), run.step.forward
     calls = 0
@@ -332,7 +334,7 @@ def test_a_loss_that_is_no_number_ends_the_run_at_its_step(tmp_path: Path, value
         parts = found.parts | {"recommendation": torch.tensor(value)}
         return LossBreakdown(found.total * value, parts)
 
-    run.step.forward = broken  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(run.step, "forward", broken)
     with pytest.raises(TrainingError) as error:
         run.fit()
     told = str(error.value)
