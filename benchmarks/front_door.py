@@ -20,6 +20,7 @@ import polars as pl
 
 from benchmarks.measure import (
     ALLOCATORS,
+    BenchmarkError,
     Help,
     environment,
     last_json_line,
@@ -40,7 +41,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for library in options.only:
             print(f"{library} ...", flush=True)
-            rows.append(_run(library, Path(folder), options))
+            try:
+                rows.append(_run(library, Path(folder), options))
+            except BenchmarkError as error:
+                print(f"  not measured: {error}")
     settings = {name: getattr(options, name) for name in (*SIZES, "threads", "allocator")}
     settings["data"] = options.data.name
     print(f"\nfrom a log to lists, {', '.join(f'{k} {v}' for k, v in settings.items())}")
