@@ -177,7 +177,8 @@ def test_two_accumulated_batches_equal_one_of_twice_the_size(tmp_path: Path) -> 
         run.fit()
     assert [run.batches for run in runs] == [8, 4]
     one, other = (run.weights() for run in runs)
-    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    # a key bias has no gradient but rounding, of which Adam makes whole steps
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-4)
 
 
 def test_gradient_checkpointing_trains_the_same_weights(tmp_path: Path) -> None:
