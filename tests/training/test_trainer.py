@@ -176,9 +176,21 @@ def test_two_accumulated_batches_equal_one_of_twice_the_size(tmp_path: Path) -> 
     for run in runs:
         run.fit()
     assert [run.batches for run in runs] == [8, 4]
-    one, other = (run.weights() for run in runs)
-    # a key bias has no gradient but rounding, of which Adam makes whole steps
-    torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-4)
+    one, other = (_without_key_biases(run.weights()) for run in runs)
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def _without_key_biases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All but what adds one number to all scores of a query, which the softmax does not see.
+
+    Its gradient is nothing but rounding, of which Adam makes steps of full size.
+    """
+    return {
+        name: torch.cat([value.chunk(3)[0], value.chunk(3)[2]])
+        if name.endswith("qkv.bias")
+        else value
+        for name, value in weights.items()
+    }
 
 
 def test_gradient_checkpointing_trains_the_same_weights(tmp_path: Path) -> None:
