@@ -3,6 +3,7 @@
 import os
 import resource
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -32,4 +33,5 @@ def check_fits(size_bytes: float, what: str, remedy: str) -> list[str]:
     """
     if size_bytes <= (usable := usable_bytes()):
         return []
-    return [f"{what}: {size_bytes / 1e9:.3g} GB, but there are {usable / 1e9:.3g} GB; {remedy}"]
+    size = f"{size_bytes / 1e9:.3g} GB" if isfinite(size_bytes) else "more than can be counted"
+    return [f"{what}: {size}, but there are {usable / 1e9:.3g} GB; {remedy}"]
