@@ -8,6 +8,8 @@ turns errors of the operating system and of the libraries that read files into s
 import difflib
 import errno
 import math
+import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,10 +78,10 @@ class EmbeddingInterrupted(Interrupted):
 class TrainingInterrupted(Interrupted):
     """A run stopped on request, after writing a checkpoint where it has a folder to keep one."""
 
-    def __init__(self, epoch: int, folder: Path | None) -> None:
-        self.epoch = epoch
+    def __init__(self, epoch: int | None, folder: Path | None) -> None:
+        self.epoch = epoch  # None before the first and after the last
         kept = f"continue with --resume (run: {folder})" if folder else "give a folder to continue"
-        super().__init__(f"stopped in epoch {epoch + 1}; {kept}")
+        super().__init__(f"stopped{'' if epoch is None else f' in epoch {epoch + 1}'}; {kept}")
 
 
 # ---- the outside world
@@ -119,11 +121,9 @@ def outside(
         if told is None and not isinstance(error, also):
             raise
         told = told or " ".join(str(error).split()) or type(error).__name__
-        number = None
-        if isinstance(error, OSError):
-            number = error.errno
-            if error.filename and str(error.filename) != str(path):
-                told += f": {error.filename}"
+        number = _errno(error)
+        if isinstance(error, OSError) and error.filename and str(error.filename) != str(path):
+            told += f": {error.filename}"
         raise kind(f"{path}: {what} ({told}); {_REMEDIES.get(number, remedy)}") from error
 
 
@@ -133,6 +133,10 @@ def cause(error: BaseException) -> str | None:
         return error.strerror or " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, RecursionError):
         return "nested too deeply"
+    if (number := _errno(error)) is not None:  # a library's word for the system's
+        return os.strerror(number)
+    if any(str(error).startswith(start) for start in _OF_PATHS):
+        return str(error)
     library = type(error).__module__.partition(".")[0]
     if library in ("omegaconf", "yaml"):  # line and column stand in their later lines
         return " ".join(str(error).split())
@@ -143,17 +147,42 @@ def cause(error: BaseException) -> str | None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of this machine or of a device."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))  # torch's
+    )
 
 
-def remedied(error: OSError) -> str | None:
-    """What to tell of a place that cannot be used; None where the fault is not the place."""
-    if (remedy := _REMEDIES.get(error.errno)) is None:
+def world_told(error: BaseException) -> str | None:
+    """What to tell of the outside world's error where no part knew it; None for a fault of mmkd.
+
+    Args:
+        error: As it came up.
+    """
+    if out_of_memory(error):
+        return "not enough memory; close other programs, or use a machine with more"
+    if (told := cause(error)) is None:
         return None
-    place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror}; {remedy}"
+    number, name = _errno(error), getattr(error, "filename", None)
+    remedy = _REMEDIES.get(number, "correct the path, or look after the disk")
+    if number is None and not told.startswith(_OF_PATHS):
+        remedy = "correct the file that was read last"
+    return f"{name}: {told}; {remedy}" if name else f"{told}; {remedy}"
 
 
+def _errno(error: BaseException) -> int | None:
+    """The operating system's number of an error, also where a library has it in its message."""
+    if isinstance(error, OSError):
+        return error.errno
+    if type(error).__module__.partition(".")[0] not in _LIBRARIES:
+        return None
+    found = re.search(r"(?:os error|code:) (\d+)", str(error))
+    return int(found[1]) if found else None
+
+
+# ValueError and RuntimeError of paths that none can be
+_OF_PATHS = ("embedded null", "Could not determine home directory")
 # whose exceptions speak of a file's content; polars' panics come as pyo3_runtime's
 _LIBRARIES = frozenset(
     "json omegaconf PIL polars pyarrow pyo3_runtime safetensors safetensors_rust yaml zlib".split()
@@ -163,6 +192,7 @@ _REMEDIES: dict[int | None, str] = {
     errno.EACCES: "give a place you may use",
     errno.EDQUOT: "free some space or give another place",
     errno.EEXIST: "give another name",
+    errno.EFBIG: "allow larger files (ulimit -f), or give another place",
     errno.EISDIR: "give the name of a file",
     errno.EIO: "look after the disk; then try again",
     errno.ELOOP: "give a path whose links end",

@@ -1,26 +1,36 @@
-"""Files: written whole or not at all, by one writer at a time; JSON and YAML read in one way.
+"""Files: written whole or not at all, by one writer at a time; each format read in one way.
 
+A sealed file carries the SHA-256 of its own bytes, so that a flipped one is told wherever it is: as
+the last key of a JSON object, in the footer of a Parquet file. It is to find damage, not forgery.
 What the operating system refuses is an OSError here; each caller words it for its own readers with
 `mmkd.errors.outside`.
 """
 
 import errno
+import hashlib
+import io
 import json
 import logging
 import mmap
 import os
 import secrets
+import stat
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+if TYPE_CHECKING:
+    import polars as pl
+
 _logger = logging.getLogger(__name__)
 _TEMPORARY_SUFFIX = ".tmp"
+_SEALED, _SEAL = "sealed", "sha256"  # two keys: a flip in one leaves the other to miss it
+_UNSEALED = "0" * 64  # stands in the seal's place while the digest is taken
 
 
 @contextmanager
@@ -51,10 +61,10 @@ def replacing(path: Path) -> Iterator[Path]:
         )  # asked of a new file: a process's umask is its threads' too
         yield temporary
         temporary.chmod(mode)  # safetensors and `tempfile` make files that only their owner reads
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
         for folder in (path.parent, *(folder.parent for folder in made)):
-            _sync(folder)
+            sync(folder)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -68,11 +78,24 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Writes JSON, whole or not at all; OSError where it cannot."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, _json(content))
+
+
+def write_sealed_json(path: Path, content: Mapping[str, object]) -> None:
+    """Writes a JSON object that carries its own digest, which `read_json` checks.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    before, blank, after = _json({_SEALED: _SEAL, **content, _SEAL: _UNSEALED}).rpartition(
+        _UNSEALED
+    )
+    digest = hashlib.sha256(f"{before}{blank}{after}".encode()).hexdigest()
+    write_text(path, f"{before}{digest}{after}")
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Reads a JSON object; the digest of a sealed one is checked and left out.
 
     Args:
         path: The file.
@@ -80,14 +103,17 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It holds no JSON object, or lacks one of the keys.
+        ValueError: It holds no JSON object, lacks one of the keys, or is altered.
     """
-    content = json.loads(path.read_text("utf-8"))
+    text = _text(path)
+    content = json.loads(text)
     if not isinstance(content, dict):
         raise ValueError("no JSON object")
+    if {_SEALED, _SEAL} & content.keys():
+        _check_seal(text.encode(), str(content.get(_SEAL)))
     if missing := sorted(set(keys) - content.keys()):
         raise ValueError(f"lacks {', '.join(missing)}")
-    return content
+    return {key: value for key, value in content.items() if key not in (_SEALED, _SEAL)}
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -97,7 +123,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         OSError: It cannot be read.
         ValueError: It holds something else.
     """
-    content = json.loads(path.read_text("utf-8"))
+    content = json.loads(_text(path))
     if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
         raise ValueError("no JSON list of objects")
     return content
@@ -118,7 +144,7 @@ def read_yaml(path: Path, *, resolve: bool = False) -> dict[str, Any]:
     from omegaconf import DictConfig, OmegaConf
 
     try:
-        config = OmegaConf.load(path)
+        config = OmegaConf.load(io.StringIO(_text(path)))
     except (AttributeError, TypeError, OverflowError) as error:  # PyYAML's own, of odd values
         raise ValueError(f"a value is none of its tag: {error}") from error
     if not isinstance(config, DictConfig):
@@ -137,6 +163,126 @@ def yaml_folders(kind: str, first: Path | None = None) -> list[Path]:
     if (package.parent / "pyproject.toml").is_file():
         places.append(package.parent / kind)
     return [place for place in dict.fromkeys(places) if place.is_dir()]
+
+
+def write_parquet(
+    path: Path, frame: "pl.DataFrame", metadata: Mapping[str, object] | None = None
+) -> None:
+    """Writes a frame as sealed Parquet, whole or not at all.
+
+    Args:
+        path: The file.
+        frame: Its columns.
+        metadata: What is kept with them as JSON, by name.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    import polars as pl
+    import pyarrow.parquet as pq
+
+    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+    about = {name: json.dumps(content) for name, content in (metadata or {}).items()}
+    about |= {f"mmkd.{_SEALED}": _SEAL, f"mmkd.{_SEAL}": _UNSEALED}
+    with replacing(path) as temporary:
+        with pq.ParquetWriter(
+            temporary, table.schema, compression="zstd", write_page_checksum=True
+        ) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata(about)
+        content = temporary.read_bytes()
+        with temporary.open("r+b") as file:
+            file.seek(content.rindex(_UNSEALED.encode()))
+            file.write(hashlib.sha256(content).hexdigest().encode())
+
+
+def read_parquet(
+    path: Path, columns: Sequence[str] | None = None
+) -> tuple["pl.DataFrame", dict[str, Any]]:
+    """Reads a frame that `write_parquet` wrote, this version's or an older one's.
+
+    Args:
+        path: The file.
+        columns: Those wanted; by default all.
+
+    Returns:
+        The frame, and what was kept with it.
+
+    Raises:
+        OSError: It cannot be read for now, which says nothing about what is in it.
+        ValueError: It is no Parquet, lacks a column, or is altered.
+    """
+    import polars as pl
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with open_plain(path) as file:
+        content = file.read()
+    try:
+        opened = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        about = opened.metadata.metadata or {}
+        seals = f"mmkd.{_SEALED}".encode(), f"mmkd.{_SEAL}".encode()
+        # they stand at the footer's end, also where a flip hides the footer's last part
+        if any(seal in content[-4096:] for seal in seals):
+            _check_seal(content, about.get(seals[1], b"").decode())
+        arrow = opened.read(columns=None if columns is None else list(columns), use_threads=False)
+        arrow.validate(full=True)  # of a file that is not sealed
+        frame = pl.DataFrame(pl.from_arrow(arrow))
+        kept = {
+            name.decode(): json.loads(value)
+            for name, value in about.items()
+            if name.startswith(b"mmkd.") and name not in seals
+        }
+    except (OSError, KeyError, pa.ArrowException) as error:  # of bytes that are in memory
+        raise ValueError(next(iter(str(error).splitlines()), "no Parquet")) from error
+    if columns is not None and (missing := sorted(set(columns) - set(frame.columns))):
+        raise ValueError(f"lacks {', '.join(missing)}")
+    return frame, kept
+
+
+def read_any_parquet(source: Path | bytes) -> "pl.DataFrame":
+    """Reads whoever's Parquet, its cells checked to be what their column is.
+
+    Not by polars: of a damaged file it takes lengths at their word, and takes the process down.
+
+    Raises:
+        OSError, ValueError, pyarrow.ArrowException: It cannot be read, or is none.
+    """
+    import polars as pl
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    mapped = isinstance(source, Path)
+    opened = pq.ParquetFile(
+        source if mapped else pa.BufferReader(source),
+        memory_map=mapped,
+        page_checksum_verification=True,
+    )
+    table = opened.read()
+    table.validate(full=True)
+    return pl.DataFrame(pl.from_arrow(table))
+
+
+def open_plain(path: Path | str) -> io.BufferedReader:
+    """Opens a file to be read; a pipe, a device or a socket is refused at once, not waited for.
+
+    Raises:
+        OSError: It is not there, cannot be read, or is none.
+    """
+    _refuse_special(os.stat(path).st_mode, path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _refuse_special(os.fstat(descriptor).st_mode, path)  # another may have come in its place
+    except OSError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal; OSError where it cannot be read."""
+    with open_plain(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_checksum(path: Path) -> int:
@@ -182,13 +328,19 @@ def remove_temporaries(folder: Path, *, older_than_s: float = 86_400.0) -> None:
     Raises:
         OSError: The folder cannot be written.
     """
-    for path in folder.glob(f".*{_TEMPORARY_SUFFIX}"):
+    for path in temporaries(folder):
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime >= older_than_s:
                 path.unlink()
 
 
-def _sync(path: Path) -> None:
+def temporaries(folder: Path) -> list[Path]:
+    """Files in a folder that a writer has begun, living or killed."""
+    return [path for path in folder.glob(f".*{_TEMPORARY_SUFFIX}") if path.is_file()]
+
+
+def sync(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk; OSError where that fails."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -198,3 +350,26 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _text(path: Path) -> str:
+    with open_plain(path) as file:
+        return file.read().decode("utf-8")
+
+
+def _check_seal(content: bytes, digest: str) -> None:
+    """ValueError unless ``content``, which holds ``digest``, had it when it was sealed."""
+    before, found, after = content.rpartition(digest.encode())
+    if not found or hashlib.sha256(before + _UNSEALED.encode() + after).hexdigest() != digest:
+        raise ValueError("its checksum differs")
+
+
+def _refuse_special(mode: int, path: Path | str) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not a plain file", str(path))

@@ -6,8 +6,18 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
+def end_early() -> None:
+    """From now on SIGTERM raises KeyboardInterrupt, as SIGINT does, where no `Interruption` is."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
+
+
 class Interruption:
-    """Context manager: ``requested`` turns true on SIGINT or SIGTERM; a second one kills."""
+    """Context manager: ``requested`` turns true on SIGINT or SIGTERM; a second one ends at once."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -18,9 +18,9 @@ from mmkd.errors import (
     outside,
     positive,
     refuse,
-    remedied,
     whole,
     within,
+    world_told,
 )
 
 
@@ -51,8 +51,8 @@ def test_a_place_that_cannot_be_used_has_its_own_remedy() -> None:
     assert told(elsewhere) == (
         "x.csv: cannot be read (Permission denied: /there); give a place you may use"
     )
-    assert remedied(elsewhere) == "/there: Permission denied; give a place you may use"
-    assert remedied(OSError(errno.ECHILD, "No child processes")) is None
+    assert world_told(elsewhere) == "/there: Permission denied; give a place you may use"
+    assert world_told(AttributeError("a fault of mmkd's own")) is None
 
 
 def test_memory_that_ran_out_is_no_damage() -> None:

@@ -2,12 +2,17 @@
 
 import json
 import os
+import socket
 import stat
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -16,11 +21,16 @@ from safetensors.torch import save_file
 from mmkd import files
 from mmkd.files import (
     file_checksum,
+    open_plain,
+    read_any_parquet,
     read_json,
+    read_parquet,
     read_yaml,
     remove_temporaries,
     replacing,
     write_json,
+    write_parquet,
+    write_sealed_json,
     write_text,
     writer_lock,
 )
@@ -85,7 +95,7 @@ def test_the_file_and_the_names_on_the_way_to_it_are_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
-    monkeypatch.setattr(files, "_sync", lambda path: synced.append(path.name))
+    monkeypatch.setattr(files, "sync", lambda path: synced.append(path.name))
     write_text(tmp_path / "a" / "b" / "file", "x")
     assert synced[0].startswith(".file.") and synced[0].endswith(".tmp")
     assert synced[1:] == ["b", "a", tmp_path.name]
@@ -162,3 +172,70 @@ def test_a_yaml_value_that_is_none_of_its_tag_is_told(value: str, tmp_path: Path
     file.write_text(f"a: {value}\n")
     with pytest.raises((ValueError, yaml.YAMLError)):
         read_yaml(file)
+
+
+def test_any_flipped_bit_of_a_sealed_file_is_noticed(tmp_path: Path) -> None:
+    path, content = tmp_path / "a.json", {"a": 1, "b": {"c": "x" * 64}, "d": [0.5, None]}
+    write_sealed_json(path, content)
+    assert read_json(path) == content
+    frame = pl.DataFrame({"n": [1, 2, 3], "t": ["a", None, "b" * 64], "l": [["x"], [], None]})
+    write_parquet(tmp_path / "a.parquet", frame, {"mmkd.about": {"k": [1]}})
+    read, about = read_parquet(tmp_path / "a.parquet")
+    assert read.equals(frame) and about == {"mmkd.about": {"k": [1]}}
+    assert pl.read_parquet(tmp_path / "a.parquet").equals(frame)  # any reader's
+    for sealed, again in ((path, read_json), (tmp_path / "a.parquet", read_parquet)):
+        sound = sealed.read_bytes()
+        for place in range(0, len(sound), 1 if sealed is path else 7):
+            for bit in range(8):
+                flipped = bytearray(sound)
+                flipped[place] ^= 1 << bit
+                sealed.write_bytes(flipped)
+                with pytest.raises(ValueError):
+                    again(sealed)
+        sealed.write_bytes(sound)
+        again(sealed)
+
+
+def test_what_an_earlier_version_left_unsealed_is_read(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert read_json(tmp_path / "a.json", "a") == {"a": 1}
+    pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "a.parquet")
+    assert read_parquet(tmp_path / "a.parquet", ["a"])[0]["a"].to_list() == [1]
+    with pytest.raises(ValueError, match="lacks b"):
+        read_parquet(tmp_path / "a.parquet", ["a", "b"])
+
+
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path) -> None:
+    pipe, listening = tmp_path / "pipe", socket.socket(socket.AF_UNIX)
+    os.mkfifo(pipe)
+    listening.bind(str(tmp_path / "socket"))
+    for path in (pipe, tmp_path / "socket", Path("/dev/zero"), Path("/dev/tty")):
+        if path.exists():
+            with pytest.raises(OSError, match="not a plain file"):
+                open_plain(path)
+            with pytest.raises(OSError, match="not a plain file"):
+                read_json(path)
+    listening.close()
+    with pytest.raises(IsADirectoryError):
+        open_plain(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "plain")
+    (tmp_path / "plain").write_bytes(b"x")
+    with open_plain(tmp_path / "link") as file:
+        assert file.read() == b"x"
+
+
+@pytest.mark.parametrize("row", range(3))
+def test_damaged_parquet_of_a_stranger_takes_no_process_down(tmp_path: Path, row: int) -> None:
+    frame = pl.DataFrame({"u": [f"u{n % 17}" for n in range(90)], "l": [["a", None]] * 90})
+    frame = frame.with_columns(n=pl.int_range(90), when=pl.lit(0).cast(pl.Datetime("us")))
+    path = tmp_path / "a.parquet"
+    frame.write_parquet(path)
+    assert read_any_parquet(path).equals(frame)
+    assert read_any_parquet(path.read_bytes()).equals(frame)
+    sound, draw = path.read_bytes(), np.random.default_rng(row)
+    for _ in range(100):
+        damaged = bytearray(sound)
+        damaged[int(draw.integers(len(sound)))] ^= 1 << int(draw.integers(8))
+        path.write_bytes(damaged[: int(draw.integers(1, len(sound)))] if row == 2 else damaged)
+        with suppress(OSError, ValueError, pa.ArrowException):
+            read_any_parquet(path).to_dicts()

@@ -3,17 +3,33 @@
 import inspect
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mmkd import __version__
-from mmkd.cli import cache, encoders, listing, recipes, runs, sweep
-from mmkd.cli.arguments import RecipeCommand
-from mmkd.errors import MmkdError, remedied
+from mmkd.cli import STOPPED, cache, encoders, listing, recipes, runs, sweep
+from mmkd.cli.arguments import RecipeCommand, trusting
+from mmkd.errors import Interrupted, MmkdError, world_told
+from mmkd.terminal import printable
+
+LINE_BREAK = "\n"
+
+
+class _Verbs(TyperGroup):
+    """The verbs; one that is stopped says so, whenever it is."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted(STOPPED) from error
+
 
 app = typer.Typer(
     name="mmkd",
+    cls=_Verbs,
     help="Multimodal knowledge distillation for sequential recommendation.",
     no_args_is_help=True,
     add_completion=False,
@@ -36,8 +52,8 @@ for command in (
     encoders.encode,
 ):
     overridden = "overrides" in inspect.signature(command).parameters
-    app.command(cls=RecipeCommand if overridden else None)(command)
-app.command("add-items")(runs.add_items)
+    app.command(cls=RecipeCommand if overridden else None)(trusting(command))
+app.command("add-items")(trusting(runs.add_items))
 app.command("ls")(listing.list_)
 app.command("cp")(listing.copy)
 app.command()(recipes.demo)
@@ -60,18 +76,13 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one message and exit status 2."""
+    """Run the command line; a user's or the world's mistake is one message and exit status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app()
-    except MmkdError as error:
-        typer.echo(f"mmkd: {error}", err=True)
-        sys.exit(2)
-    except OSError as error:  # of a place that no reader or writer knows by name
-        if (told := remedied(error)) is None:
+    except BaseException as error:  # a damaged Parquet file makes polars panic, past Exception
+        told = str(error) if isinstance(error, MmkdError) else world_told(error)
+        if told is None:
             raise
-        typer.echo(f"mmkd: {told}", err=True)
+        typer.echo(f"mmkd: {printable(told, keep=LINE_BREAK)}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("mmkd: interrupted", err=True)
-        sys.exit(130)

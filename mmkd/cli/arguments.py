@@ -1,6 +1,8 @@
 """Arguments that several commands share; from names to a run's folder and to a recipe's plan."""
 
-from collections.abc import Collection, Sequence
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +33,37 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start the run anew
 Cases = Annotated[str, typer.Option(help="test or valid.", callback=_cases)]
 Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept.", envvar="MMKD_RUNS")]
 RUNS = Path("runs")
+_TrustCode = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="A package or module outside mmkd whose classes may be imported; repeatable.",
+    ),
+]
+
+
+def trusting(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that may meet a class outside mmkd, with the option ``--trust-code``."""
+
+    @wraps(command)
+    def trusted(*, trust_code: Sequence[str] | None = None, **arguments: Any) -> None:
+        from mmkd.errors import MmkdError
+        from mmkd.trust import trust_code as trust
+
+        try:
+            trust(trust_code)
+        except ValueError as error:
+            raise MmkdError(str(error)) from error
+        command(**arguments)
+
+    signature = inspect.signature(command)
+    option = inspect.Parameter(
+        "trust_code", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_TrustCode
+    )
+    parameters = [*signature.parameters.values(), option]
+    trusted.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    trusted.__annotations__ = {**command.__annotations__, "trust_code": _TrustCode}
+    return trusted
 
 
 class RecipeCommand(TyperCommand):

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmkd.cli.arguments import AsJson
+from mmkd.cli.arguments import AsJson, trusting
 
 app = typer.Typer(
     help="The embedding cache: list it, verify it, free what no recipe uses.",
@@ -53,6 +53,7 @@ def verify(
 
 
 @app.command()
+@trusting
 def gc(
     recipes: Annotated[
         list[str] | None,

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from mmkd.cli.arguments import AsJson
 from mmkd.errors import EncoderError, outside
+from mmkd.terminal import PlainTable, console
 
 if TYPE_CHECKING:
     from mmkd.encoders import EncoderCard
@@ -84,23 +83,22 @@ def encoded(card_name: str, inputs: Sequence[str], *, device: str) -> dict[str, 
 
 def _show(found: dict[str, Any]) -> None:
     """Prints what `encode` found."""
-    console = Console(width=None if Console().is_terminal else 120)
-    console.print(
+    terminal = console(width=None if console().is_terminal else 120)
+    terminal.print(
         f"{found['card']}: {found['modality']}, dim {found['dim']}; loaded in "
-        f"{found['load_s']:.2f} s, encoded {len(found['inputs'])} in {found['encode_s']:.2f} s",
-        highlight=False,
+        f"{found['load_s']:.2f} s, encoded {len(found['inputs'])} in {found['encode_s']:.2f} s"
     )
-    table = Table("", "input", "norm", "first values")
+    table = PlainTable("", "input", "norm", "first values")
     for number, one in enumerate(found["inputs"], 1):
         values = " ".join(f"{value:+.4f}" for value in one["values"] or ()) or "no vector"
         norm = "" if one["norm"] is None else f"{one['norm']:.4f}"
         table.add_row(str(number), _shortened(one["input"]), norm, values)
-    console.print(table, markup=False)
+    terminal.print(table)
     if "cosine" in found:
-        cosine = Table("cosine", *(str(n) for n in range(1, len(found["inputs"]) + 1)))
+        cosine = PlainTable("cosine", *(str(n) for n in range(1, len(found["inputs"]) + 1)))
         for number, row in enumerate(found["cosine"], 1):
             cosine.add_row(str(number), *("" if v is None else f"{v:.4f}" for v in row))
-        console.print(cosine)
+        terminal.print(cosine)
 
 
 def _read(card: "EncoderCard", inputs: Sequence[str]) -> list[Any]:

@@ -2,7 +2,6 @@
 
 import time
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -12,6 +11,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from mmkd.terminal import console, printable
 
 
 class EmbeddingProgress:
@@ -23,16 +24,16 @@ class EmbeddingProgress:
         self._verb = verb
         self.encoded: dict[str, int] = {}
         self._tasks: dict[str, TaskID] = {}
-        console = Console(stderr=True)
+        terminal = console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TaskProgressColumn(show_speed=True),
             TimeRemainingColumn(),
-            console=console,
+            console=terminal,
             transient=True,
-            disable=not console.is_terminal,  # in a log it would leave empty lines
+            disable=not terminal.is_terminal,  # in a log it would leave empty lines
         )
 
     def __enter__(self) -> "EmbeddingProgress":
@@ -86,4 +87,4 @@ class Bar:
 
 def note(line: str) -> None:
     """One line on standard error, where it is in no program's way."""
-    Console(stderr=True, soft_wrap=True).print(line, highlight=False, markup=False)
+    console(stderr=True, soft_wrap=True).print(printable(line))

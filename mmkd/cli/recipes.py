@@ -208,16 +208,23 @@ def _train(
 ) -> None:
     from mmkd.cli import show
     from mmkd.cli.progress import EmbeddingProgress, note
+    from mmkd.errors import TrainingInterrupted
     from mmkd.pipeline.train import train as run_train
+    from mmkd.runs.folder import RunFolder
 
-    with EmbeddingProgress() as progress:
-        result = run_train(
-            recipe,
-            folder=folder,
-            resume=resume,
-            overwrite=overwrite,
-            progress=progress.advance,
-            announce=note,
-        )
+    try:
+        with EmbeddingProgress() as progress:
+            result = run_train(
+                recipe,
+                folder=folder,
+                resume=resume,
+                overwrite=overwrite,
+                progress=progress.advance,
+                announce=note,
+            )
+    except KeyboardInterrupt as error:  # before or after the epochs, which end by themselves
+        if not RunFolder(folder).started:
+            raise
+        raise TrainingInterrupted(None, folder) from error
     if int(os.environ.get("RANK", "0")) == 0:
         show.result(result, folder, as_json=json)

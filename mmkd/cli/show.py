@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mmkd.cli.arguments import RUNS
@@ -16,6 +15,7 @@ from mmkd.data.inspection import Inspection
 from mmkd.embeddings import EmbeddingTable, RunReport
 from mmkd.errors import MmkdError
 from mmkd.runs.folder import RunFolder
+from mmkd.terminal import PlainTable, console, printable, printable_json
 
 METRICS = ("HR@10", "NDCG@10", "MRR@10")
 _FILE_WIDTH = 120  # of tables that go to a file or another program
@@ -24,7 +24,7 @@ SLICES = ("cold", "tail", "mid", "head")
 
 def as_json(content: object) -> None:
     """Print JSON on standard output."""
-    print(json.dumps(content, indent=1, ensure_ascii=False))
+    print(printable_json(json.dumps(content, indent=1, ensure_ascii=False)))
 
 
 def started(data: Dataset, path: Path, *, as_json: bool) -> None:
@@ -417,17 +417,17 @@ def _ranked(found: Sequence[Mapping[str, Any]], title: str) -> Table:
 
 
 def _grid(*names: str) -> Table:
-    grid = Table(box=None, header_style="bold", pad_edge=False)
+    grid = PlainTable(box=None, header_style="bold", pad_edge=False)
     for name in names:
         grid.add_column(name, no_wrap=name in ("card", "recipe", "run", "variant", "NDCG@10 [95%]"))
     return grid
 
 
 def _print(content: object) -> None:
-    console = Console(soft_wrap=isinstance(content, str))
-    if not console.is_terminal:
-        console.width = max(console.width, _FILE_WIDTH)
-    console.print(content, highlight=False, markup=False)
+    terminal = console(soft_wrap=isinstance(content, str))
+    if not terminal.is_terminal:
+        terminal.width = max(terminal.width, _FILE_WIDTH)
+    terminal.print(printable(content, keep="\n") if isinstance(content, str) else content)
 
 
 _json = as_json

@@ -21,10 +21,10 @@ from mmkd.data.tasks import TASKS, MaskedItem, NextItem
 from mmkd.distiller import CorrelationDistiller
 from mmkd.embeddings import EmbeddingCache, EncodingSettings, default_cache_folder
 from mmkd.encoders import EncoderCard, load_card
-from mmkd.errors import EncoderError, RecipeError
+from mmkd.errors import EncoderError, RecipeError, refuse
 from mmkd.evaluation import Evaluator
 from mmkd.evaluation.metrics import CUTOFFS, metric_names
-from mmkd.student import FusedItemEmbedding, backbone_class, build_ensemble
+from mmkd.student import FusedItemEmbedding, StudentSpec, backbone_class, build_ensemble
 from mmkd.student.layers import check_modality_name
 from mmkd.training.arguments import TrainingArguments
 from mmkd.training.optimizer import ASYNCHRONOUS, AsynchronousUpdate
@@ -168,6 +168,18 @@ def plan(
     _select_metric(checks, training, evaluation)
     if checks.problems:
         raise RecipeError(checks.problems)
+    refuse(
+        StudentSpec(
+            item_count=1,  # how many there are is known once the data is read
+            max_length=filled(TrainingArguments, training)["max_length"],
+            embedding=embedding,
+            backbone=backbone,
+            score_with=recipe.student.score_with,
+            ensemble=members.ensemble,
+            modalities=dict.fromkeys(recipe.encoders, 1),
+        ).check_fits(),
+        RecipeError,
+    )
     asked = TASKS[recipe.task.kind](**task)
     return Plan(
         recipe=recipe,

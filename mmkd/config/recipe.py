@@ -30,6 +30,7 @@ from mmkd.config.layers import merge, merge_layers
 from mmkd.config.options import model_problems
 from mmkd.errors import RecipeError, closest, outside
 from mmkd.files import read_yaml, write_text, yaml_folders
+from mmkd.trust import trust_code as trust
 
 SUFFIXES = (".yaml", ".yml")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -180,7 +181,12 @@ class Recipe(Section):
         write_text(path, self.to_yaml())
 
 
-def load_recipe(name_or_path: str, overrides: Overrides = ()) -> Recipe:
+def load_recipe(
+    name_or_path: str,
+    overrides: Overrides = (),
+    *,
+    trust_code: str | Sequence[str] | None = None,
+) -> Recipe:
     """Reads a recipe, puts it over its base, applies overrides and checks the structure.
 
     A recipe may name one `base`, a recipe beside it or a preset, and then holds just the
@@ -195,6 +201,8 @@ def load_recipe(name_or_path: str, overrides: Overrides = ()) -> Recipe:
             recipes that came with the package, or in the checkout.
         overrides: Such as `training.lr=1e-3`, the part after `=` in YAML; or a mapping such as
             `{"training.lr": 1e-3}`, where a class stands for its `package.module:Class`.
+        trust_code: Packages or modules whose kinds it may name, `package.module:Class`: using the
+            recipe imports them. See `mmkd.trust`. A class that is given as one is trusted.
 
     Returns:
         The recipe, with interpolations resolved. A FutureWarning tells of each old spelling.
@@ -203,6 +211,7 @@ def load_recipe(name_or_path: str, overrides: Overrides = ()) -> Recipe:
         RecipeError: With every problem of the structure, each with file and dotted key; or a file
             cannot be found or read.
     """
+    trust(trust_code)
     recipe = read_recipe(name_or_path, overrides)
     for line in recipe.notices:
         warnings.warn(line, FutureWarning, stacklevel=2)
@@ -388,7 +397,7 @@ def parse_overrides(overrides: Overrides) -> tuple[dict[str, object], list[str]]
             continue
         try:
             from_yaml = _plain(OmegaConf.from_dotlist([override]))
-        except (yaml.YAMLError, OmegaConfBaseException):
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError):
             problems.append(
                 f"override {override!r}: its value is not YAML; quote it: {key}='\"...\"'"
             )
@@ -430,6 +439,7 @@ def _plain(config: DictConfig) -> dict[str, object]:
 def _written(value: object) -> object:
     """A Python value as a recipe has it: a class by its name, a path as text, a tuple as a list."""
     if isinstance(value, type):
+        trust(value.__module__)  # it is here already
         return f"{value.__module__}:{value.__qualname__}"
     if isinstance(value, Path):
         return str(value)

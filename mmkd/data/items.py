@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mmkd.data.ids import IdIndex, repeated
 from mmkd.errors import DataError, did_you_mean, outside, shown
-from mmkd.files import replacing
+from mmkd.files import read_parquet, write_parquet
 
 T = TypeVar("T", covariant=True)
 _COLUMNS: Final[dict[str, pl.DataType]] = {
@@ -200,8 +200,7 @@ class ItemTable:
                     "it without half surrogate pairs"
                 )
         with outside(DataError, path, "cannot be written", remedy="give another place"):
-            with replacing(path) as temporary:
-                self.frame.cast({"attributes": _COLUMNS["attributes"]}).write_parquet(temporary)
+            write_parquet(path, self.frame.cast({"attributes": _COLUMNS["attributes"]}))
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -219,8 +218,10 @@ class ItemTable:
         remedy = "write it with ItemTable.save"
         if not path.exists():
             raise DataError(f"{path}: no such file; {remedy}")
-        with outside(DataError, path, "not a readable item table", remedy=remedy):
-            frame = pl.read_parquet(path, glob=False)
+        with outside(
+            DataError, path, "not a readable item table", remedy=remedy, also=(ValueError,)
+        ):
+            frame, _ = read_parquet(path)
         if dict(frame.schema) != _COLUMNS:
             raise DataError(
                 f"{path}: columns {dict(frame.schema)} are not an item table's {_COLUMNS}; "

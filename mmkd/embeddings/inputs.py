@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmkd.data import ItemTable
-from mmkd.embeddings.shards import FAILED, MISSING, SETTLED_NS, read_parquet, write_parquet
+from mmkd.embeddings.shards import FAILED, MISSING, SETTLED_NS, read_parquet
 from mmkd.encoders import EncoderCard
 from mmkd.errors import CacheError
-from mmkd.files import remove_temporaries
+from mmkd.files import open_plain, remove_temporaries, write_parquet
 
 Key = str | tuple[str, str]  # of a content; or the status and the reason of there being none
 INPUTS = {
@@ -206,7 +206,8 @@ class FileKeys:
             stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns)
             if before is not None and before[0] == stamp:
                 return before[1]
-            key = content_key(path.read_bytes())
+            with open_plain(path) as file:
+                key = content_key(file.read())
         except (FileNotFoundError, NotADirectoryError):
             return MISSING, f"no such file: {path}"
         except (OSError, ValueError) as error:  # ValueError: a null byte in the path
@@ -225,4 +226,4 @@ class FileKeys:
         ]
         with suppress(OSError):  # a read-only cache still serves; files are then hashed in each run
             remove_temporaries(self._store.parent)
-            write_parquet(self._store, pl.DataFrame(rows, schema=_FILES, orient="row"), {})
+            write_parquet(self._store, pl.DataFrame(rows, schema=_FILES, orient="row"))

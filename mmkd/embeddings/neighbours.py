@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mmkd.embeddings.stores import table_manifests
 from mmkd.embeddings.table import EmbeddingTable, StoredVectors
 from mmkd.errors import CacheError, shown
-from mmkd.files import file_checksum, read_json, remove_temporaries, replacing, write_json
+from mmkd.files import file_checksum, read_json, remove_temporaries, replacing, write_sealed_json
 
 _logger = logging.getLogger(__name__)
 EXACT_BELOW = 50_000
@@ -347,7 +347,7 @@ def _save(index: NeighbourIndex, vectors: StoredVectors, folder: Path) -> None:
         "shards": {number: file.info.checksum for number, file in vectors.files.items()},
         "files": {name: file_checksum(folder / name) for name in ("index.faiss", "index.npy")},
     }
-    write_json(folder / "index.json", identity)
+    write_sealed_json(folder / "index.json", identity)
 
 
 def default_kind(count: int, *, exact_below: int = EXACT_BELOW) -> str:

@@ -24,12 +24,28 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmkd.embeddings.inputs import Loaded, Work, content_key, storable
+from mmkd.encoders.images import MAX_PIXELS
 from mmkd.errors import CacheError
+from mmkd.files import open_plain
 from mmkd.threads import usable_cores
 
 Prepare = Callable[[Image.Image], NDArray[Any]]
-# Pillow's own threshold of suspicion: 256 MiB as RGB, more than any catalogue picture needs
-MAX_PIXELS = 89_478_485
+# what catalogues hold, and nothing that Pillow hands to another program, as PostScript
+FORMATS = (
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "MPO",
+    "PNG",
+    "PPM",
+    "TIFF",
+    "WEBP",
+)
+_PNG, _PNG_NOTES = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _MOST = 8  # threads or processes: more do not decode faster than an encoder reads
 _WORTH_PROCESSES = 512  # below, starting them takes longer than they save
 _AHEAD_WHOLE = 16  # whole pictures waiting for the encoder; one may be 256 MiB
@@ -158,8 +174,10 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     if not data:
         raise ImageProblem("the file is empty")
+    Image.init()  # not every build of Pillow has all formats
+    known = [name for name in FORMATS if name in Image.OPEN]
     try:
-        with Image.open(BytesIO(data)) as image:
+        with _opened(data, known) as image:
             if image.width * image.height > max_pixels:
                 size = f"{image.width} x {image.height} pixels"
                 raise ImageProblem(f"too large: {size}, at most {max_pixels} are decoded")
@@ -171,13 +189,37 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except ImageProblem:
         raise
     except UnidentifiedImageError:
-        raise ImageProblem("not a picture in a format that Pillow reads") from None
+        raise ImageProblem(f"not a picture in a format that is read: {', '.join(known)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageProblem(f"too large: {error}") from None
     # plugins raise whatever their parsing meets (struct.error, KeyError, SyntaxError...): with a
     # damaged file each means the same
     except Exception as error:
         raise ImageProblem(f"damaged picture: {type(error).__name__}: {error}") from None
+
+
+def _opened(data: bytes, formats: list[str]) -> Image.Image:
+    """A picture that is yet to be decoded; what is noted in a PNG at length is left out.
+
+    Pillow refuses a sound PNG whose notes (an editor's history, say) are longer than it reads.
+    """
+    try:
+        return Image.open(BytesIO(data), formats=formats)
+    except ValueError:
+        if not data.startswith(_PNG):
+            raise
+    return Image.open(BytesIO(_without_notes(data)), formats=formats)
+
+
+def _without_notes(png: bytes) -> bytes:
+    """A PNG without its chunks of text and of colour profiles, which change no pixel."""
+    kept, start = [png[: len(_PNG)]], len(_PNG)
+    while start < len(png):
+        end = start + 12 + int.from_bytes(png[start : start + 4])  # length, type, data, CRC
+        if png[start + 4 : start + 8] not in _PNG_NOTES:
+            kept.append(png[start:end])
+        start = end
+    return b"".join(kept)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -232,7 +274,8 @@ def _end_with_parent() -> None:
 def _load(work: Work, prepare: Prepare | None) -> Loaded | None:
     prepare = prepare or _prepare_here
     try:
-        data = Path(work.source).read_bytes()
+        with open_plain(Path(work.source)) as file:
+            data = file.read()
     except OSError:
         return None  # gone since it was hashed; its key says nothing about it any more
     key = content_key(data)

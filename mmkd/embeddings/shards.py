@@ -7,20 +7,18 @@ its bytes were last checked, so that opening a table need not read them all agai
 and time of change are the same is taken to be the same (``mmkd cache verify`` reads it anyway).
 """
 
-import json
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mmkd import files
 from mmkd.errors import CacheError, outside
 from mmkd.files import (
     file_checksum,
@@ -28,6 +26,7 @@ from mmkd.files import (
     remove_temporaries,
     replacing,
     write_json,
+    write_parquet,
     writer_lock,
 )
 
@@ -147,7 +146,7 @@ class ShardStore:
         if read is None or dict(read[0].schema) != RECORDS:
             return None
         try:
-            return read[0], ShardInfo(**json.loads(read[1][b"mmkd.shard"]))
+            return read[0], ShardInfo(**read[1]["mmkd.shard"])
         except (ValueError, KeyError, TypeError):
             return None
 
@@ -297,41 +296,19 @@ _TOO_LARGE = (
 )
 
 
-def write_parquet(path: Path, frame: pl.DataFrame, metadata: Mapping[str, object]) -> None:
-    """Writes a frame with page checksums, and JSON by name as its schema's metadata."""
-    arrow = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-    about = {name: json.dumps(content) for name, content in metadata.items()}
-    with replacing(path) as temporary:
-        table = arrow.replace_schema_metadata(about)
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-
-
 def read_parquet(
     path: Path, columns: Sequence[str] | None = None
-) -> tuple[pl.DataFrame, dict[bytes, bytes]] | None:
-    """Reads a frame and its schema's metadata; None if the file is gone, truncated or altered.
-
-    Args:
-        path: The file.
-        columns: Those wanted; by default all.
+) -> tuple[pl.DataFrame, dict[str, Any]] | None:
+    """As `mmkd.files.read_parquet`; None if the file is gone, truncated or altered.
 
     Raises:
         CacheError: It cannot be read for now, which says nothing about what is in it.
     """
-    try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        arrow = file.read(columns=None if columns is None else list(columns), use_threads=False)
-        frame = pl.DataFrame(pl.from_arrow(arrow))
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        gone = isinstance(error, FileNotFoundError | NotADirectoryError)
-        # pyarrow reports damage as an OSError too, but only the operating system's have a number
-        if isinstance(error, OSError) and error.errno is not None and not gone:
-            with reading(path):
-                raise
-        return None
-    if columns is not None and set(columns) != set(frame.columns):
-        return None
-    return frame, arrow.schema.metadata or {}
+    with reading(path):
+        try:
+            return files.read_parquet(path, columns)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
 
 
 def reading(path: Path) -> AbstractContextManager[None]:

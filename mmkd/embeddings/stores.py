@@ -7,7 +7,6 @@ vector, and its FAISS index. Beside the folders, ``files.parquet`` keeps the con
 files for all encoders.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -28,11 +27,16 @@ from mmkd.embeddings.shards import (
     StoredDtype,
     read_parquet,
     reading,
-    write_parquet,
 )
 from mmkd.encoders import EncoderCard
 from mmkd.errors import CacheError
-from mmkd.files import read_json, write_json, write_text
+from mmkd.files import (
+    read_json,
+    remove_temporaries,
+    write_parquet,
+    write_sealed_json,
+    write_text,
+)
 
 FORMAT_VERSION = 1
 _TABLES_KEPT = 8
@@ -111,7 +115,7 @@ def store_folder(
         The folder; it need not exist.
 
     Raises:
-        CacheError: The folder was written by a newer version, or its description is damaged.
+        CacheError: The folder was written by a newer version.
     """
     name = card.fingerprint()[:16]
     if card.fitted:
@@ -119,7 +123,8 @@ def store_folder(
         name += "-" + text_key("\n".join(keys))[:16]
     if dtype == "float16":
         name += HALF
-    read_meta(cache / name)
+    with suppress(DamagedMetaError):  # it is written again
+        read_meta(cache / name)
     return cache / name
 
 
@@ -150,7 +155,7 @@ def read_meta(store: Path) -> dict[str, str] | None:
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedMetaError(
-                f"{path}: damaged ({error}); delete this file, the next run writes it again"
+                f"{path}: damaged ({error}); mmkd embed writes it again"
             ) from error
     raise CacheError(
         f"{store}: cache format {version}, this version of mmkd reads up to {FORMAT_VERSION}; "
@@ -159,9 +164,14 @@ def read_meta(store: Path) -> dict[str, str] | None:
 
 
 def describe_store(store: Path, card: EncoderCard) -> None:
-    """Writes ``card.yaml`` and ``meta.json`` where they are not there yet; OSError if it cannot."""
-    if read_meta(store) is not None:
-        return
+    """Writes ``card.yaml`` and ``meta.json`` where they are not there or damaged.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    with suppress(DamagedMetaError):
+        if read_meta(store) is not None:
+            return
     dumped = OmegaConf.to_yaml(OmegaConf.create(card.model_dump(mode="json", exclude_none=True)))
     write_text(store / "card.yaml", dumped)
     meta = {
@@ -170,7 +180,7 @@ def describe_store(store: Path, card: EncoderCard) -> None:
         "modality": card.modality,
         "dtype": ShardStore(store).dtype,
     }
-    write_json(store / "meta.json", meta)
+    write_sealed_json(store / "meta.json", meta)
 
 
 def last_use(store: Path) -> float:
@@ -206,7 +216,8 @@ def record_table(store: Path, statuses: pl.DataFrame, shards: Mapping[int, Shard
     manifest = store / "tables" / name / "manifest.parquet"
     with suppress(CacheError, OSError):
         # a shard encoded again has its vectors at other places
-        if manifest_shards(manifest) != shards or read_manifest(manifest, ["status"]) is None:
+        if manifest_shards(manifest) != shards or read_manifest(manifest) is None:
+            remove_temporaries(manifest.parent)
             used = {str(number): astuple(info) for number, info in sorted(shards.items())}
             write_parquet(manifest, statuses, {"mmkd.shards": used})
             for old in table_manifests(store)[_TABLES_KEPT:]:  # they can be made again
@@ -242,7 +253,7 @@ def manifest_shards(path: Path) -> dict[int, ShardInfo]:
     """The shards that a manifest has places in; none if it is absent, damaged or older."""
     read = read_parquet(path, ())
     try:
-        used = json.loads(read[1][b"mmkd.shards"]) if read else {}
+        used = read[1]["mmkd.shards"] if read else {}
         return {int(number): ShardInfo(*info) for number, info in used.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mmkd.embeddings.neighbours import index_damage, remove_index
-from mmkd.embeddings.shards import ShardInfo, ShardStore, writing
+from mmkd.embeddings.shards import ShardInfo, ShardStore, read_parquet, writing
 from mmkd.embeddings.stores import (
     DamagedMetaError,
     is_fitted,
@@ -61,7 +61,7 @@ class Waste:
 def verify_cache(
     cache: Path, *, repair: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> tuple[int, list[Damage]]:
-    """Reads every byte of every shard, and of the manifests and indexes.
+    """Reads every byte of every shard, and of the manifests, indexes and pictures' keys.
 
     Args:
         cache: The cache's folder.
@@ -102,6 +102,12 @@ def verify_cache(
         if found and repair:
             _repair(store, found)
         damage.extend(found)
+    keys = cache / "files.parquet"
+    if keys.exists() and read_parquet(keys) is None:
+        damage.append(Damage(keys, "unreadable"))
+        if repair:
+            with writing(keys):
+                keys.unlink(missing_ok=True)
     return total, damage
 
 

@@ -27,6 +27,7 @@ from mmkd.encoders.loading import content_identity
 from mmkd.encoders.registry import ENCODERS, check_kind, constructor_arguments, encoder_class
 from mmkd.errors import EncoderError, did_you_mean, outside
 from mmkd.files import read_yaml, yaml_folders
+from mmkd.trust import trust_code as trust
 
 # Raise when the meaning of the hashed text below changes. Fields at their default are left out of
 # it, so a new field whose default is the old behaviour keeps every old fingerprint. Hence: the
@@ -337,7 +338,12 @@ class EncoderCard(BaseModel):
         return self
 
 
-def load_card(name_or_path: str, *, folder: Path | None = None) -> EncoderCard:
+def load_card(
+    name_or_path: str,
+    *,
+    folder: Path | None = None,
+    trust_code: str | Iterable[str] | None = None,
+) -> EncoderCard:
     """Loads one card.
 
     >>> from mmkd import load_card
@@ -348,6 +354,7 @@ def load_card(name_or_path: str, *, folder: Path | None = None) -> EncoderCard:
     Args:
         name_or_path: A path ending in ``.yaml``, or a card's name.
         folder: Searched first for a name; ``./encoders`` by default.
+        trust_code: Packages or modules whose kinds it may name; see `mmkd.trust`.
 
     Returns:
         The card. Paths in it that start with ``./`` or ``../`` are relative to the card's file and
@@ -356,6 +363,7 @@ def load_card(name_or_path: str, *, folder: Path | None = None) -> EncoderCard:
     Raises:
         EncoderError: There is no such card, or it is not valid; all its faults are listed.
     """
+    trust(trust_code)
     if not name_or_path.endswith((".yaml", ".yml")):
         return _read(card_path(name_or_path, folder=folder))
     path = Path(name_or_path).expanduser()

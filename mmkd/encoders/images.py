@@ -6,7 +6,7 @@ changes) can be pickled, so worker processes run it ahead of the model (see `Pre
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from PIL import Image
 
 from mmkd.encoders.base import checked_images, encode_in_batches, unit_rows
 from mmkd.errors import EncoderError, refuse
+
+# Pillow's own threshold of suspicion: 256 MiB as RGB, more than any catalogue picture needs
+MAX_PIXELS = 89_478_485
 
 
 class ImageEncoder:
@@ -91,13 +94,49 @@ class ImageEncoder:
         return unit_rows(vectors) if self._normalize else vectors
 
 
+def check_resized(image: Image.Image, side: int | None) -> None:
+    """Refuse a picture that would be too large once its shorter side is brought to ``side``.
+
+    A line of 8000 x 1 becomes 1,792,000 x 224 before its middle is cut out.
+
+    Args:
+        image: The picture.
+        side: In pixels; None where a picture's shape is not kept.
+
+    Raises:
+        EncoderError: It would have more than `MAX_PIXELS`.
+    """
+    shorter, longer = sorted(image.size)
+    if side is None or side * side * longer <= MAX_PIXELS * shorter:
+        return
+    raise EncoderError(
+        f"too narrow: {image.width} x {image.height} pixels would be resized to "
+        f"{side * longer // shorter} x {side}, at most {MAX_PIXELS} are made"
+    )
+
+
 def image_transform(transform: Callable[[Image.Image], Any]) -> Callable[[Image.Image], Any]:
     """``prepare`` of a torchvision-style transform, which gives ``[3, height, width]`` tensors."""
-    return functools.partial(_transformed, transform)
+    return functools.partial(_transformed, transform, _shorter_side(transform))
 
 
-def _transformed(transform: Callable[[Image.Image], Any], image: Image.Image) -> Any:
+def _transformed(
+    transform: Callable[[Image.Image], Any], side: int | None, image: Image.Image
+) -> Any:
+    check_resized(image, side)
     return transform(image).numpy()
+
+
+def _shorter_side(transform: Any) -> int | None:
+    """What a torchvision-style transform brings a picture's shorter side to, if it keeps shapes."""
+    sides = []
+    for step in getattr(transform, "transforms", [transform]):
+        size = getattr(step, "size", None)
+        size = [size] if isinstance(size, int) else list(size or ())
+        name = type(step).__name__
+        if size and ((name == "Resize" and len(size) == 1) or name == "ResizeKeepRatio"):
+            sides.append(max(size))
+    return max(sides, default=None)
 
 
 class ImageProcessor:
@@ -154,12 +193,27 @@ class ImageProcessor:
             changes["resample"] = Image.Resampling[image_interpolation.upper()]
         self._processor = processor
         self._changes = changes
+        self._side = processor_side(processor, changes)
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
-        """``[3, height, width]`` float32 of one RGB image."""
+        """``[3, height, width]`` float32 of one RGB image; EncoderError if it is too narrow."""
+        check_resized(image, self._side)
         found = self._processor(images=image, return_tensors="pt", **self._changes)
         array: NDArray[np.float32] = found["pixel_values"][0].numpy()
         return array
+
+
+def processor_side(processor: Any, changes: Mapping[str, Any] | None = None) -> int | None:
+    """What a transformers image processor brings a picture's shorter side to, if it keeps shapes.
+
+    Args:
+        processor: The processor; None has no say.
+        changes: Of its settings.
+    """
+    size = (changes or {}).get("size") or getattr(processor, "size", None) or {}
+    side = size.get("shortest_edge") if hasattr(size, "get") else None
+    bounded = hasattr(size, "get") and size.get("longest_edge")
+    return int(side) if side and not bounded else None
 
 
 def _sizes(side: int, mode: str) -> dict[str, Any]:

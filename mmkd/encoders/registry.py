@@ -1,6 +1,7 @@
 """Kinds of encoder: from a card's ``kind`` to the class; knows no card and no model library.
 
-A kind is a name in `ENCODERS` or ``package.module:Class`` of an installed package. The class's
+A kind is a name in `ENCODERS` or ``package.module:Class`` of an installed package that the user
+trusts (`mmkd.trust`). The class's
 constructor takes keyword-only arguments named like the card's fields; it is given those it names
 (and those of `mmkd.encoders.card.RUNTIME_ARGUMENTS` it names), plus the card's ``options``. A
 static ``check(**options) -> list[str]`` of it, where there is one, judges their ranges when a card
@@ -12,6 +13,7 @@ import inspect
 from typing import Any
 
 from mmkd.errors import EncoderError, did_you_mean
+from mmkd.trust import is_trusted, refusal
 
 ENCODERS: dict[str, str] = {
     "clip": "mmkd.encoders.clip:ClipEncoder",
@@ -36,10 +38,13 @@ def encoder_class(kind: str) -> type[Any]:
         The class, with an integer ``version``.
 
     Raises:
-        EncoderError: The kind is unknown or malformed, or its module or class does not exist.
+        EncoderError: The kind is unknown or malformed, its module is not trusted, or its module or
+            class does not exist.
     """
     check_kind(kind)
     module_name, _, class_name = ENCODERS.get(kind, kind).partition(":")
+    if not is_trusted(module_name):
+        raise EncoderError(f"kind {refusal(kind, module_name)}")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:

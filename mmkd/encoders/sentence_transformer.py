@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmkd.encoders.base import checked_images, checked_texts, unit_rows
+from mmkd.encoders.images import check_resized, processor_side
 from mmkd.encoders.loading import check_length, loading, position_limit, quietly, resolve_model
 from mmkd.encoders.tokens import TokenBatch, encode_batches, token_batches, tokenise
 from mmkd.errors import EncoderError, refuse
@@ -141,6 +142,11 @@ class SentenceTransformerEncoder:
         if self._batch_tokens is not None and self.modality == "text" and longest is not None:
             # lengths are unknown here, so each text is taken to be as long as it may be
             batch_size = min(batch_size, max(1, self._batch_tokens // longest))
+        if self.modality == "image":
+            processor = getattr(self._model[0], "processor", None)
+            side = processor_side(getattr(processor, "image_processor", processor))
+            for image in items:
+                check_resized(image, side)
         vectors = self._model.encode(
             list(items),
             prompt=self._prompt,

@@ -101,6 +101,7 @@ def add_items(
         raise RunError(
             f"{run.path}: holds no finished run; train one (mmkd train), or continue it (--resume)"
         )
+    run.check_files()
     _check_free(run, target)
     planned = plan(read_recipe(str(run.recipe)), needs_data=False, needs_teacher=False, cards=cards)
     spec = run.student_spec()
@@ -142,6 +143,7 @@ def add_items(
     added = {"items": len(items) - len(trained), "run": _origin(run, marker)}
     with target.locked():
         _check_free(run, target)
+        target.clear()
         target.write(
             marker={
                 "recipe": marker["recipe"],
@@ -170,7 +172,8 @@ def _check_free(run: RunFolder, target: RunFolder) -> None:
         if target.path.resolve() == run.path.resolve():
             raise RunError(f"{run.path}: is the run itself; give another folder with --out")
         target.check_free()
-    if target.started:
+    # what a killed addition left begins anew
+    if target.started and (target.finished or not target.marker().get("added")):
         raise RunError(f"{target.path}: holds a run already; give another folder with --out")
 
 

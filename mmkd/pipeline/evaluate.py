@@ -31,6 +31,7 @@ def evaluate(folder: Path, *, cases: str = "test") -> dict[str, Any]:
     """
     run = RunFolder(folder)
     unfinished = _unfinished(run, cases)
+    run.check_files()
     recipe = read_recipe(str(run.recipe))
     evaluator, split, ranks = _rank_again(run, recipe, cases)
     report = evaluator.report(ranks, split, seed=recipe.seed)

@@ -96,7 +96,7 @@ def opened(
         digests = data.digests()
         teacher, teacher_digest = _teacher(planned, run, digests)
         with accelerator.main_process_first():
-            if main and run.started and resume and not overwrite:
+            if main and run.started and not run.bare and resume and not overwrite:
                 run.check_data(digests)
                 run.check_teacher(teacher_digest)
             elif main:
@@ -158,7 +158,7 @@ def compressing(run: RunFolder, overrides: Sequence[str] = ()) -> Recipe:
 def _check_open(run: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
     """Raise RunError unless the folder may be used as asked; changes nothing."""
     run.check_free()
-    if not run.started:
+    if not run.started or run.bare:
         return
     if overwrite:
         run.marker()  # readable, so certainly a run's

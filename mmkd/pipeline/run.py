@@ -32,6 +32,7 @@ from mmkd.runs.folder import RunFolder, find_run
 from mmkd.runs.recommend import recommend, similar, student_vectors
 from mmkd.student import Ensemble
 from mmkd.student.recommender import settled
+from mmkd.trust import trust_code as trust
 
 Histories = Sequence[str] | Sequence[Sequence[str]] | Mapping[str, Sequence[str]]
 
@@ -57,7 +58,8 @@ class Run:
             use them.
 
     Raises:
-        RunError: The folder holds no finished run.
+        RunError: The folder holds no finished run, or a file of it is missing, damaged or of
+            another run.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Run:
                 f"{folder}: holds no finished run; train one (mmkd.train), or continue it "
                 "(resume=True)"
             )
+        self.folder.check_files()
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder.path)!r})"
@@ -298,6 +301,7 @@ def load(
     *,
     runs: Path | str | None = None,
     encoders: Mapping[str, EncoderCard | Encoder] | None = None,
+    trust_code: str | Sequence[str] | None = None,
 ) -> Run:
     """Open a trained run.
 
@@ -305,10 +309,13 @@ def load(
         folder: Its folder, or its name below ``runs``.
         runs: Where runs are kept; None for MMKD_RUNS, or ``runs`` where that is not set.
         encoders: By modality the objects that it was trained with, where those were objects.
+        trust_code: Packages or modules outside mmkd whose classes the run may name, such as a
+            backbone of your own: they are imported. See `mmkd.trust`.
 
     Raises:
         RunError: There is no finished run.
     """
+    trust(trust_code)
     return Run(find_run(folder, _runs(runs)).path, encoders=encoders)
 
 
@@ -319,6 +326,7 @@ def train(
     encoders: Encoders | None = None,
     folder: Path | str | None = None,
     overrides: Overrides = (),
+    trust_code: str | Sequence[str] | None = None,
     **options: Any,
 ) -> Run:
     """Train a recipe, on data of its own or on a dataset.
@@ -347,6 +355,7 @@ def train(
             recipe's own; a preset has none, so it learns ids only.
         folder: The run's folder; None is ``runs/NAME``. It names a run of a preset.
         overrides: Changes to the recipe, by dotted key, or written as on the command line.
+        trust_code: As for ``load``: whose classes the recipe and its cards may name.
         **options: ``resume``, ``overwrite``, ``progress``, ``announce`` of `mmkd.pipeline.train`.
 
     Returns:
@@ -355,6 +364,7 @@ def train(
     Raises:
         MmkdError: As for `mmkd.pipeline.train.train`.
     """
+    trust(trust_code)
     planned = _planned(data, recipe, encoders, overrides, folder)
     for line in planned.recipe.notices:
         warnings.warn(line, FutureWarning, stacklevel=2)

@@ -22,6 +22,7 @@ from mmkd.errors import MmkdError, RecipeError, RunError, at_least, refuse
 from mmkd.interruption import Interruption
 from mmkd.runs.folder import RunFolder
 from mmkd.threads import thread_count
+from mmkd.trust import trusted
 
 if TYPE_CHECKING:
     import optuna
@@ -213,6 +214,7 @@ class _Running:
         log = run.with_suffix(".log")
         threads = max(1, thread_count(1) // jobs)
         command = [sys.executable, "-m", "mmkd", "train", recipe, *overrides]
+        command += [part for name in trusted() for part in ("--trust-code", name)]
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [*command, "--out", str(run), "--resume"],

@@ -14,7 +14,7 @@ from mmkd import __version__
 from mmkd.config.plan import Plan, plan
 from mmkd.config.recipe import Recipe, recipe_digest
 from mmkd.distiller import CorrelationDistiller
-from mmkd.errors import RunError
+from mmkd.errors import RunError, refuse
 from mmkd.evaluation import choose_weights
 from mmkd.pipeline.baselines import evaluate_baselines, in_passing
 from mmkd.pipeline.embed import EmbedProgress, check_encoders, embed
@@ -60,6 +60,7 @@ def train(
     recipe, began = planned.recipe, time.monotonic()
     if resume and not overwrite and (done := RunFolder(folder)).finished:
         check_same(done, recipe)
+        done.tidy()
         return done.result()
     check_encoders(planned)
     with opened(planned, folder, resume=resume, overwrite=overwrite, announce=announce) as run:
@@ -95,6 +96,7 @@ def train(
             ensemble=planned.members.ensemble,
             modalities={name: teacher.shape[1] for name, teacher in teachers.items()},
         )
+        refuse(spec.check_fits(), RunError)
         counts = torch.from_numpy(data.split.train_counts())
         student = spec.build(
             teachers, distiller.present if distiller else {}, counts > 0, seed=recipe.seed

@@ -1,18 +1,18 @@
 """RunFolder: a run's parts to the files that training leaves behind, and the files back to parts.
 
 ``run.json`` marks the folder as a run: the recipe's name and digests of the data, of the encoders'
-tables and of the run that it compresses; ``recipe.yaml`` what was run; ``items.parquet`` the id
-map and titles; ``users.parquet`` row number to external user id; ``student.json`` and
-``student.safetensors`` the trained networks; ``reduction.safetensors`` how an encoder's vectors
-became their modality tables, for items that come later; ``attributes.json`` the labels they
-predicted;
-``history.json`` one record an epoch; ``result.json`` the test metrics; ``test_ranks.parquet`` the
-rank of every test case, for paired tests (its ``user`` is a row of ``users.parquet``);
-``data_items.parquet`` and ``data_interactions.parquet`` the tables that were given as frames;
-``checkpoints/`` while it trains. Every file is written whole or not at all; none is a pickle.
+tables and of the run that it compresses, and once it is finished of every file, so that a damaged
+one, or one of another run, is told before it is used. ``recipe.yaml`` holds what was run;
+``items.parquet`` the id map and titles; ``users.parquet`` row number to external user id;
+``student.json`` and ``student.safetensors`` the trained networks; ``reduction.safetensors`` how an
+encoder's vectors became their modality tables, for items that come later; ``attributes.json`` the
+labels they predicted; ``history.json`` one record an epoch; ``result.json`` the test metrics;
+``test_ranks.parquet`` the rank of every test case, for paired tests (its ``user`` is a row of
+``users.parquet``); ``data_items.parquet`` and ``data_interactions.parquet`` the tables that were
+given as frames; ``checkpoints/`` is there while it trains. Every file is written whole or not at
+all; none is a pickle.
 """
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,13 +24,27 @@ import numpy as np
 import polars as pl
 import torch
 from filelock import FileLock, Timeout
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mmkd import __version__
 from mmkd.data.items import ItemTable
 from mmkd.errors import RunError, out_of_memory, outside
 from mmkd.evaluation import CaseRanks
-from mmkd.files import read_json, read_records, replacing, write_json, write_text
+from mmkd.files import (
+    file_digest,
+    read_json,
+    read_parquet,
+    read_records,
+    remove_temporaries,
+    replacing,
+    sync,
+    temporaries,
+    write_json,
+    write_parquet,
+    write_sealed_json,
+    write_text,
+)
 from mmkd.runs.placement import Placement, read_placements, write_placements
 from mmkd.student import Ensemble, StudentSpec, backbone_class
 
@@ -80,8 +94,8 @@ class RunFolder:
 
     @property
     def recipe(self) -> Path:
-        """The resolved recipe."""
-        return self.path / "recipe.yaml"
+        """The file of the resolved recipe; RunError unless it is the one that was written."""
+        return self._file("recipe.yaml") if self.finished else self.path / "recipe.yaml"
 
     def frame(self, name: str) -> Path:
         """The file of a table that was given as a frame, ``items`` or ``interactions``."""
@@ -96,6 +110,11 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether training and the test are done."""
         return self.started and (self.path / "result.json").is_file()
+
+    @property
+    def bare(self) -> bool:
+        """Whether a run was begun and killed before anything followed its marker."""
+        return self.started and self._content() == [_MARKER]
 
     def write(
         self,
@@ -144,19 +163,19 @@ class RunFolder:
         ):
             if marker is not None:
                 content = dict.fromkeys(("mmkd", "recipe", "data", "tables", "teacher"))
-                write_json(self.path / _MARKER, content | {"mmkd": __version__} | dict(marker))
+                self._mark(content | {"mmkd": __version__} | dict(marker))
             if recipe is not None:
-                write_text(self.recipe, recipe)
+                write_text(self.path / "recipe.yaml", recipe)
             for name, frame in (frames or {}).items():
-                self._write_table(self.frame(name).name, frame)
+                write_parquet(self.frame(name), frame)
             if tables is not None:
-                write_json(self.path / _MARKER, self.marker() | {"tables": dict(tables)})
+                self._mark(self.marker() | {"tables": dict(tables)})
             if items is not None:
                 items.save(self.path / "items.parquet")
             if users is not None:
                 schema = {"row": pl.Int64, "user": pl.String}
                 columns = {"row": range(len(users)), "user": list(users)}
-                self._write_table("users.parquet", pl.DataFrame(columns, schema=schema))
+                write_parquet(self.path / "users.parquet", pl.DataFrame(columns, schema=schema))
             if spec is not None:
                 write_json(self.path / "student.json", spec.to_json())
             if placements is not None:
@@ -167,27 +186,33 @@ class RunFolder:
                     state = student.state_dict()
                     save_file({k: v.contiguous() for k, v in state.items()}, temporary)
             for name in _KEPT if kept_of is not None else ():
-                if (source := cast(RunFolder, kept_of).path / name).is_file():
+                if (cast(RunFolder, kept_of).path / name).is_file():
+                    source = cast(RunFolder, kept_of)._file(name)
                     with replacing(self.path / name) as temporary:
                         shutil.copyfile(source, temporary)
             if attributes is not None:
                 write_json(self.path / "attributes.json", {"names": list(attributes)})
             if ranks is not None:
                 columns = {field.name: getattr(ranks, field.name) for field in fields(ranks)}
-                self._write_table("test_ranks.parquet", pl.DataFrame(columns))
+                write_parquet(self.path / "test_ranks.parquet", pl.DataFrame(columns))
             if history is not None:
                 write_json(self.path / "history.json", history)
-            if result is not None:  # last: what it promises is there
-                write_json(self.path / "result.json", result)
-                shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+            if result is not None:
+                self._finish(result)
 
     def marker(self) -> dict[str, Any]:
         """Read ``run.json``."""
         with self._reading(_MARKER) as path:
             marker = read_json(path, "mmkd", "recipe", "data", "tables")
-            if not isinstance(marker["data"], dict):
-                raise TypeError("data is no mapping")
+            for key in ("data", "files"):
+                if not isinstance(marker.get(key, {}), dict):
+                    raise TypeError(f"{key} is no mapping")
         return marker
+
+    def check_files(self) -> None:
+        """Raise RunError unless all files of a finished run are there, as it wrote them."""
+        for name in self.marker().get("files") or () if self.finished else ():
+            self._file(name)
 
     def items(self) -> ItemTable:
         """The catalogue as it was trained on; row r is item r."""
@@ -197,7 +222,7 @@ class RunFolder:
     def users(self) -> tuple[str, ...]:
         """External user ids; the ``user`` of a case is an index into them."""
         with self._reading("users.parquet") as path:
-            return tuple(pl.read_parquet(path.read_bytes())["user"].to_list())
+            return tuple(read_parquet(path)[0]["user"].to_list())
 
     def student_spec(self) -> StudentSpec:
         """Read ``student.json``."""
@@ -209,7 +234,7 @@ class RunFolder:
         self._file("student.safetensors")
         spec = self.student_spec()
         with self._reading("items.parquet") as path:  # its rows alone are read: padding and items
-            count = pl.scan_parquet(path).select(pl.len()).collect().item() - 1
+            count = len(read_parquet(path, ["id"])[0]) - 1
         if spec.item_count != count:
             raise RunError(
                 f"{self.path}: student.json is about {spec.item_count} items and items.parquet "
@@ -219,7 +244,10 @@ class RunFolder:
             backbone_class(spec.backbone["kind"])
         except ValueError as error:  # the file is sound: it is the class that is not here
             raise RunError(f"{self.path}: {error}") from error
+        with self._reading("student.safetensors") as path, safe_open(path, framework="pt") as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
         with self._reading("student.json"):
+            spec.check_weights(shapes)
             student = spec.build()
         with self._reading("student.safetensors") as path:
             student.load_state_dict(load_file(path))
@@ -242,13 +270,13 @@ class RunFolder:
 
     def weights_digest(self) -> str:
         """SHA-256 of the trained weights, hexadecimal."""
-        with self._reading("student.safetensors") as path, path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with self._reading("student.safetensors") as path:
+            return file_digest(path)
 
     def ranks(self) -> CaseRanks:
         """Every test case's rank."""
         with self._reading("test_ranks.parquet") as path:
-            table = pl.read_parquet(path.read_bytes())
+            table = read_parquet(path)[0]
             columns = {column: table[column].to_numpy() for column in table.columns}
             top = np.asarray(table["top_items"].to_list(), dtype=np.int64).reshape(len(table), -1)
             return CaseRanks(**(columns | {"top_items": top}))
@@ -327,6 +355,7 @@ class RunFolder:
             checkpoints = self.path / "checkpoints"
             if checkpoints.is_dir() and not checkpoints.is_symlink():
                 shutil.rmtree(checkpoints)
+            sync(self.path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -348,6 +377,8 @@ class RunFolder:
                     "folder with --out"
                 ) from error
         try:
+            with outside(RunError, self.path, what, remedy="give another one"):
+                remove_temporaries(self.path, older_than_s=0)  # of writers that were killed
             yield
         finally:
             lock.release()
@@ -356,9 +387,31 @@ class RunFolder:
                 with suppress(OSError):
                     self.path.rmdir()
 
-    def _write_table(self, name: str, table: pl.DataFrame) -> None:
-        with replacing(self.path / name) as temporary:
-            table.write_parquet(temporary)
+    def tidy(self) -> None:
+        """Remove what a killed training left in a finished run; a folder of another is left be."""
+        if self.finished and ((self.path / "checkpoints").is_dir() or temporaries(self.path)):
+            with suppress(RunError, OSError), self.locked():  # which removes temporaries
+                self._remove_checkpoints()
+
+    def _mark(self, content: Mapping[str, Any]) -> None:
+        write_sealed_json(self.path / _MARKER, content)
+
+    def _finish(self, result: Mapping[str, Any]) -> None:
+        """List every file in the marker; ``result.json`` last, for what it promises is there."""
+        path = self.path / "result.json"
+        with replacing(path) as temporary:
+            write_json(temporary, result)
+            if self.started:
+                files = {n: self.path / n for n in _FILES if (self.path / n).is_file()}
+                files["result.json"] = temporary
+                digests = {name: file_digest(file) for name, file in sorted(files.items())}
+                self._mark(self.marker() | {"files": digests})
+        self._remove_checkpoints()
+
+    def _remove_checkpoints(self) -> None:
+        checkpoints = self.path / "checkpoints"
+        if not checkpoints.is_symlink():
+            shutil.rmtree(checkpoints, ignore_errors=True)
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[Path]:
@@ -380,12 +433,25 @@ class RunFolder:
                 raise TypeError(lines[0]) from error
 
     def _file(self, name: str) -> Path:
-        """Where a file of a trained run is; RunError where it lacks it."""
-        if not (path := self.path / name).is_file():
+        """Where a file of a run is; RunError where it lacks it, or it is not what the run wrote."""
+        path = self.path / name
+        known = {} if name == _MARKER or not self.finished else self.marker().get("files", {})
+        put_back = "put a copy of it back, or train the run again into another folder (--out)"
+        if not path.is_file():
+            if name in known:
+                raise RunError(f"{path}: missing, though the run was finished with it; {put_back}")
             raise RunError(
                 f"{self.path}: holds no {name}; name the folder of a run that was trained to its "
                 "end (mmkd train RECIPE writes runs/NAME)"
             )
+        if known:
+            with outside(RunError, path, "can't be read", remedy=put_back):
+                digest = file_digest(path)
+            if known.get(name) != digest:  # one that is not listed is none of this run either
+                raise RunError(
+                    f"{path}: damaged (altered, or of another run: its digest is not the one in "
+                    f"run.json); {put_back}"
+                )
         return path
 
     def _check_same(self, what: str, then: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -397,7 +463,8 @@ class RunFolder:
             )
 
     def _content(self) -> list[str]:
-        return sorted(path.name for path in self.path.iterdir() if path.name != _LOCK)
+        unfinished = {path.name for path in temporaries(self.path)}
+        return sorted({path.name for path in self.path.iterdir()} - unfinished - {_LOCK})
 
 
 def find_run(name: str | Path, runs: Path) -> RunFolder:

@@ -129,7 +129,8 @@ class FusedItemEmbedding(nn.Module):
         self.id_dropout = id_dropout
 
         self._kept: tuple[Tensor, dict[str, Tensor]] | None = None
-        rows = item_count + 2
+        # the CPU as a rule; no place at all where shapes alone are asked
+        rows, here = item_count + 2, torch.get_default_device()
         if ids:
             id_table = torch.randn(rows, width) * id_std
             id_table[0] = 0.0
@@ -143,7 +144,7 @@ class FusedItemEmbedding(nn.Module):
         std = id_std if modality_std is None else modality_std
         everywhere = torch.ones(item_count + 1, dtype=torch.bool)
         for name, teacher in (modalities or {}).items():
-            mask = (present or {}).get(name, everywhere).to("cpu", torch.bool).clone()
+            mask = (present or {}).get(name, everywhere).to(here, torch.bool).clone()
             mask[0] = False
             start = TeacherStart.fit(teacher, mask, width=width, norm=std * width**0.5)
             if adapter is not None:
@@ -159,7 +160,7 @@ class FusedItemEmbedding(nn.Module):
             has[0] = ~content
             has[0][0] = False
         elif trained is not None:
-            known = F.pad(trained.to("cpu", torch.bool), (0, 1), value=True)
+            known = F.pad(trained.to(here, torch.bool), (0, 1), value=True)
             # of ids alone nothing else can be read, and they say that they mean nothing
             has[0] &= known if not self.tables else ~content | known
         self.has: Tensor
@@ -383,8 +384,12 @@ class TeacherStart:
             norm: Mean Euclidean norm to give these rows, by one factor for all; where they hold
                 nothing but zeros it is 1.
         """
-        table = torch.where(mask[:, None], teacher.detach().to("cpu", torch.float32), 0.0)
+        table = torch.where(mask[:, None], _plain(teacher), 0.0)
         basis = None
+        if table.is_meta:  # of which shapes alone are asked
+            narrower = width < table.shape[1]
+            basis = table.new_empty(table.shape[1], width).double() if narrower else None
+            return cls(width, 1.0, basis)
         if width < table.shape[1]:
             exact = table.double()
             _, vectors = torch.linalg.eigh(exact.mT @ exact)  # ascending eigenvalues
@@ -397,9 +402,14 @@ class TeacherStart:
 
     def __call__(self, teacher: Tensor) -> Tensor:
         """[n, d_t] to [n, d]."""
-        table = teacher.detach().to("cpu", torch.float32)
+        table = _plain(teacher)
         if self.basis is None:
             fitted = F.pad(table, (0, self.width - table.shape[1]))
         else:
             fitted = (table.double() @ self.basis).to(table.dtype)
         return fitted * self.factor
+
+
+def _plain(teacher: Tensor) -> Tensor:
+    """A teacher's numbers where they are worked with."""
+    return teacher.detach().to(torch.get_default_device(), torch.float32)

@@ -3,7 +3,8 @@
 A checkpoint is a folder ``step-00000123`` that appears under its final name only when complete:
 tensors as safetensors, progress as JSON. It holds everything that makes a resumed run equal an
 uninterrupted one: weights, optimiser and asynchronous-update state, each process's random state,
-and the progress record. No pickle is written or read.
+and the progress record, which lists the digest of every tensors' file. No pickle is written or
+read.
 """
 
 import os
@@ -18,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmkd.errors import CheckpointError, outside
-from mmkd.files import read_json, replacing, write_json
+from mmkd.files import file_digest, read_json, replacing, sync, write_sealed_json
 
 _PREFIX = "step-"
+_REMEDY = "put a copy of it back, or train from the start (--overwrite)"
 
 
 class CheckpointFolder:
@@ -72,10 +74,13 @@ class CheckpointFolder:
         write_tensors(staged / "asynchronous.safetensors", asynchronous)
         final = self.folder / staged.name.removeprefix(".").removesuffix(".tmp")
         with _writing(final):
-            write_json(staged / "progress.json", progress)
+            files = {path.name: file_digest(path) for path in staged.glob("*.safetensors")}
+            write_sealed_json(staged / "progress.json", {**progress, "files": files})
             if final.exists():
                 shutil.rmtree(final)
             os.replace(staged, final)
+            sync(self.folder)
+            sync(self.folder.parent)
         for path in [*self.folder.glob(f"{_PREFIX}*"), *self.folder.glob(f".{_PREFIX}*.tmp")]:
             if path != final:
                 shutil.rmtree(path, ignore_errors=True)
@@ -92,6 +97,10 @@ class CheckpointFolder:
             CheckpointError: It was written by another number of processes or for another model,
                 or a file of it is damaged.
         """
+        with _reading(path / "progress.json", AttributeError, ValueError):
+            progress = read_json(path / "progress.json")
+            files = dict(progress.pop("files", {}))  # release 0.1 listed none
+        _check_files(path, files)
         written = len(list(path.glob("random-*.safetensors")))
         if written != self.processes:
             raise CheckpointError(
@@ -102,8 +111,6 @@ class CheckpointFolder:
         state = read_tensors(path / "optimizer.safetensors")
         asynchronous = read_tensors(path / "asynchronous.safetensors")
         random_state = read_tensors(path / f"random-{self.rank}.safetensors")
-        with _reading(path / "progress.json", ValueError):
-            progress = read_json(path / "progress.json")
         try:
             module.load_state_dict(model)
         except RuntimeError as error:
@@ -111,12 +118,26 @@ class CheckpointFolder:
                 f"{path}: written for another model ({error}); resume with the recipe the run was "
                 "started with or choose another run folder"
             ) from error
-        with _reading(path, KeyError, RuntimeError, TypeError, ValueError):
+        with _reading(path, IndexError, KeyError, RuntimeError, TypeError, ValueError):
             _load_optimizer_tensors(optimizer, state)
             torch.set_rng_state(random_state["cpu"])
             if "cuda" in random_state and torch.cuda.is_available():
                 torch.cuda.set_rng_state(random_state["cuda"])
         return progress, asynchronous
+
+
+def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
+    """Raise CheckpointError unless every file that a checkpoint lists is there, as it was written.
+
+    Those of another number of processes are told by who counts them.
+    """
+    for name, digest in digests.items():
+        with _reading(folder / name):
+            if file_digest(folder / name) != digest:
+                raise CheckpointError(
+                    f"{folder / name}: damaged (altered, or of another checkpoint: its digest is "
+                    f"not the one in progress.json); {_REMEDY}"
+                )
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -148,8 +169,7 @@ def _writing(path: Path) -> AbstractContextManager[None]:
 
 
 def _reading(path: Path, *also: type[BaseException]) -> AbstractContextManager[None]:
-    remedy = "put a copy of it back, or train from the start (--overwrite)"
-    return outside(CheckpointError, path, "damaged", remedy=remedy, also=also)
+    return outside(CheckpointError, path, "damaged", remedy=_REMEDY, also=also)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

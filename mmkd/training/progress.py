@@ -12,7 +12,6 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,6 +22,7 @@ from rich.progress import (
 from torch import Tensor, nn
 
 from mmkd.errors import TrainingError
+from mmkd.terminal import console, printable
 
 
 class TrainingProgress:
@@ -49,7 +49,7 @@ class TrainingProgress:
         shown: bool,
         line_every_s: float = 30.0,
     ) -> None:
-        self._console = Console(stderr=True, soft_wrap=True)
+        self._console = console(stderr=True, soft_wrap=True)
         self._batches = batches
         self._epochs = epochs
         self._metric = metric
@@ -88,10 +88,10 @@ class TrainingProgress:
             yield
             return
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[told]}", markup=False),
             console=self._console,
             transient=True,
         )
@@ -158,7 +158,7 @@ class TrainingProgress:
     def _say(self, line: str) -> None:
         if self._shown:
             clock = "" if self._console.is_terminal else f"{datetime.now():%H:%M:%S}  "
-            self._console.print(f"{clock}{line}"[:_WIDTH], highlight=False, markup=False)
+            self._console.print(printable(f"{clock}{line}"[:_WIDTH]))
 
 
 _WIDTH = 120  # of a line, its clock included

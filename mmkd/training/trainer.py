@@ -27,6 +27,7 @@ from mmkd.data.tasks import Batch, Task
 from mmkd.distiller import CorrelationDistiller
 from mmkd.errors import CheckpointError, TrainingError, TrainingInterrupted, outside
 from mmkd.evaluation import Evaluator, Retention
+from mmkd.files import file_digest
 from mmkd.interruption import Interruption
 from mmkd.losses.objective import LossBreakdown, Objective
 from mmkd.student import Ensemble, Recommender
@@ -53,6 +54,7 @@ from mmkd.training.step import TrainStep
 
 TargetsOf = Callable[[Tensor, torch.Generator], Mapping[str, Any]]
 Validate = Callable[[], Mapping[str, float]]
+_RETRAIN = "put a copy of it back, or train from the start (--overwrite)"
 # arguments that a resumed training may be given anew
 _MAY_CHANGE = frozenset(
     "checkpoint_every_s cpu epochs patience threads trackers validate_every".split()
@@ -365,6 +367,7 @@ class _Run:
         self.at = _Position()
         self.sums: dict[str, Tensor] = {}
         self.gradient_norms: dict[str, float] = {}
+        self.best_digest = ""  # of the best epoch's weights
         self.clock = self.saved = time.monotonic()
         self.progress = TrainingProgress(
             self.batches,
@@ -385,13 +388,20 @@ class _Run:
             newest,
             "does not fit",
             remedy="resume as the run was started, or train from the start",
-            also=(AttributeError, KeyError, TypeError),
+            also=(AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError),
         ):
             self.asynchronous.load_state_dict(
                 {k: v.to(self.accelerator.device) for k, v in state.items()}
             )
-            self.report = TrainReport(**progress["report"])
-            self.at = _Position(**progress["position"])
+            self._continue(progress)
+        if self.report.best_epoch >= 0:
+            self._check_best()
+
+    def _continue(self, progress: Mapping[str, Any]) -> None:
+        """Take up what a checkpoint's progress record holds."""
+        self.report = TrainReport(**progress["report"])
+        self.at = _Position(**progress["position"])
+        self.best_digest = progress.get("best", "")  # release 0.1 kept none
         if self.report.stopped == "epochs" and self.at.epoch < self.arguments.epochs:
             self.report.stopped = ""  # more epochs are asked for than then
         self.sums = {
@@ -401,9 +411,9 @@ class _Run:
         self.gradient_norms = progress["gradient_norms"]
         if self.accelerator.scaler is not None and progress["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(progress["scaler"])
-        if self.report.stopped:  # nothing is left to do
-            return
-        self.progress.resumed(self.report.history, self.report.best_epoch, step=self.at.step)
+        if not self.report.stopped:
+            best = self.report.best_epoch
+            self.progress.resumed(self.report.history, best, step=self.at.step)
 
     def _check_same(self, checkpoint: Path, then: Mapping[str, Any] | None) -> None:
         """Refuse to go on with arguments under which the kept state means something else."""
@@ -546,7 +556,9 @@ class _Run:
             report.best_metric, report.best_epoch = metrics[name], self.at.epoch
             report.bad_epochs = 0
             if self.accelerator.is_main_process:
-                write_tensors(self.folder / "student.safetensors", self.step.student.state_dict())
+                path = self.folder / "student.safetensors"
+                write_tensors(path, self.step.student.state_dict())
+                self.best_digest = file_digest(path)
         else:
             report.bad_epochs += 1
 
@@ -572,6 +584,7 @@ class _Run:
                     "sums": {k: float(v) for k, v in self.sums.items()},
                     "gradient_norms": self.gradient_norms,
                     "arguments": _kept_arguments(self.arguments),
+                    "best": self.best_digest,
                     "scaler": None if scaler is None else scaler.state_dict(),
                 },
             )
@@ -580,8 +593,26 @@ class _Run:
 
     def load_best(self) -> None:
         """Put the best epoch's weights into the student."""
-        self.step.student.load_state_dict(read_tensors(self.folder / "student.safetensors"))
+        path = self._check_best(self.best_digest)
+        with outside(CheckpointError, path, "damaged", remedy=_RETRAIN, also=(RuntimeError,)):
+            self.step.student.load_state_dict(read_tensors(path))
         self.step.eval()
+
+    def _check_best(self, digest: str = "") -> Path:
+        """Where the best epoch's weights are; CheckpointError where they are not, or altered.
+
+        A run that is killed between its best weights and its checkpoint leaves later ones than the
+        checkpoint tells of, which it then writes again; so they are compared only in the end.
+        """
+        path = self.folder / "student.safetensors"
+        with outside(CheckpointError, path, "cannot be read", remedy=_RETRAIN):
+            if digest and file_digest(path) != digest:
+                raise CheckpointError(
+                    f"{path}: damaged (altered, or of another run: not the best epoch's weights); "
+                    f"{_RETRAIN}"
+                )
+            path.stat()
+        return path
 
     def _share_sums(self) -> None:
         """Each process has its share of the global losses: take their mean."""

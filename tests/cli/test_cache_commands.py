@@ -17,6 +17,7 @@ from mmkd.cli.app import app
 from mmkd.embeddings import EmbeddingCache, EmbeddingTable
 from mmkd.encoders import load_card
 from mmkd.errors import CacheError
+from mmkd.files import read_json, write_sealed_json
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_repair_removes_the_damaged_and_embed_mends(cache: EmbeddingCache, what:
 def test_a_newer_store_is_an_error_not_damage(cache: EmbeddingCache) -> None:
     fill(cache)
     (meta,) = cache.folder.glob("*/meta.json")
-    meta.write_text(json.dumps({**json.loads(meta.read_text()), "format_version": 99}))
+    write_sealed_json(meta, read_json(meta) | {"format_version": 99})
     done = CliRunner().invoke(app, ["cache", "verify", "--cache", str(cache.folder)])
     assert "cache format 99" in str(done.exception)
 

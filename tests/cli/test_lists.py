@@ -8,6 +8,7 @@ import pytest
 from commands import Shop, invoke, printed
 
 import mmkd
+from mmkd.errors import Interrupted
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,7 @@ def test_an_interrupted_list_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mmkd.cli.lists.Bar.advance", stop)
-    assert invoke("recommend", run.folder.path, "--all-users", "--out", out).exit_code != 0
+    with pytest.raises(Interrupted, match="stopped; the same command starts again"):
+        invoke("recommend", run.folder.path, "--all-users", "--out", out)
     assert [path.name for path in tmp_path.iterdir()] == ["lists.csv"]
     assert out.read_text() == "yesterday's"

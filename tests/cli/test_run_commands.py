@@ -190,7 +190,7 @@ def test_runs_are_compared_whatever_their_precision(shop: Shop, tmp_path: Path) 
     run = tmp_path / "half"
     shutil.copytree(shop.runs / "id-only", run)
     half = load_recipe(str(run / "recipe.yaml"), ["training.precision=bf16"])
-    half.save(run / "recipe.yaml")
+    RunFolder(run).write(recipe=half.to_yaml(), result=RunFolder(run).result())
     found = printed("evaluate", run, "--against", shop.runs / "id-only", "--cases", "valid")
     assert found["first"] == pytest.approx(shop.id_only["valid"]["NDCG@10"])
 

@@ -13,6 +13,9 @@ from PIL import Image
 
 from mmkd.data import ItemTable
 from mmkd.encoders import EncoderCard
+from mmkd.trust import trust_code
+
+trust_code("embeddings")  # this folder's kinds, wherever they are used
 
 DIM = 6
 TEXTS: list[str | None] = [f"text number {n}" for n in range(50)]

@@ -1,16 +1,22 @@
 """Pictures as they are found: each kind decodes to what one sees, or gives a reason."""
 
+import os
 import struct
 import warnings
 import zlib
 from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mmkd.embeddings.pictures import MAX_PIXELS, ImageProblem, decode_image
+from mmkd.embeddings.inputs import FileKeys, Work
+from mmkd.embeddings.pictures import FORMATS, ImageProblem, PictureLoader, decode_image
+from mmkd.encoders.images import MAX_PIXELS, ImageProcessor, check_resized, image_transform
+from mmkd.errors import EncoderError
 
 RED = (200, 20, 30)
 
@@ -146,3 +152,78 @@ def test_the_largest_picture_is_not_refused() -> None:
     with pytest.raises(ImageProblem, match="at most 999"):
         decode_image(data, max_pixels=999)
     assert MAX_PIXELS == Image.MAX_IMAGE_PIXELS
+
+
+def test_no_picture_goes_to_another_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen", start)
+    monkeypatch.setattr("os.system", start)
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n%%EOF\n"
+    with pytest.raises(ImageProblem, match=r"not a picture in a format that is read: .*PNG"):
+        decode_image(postscript)
+    assert not {"EPS", "WMF", "FPX", "HDF5", "GRIB", "BUFR"} & {*FORMATS}
+
+
+@pytest.mark.parametrize("length", [100, 3 << 20])
+def test_what_an_editor_noted_in_a_png_is_no_damage(length: int) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    notes = PngInfo()
+    notes.add_itxt("XML:com.adobe.xmp", "x" * length, zip=True)
+    notes.add_text("Comment", "y" * length, zip=True)
+    picture = Image.effect_noise((32, 20), 60).convert("RGB")
+    found = decode_image(encoded(picture, pnginfo=notes))
+    assert np.array_equal(np.asarray(found), np.asarray(picture))
+
+
+def test_a_damaged_png_stays_damaged_without_its_notes() -> None:
+    sound = encoded(Image.effect_noise((64, 64), 50))
+    broken = bytearray(sound)
+    broken[len(sound) // 2] ^= 0xFF
+    with pytest.raises(ImageProblem, match="damaged"):
+        decode_image(bytes(broken))
+
+
+def test_a_picture_too_narrow_to_be_resized_is_refused_before_it_is() -> None:
+    check_resized(Image.new("RGB", (1700, 1)), 224)  # 380,800 x 224
+    with pytest.raises(EncoderError, match=r"8000 x 1 .* to 1792000 x 224, at most 89478485"):
+        check_resized(Image.new("RGB", (8000, 1)), 224)
+    check_resized(Image.new("RGB", (8000, 1)), None)
+
+
+def test_the_shorter_side_is_asked_of_transforms_and_processors() -> None:
+    from torchvision import transforms  # type: ignore[import-untyped]
+
+    narrow = Image.new("RGB", (1, 30_000))
+    keeps = image_transform(
+        transforms.Compose(
+            [transforms.Resize(64), transforms.CenterCrop(64), transforms.ToTensor()]
+        )
+    )
+    with pytest.raises(EncoderError, match="too narrow"):
+        keeps(narrow)
+    squashes = transforms.Compose([transforms.Resize((64, 64)), transforms.ToTensor()])
+    assert image_transform(squashes)(narrow).shape == (3, 64, 64)
+
+    def processed(images: Any, **options: Any) -> Any:
+        raise AssertionError("it was resized")
+
+    for size, refused in (({"shortest_edge": 64}, True), ({"height": 64, "width": 64}, False)):
+        processor = type("Processor", (), {"size": size, "__call__": staticmethod(processed)})()
+        with pytest.raises(EncoderError if refused else AssertionError):
+            ImageProcessor(processor)(narrow)
+    given = SimpleNamespace(size={"height": 64, "width": 64})
+    changed = ImageProcessor(given, image_size=64, image_resize_mode="shortest")
+    with pytest.raises(EncoderError, match="too narrow"):
+        changed(narrow)
+
+
+def test_a_pipe_is_no_picture_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    pipe = tmp_path / "a.png"
+    os.mkfifo(pipe)
+    keys = FileKeys(tmp_path / "files.parquet").keys([pipe, Path("/dev/zero")])
+    assert all(key[0] == "failed" and "not a plain file" in key[1] for key in keys.values())
+    with PictureLoader(None, workers=0, ahead=2, count=1) as loader:
+        assert list(loader.load([Work("k", "i", pipe)])) == []

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from embeddings.fakes import TEXTS, FakeImage, FakeText, card, catalogue, never, text_vector
 from numpy.typing import NDArray
@@ -106,6 +105,7 @@ def test_a_terminated_process_commits_and_says_how_to_go_on(tmp_path: Path) -> N
     log = tmp_path / "log.txt"
     log.touch()
     command = [sys.executable, "-m", "mmkd", "embed", str(tmp_path / "r.yaml")]
+    command += ["--trust-code", "embeddings.fakes"]
     paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
     environment = {**os.environ, "FAKE_LOG": str(log), "PYTHONPATH": paths}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -237,7 +237,7 @@ def test_a_disk_that_does_not_answer_costs_no_shard(
     def fail(*arguments: Any, **options: Any) -> Any:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(pq, "ParquetFile", fail)
+    monkeypatch.setattr("mmkd.files.open_plain", fail)
     with pytest.raises(CacheError, match=r"cannot be read .*Input/output error"):
         cache.table(card(), catalogue([*TEXTS, "one more"]), encoder_factory=never)
     monkeypatch.undo()

@@ -1,7 +1,6 @@
 """Files of the cache: killed writers, two writers, damage, other versions, read-only folders."""
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -20,7 +19,9 @@ from embeddings.fakes import TEXTS, FakeText, LoggingText, card, catalogue, neve
 
 from mmkd.embeddings import EmbeddingCache
 from mmkd.embeddings.inputs import text_key
+from mmkd.embeddings.upkeep import verify_cache
 from mmkd.errors import CacheError
+from mmkd.files import read_json, write_sealed_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,20 +170,26 @@ def test_vectors_without_a_manifest_and_temporary_files_are_cleared(cache: Embed
 def test_a_newer_format_is_refused(cache: EmbeddingCache) -> None:
     cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
     (meta,) = cache.folder.glob("*/meta.json")
-    meta.write_text(json.dumps({**json.loads(meta.read_text()), "format_version": 2}))
+    write_sealed_json(meta, read_json(meta) | {"format_version": 2})
     with pytest.raises(CacheError, match=r"cache format 2.*up to 1.*upgrade"):
         cache.table(card(), catalogue(TEXTS), encoder_factory=never)
 
 
-def test_a_damaged_description_is_refused(cache: EmbeddingCache) -> None:
+@pytest.mark.parametrize("name", ["meta.json", "tables/*/manifest.parquet"])
+def test_a_flipped_bit_of_a_description_or_manifest_is_noticed_and_mended(
+    cache: EmbeddingCache, name: str
+) -> None:
     cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
-    (meta,) = cache.folder.glob("*/meta.json")
-    meta.write_text(meta.read_text()[:10])
-    with pytest.raises(CacheError, match=r"meta.json: damaged.*delete this file"):
+    (path,) = cache.folder.glob(f"*/{name}")
+    draw = np.random.default_rng(0)
+    for _ in range(10):
+        sound = path.read_bytes()
+        flipped = bytearray(sound)
+        flipped[int(draw.integers(len(flipped)))] ^= 1 << int(draw.integers(8))
+        path.write_bytes(flipped)
+        assert [one.path for one in verify_cache(cache.folder)[1]] == [path]
         cache.table(card(), catalogue(TEXTS), encoder_factory=never)
-    assert cache.entries() == []
-    meta.unlink()
-    cache.table(card(), catalogue(TEXTS), encoder_factory=never)
+        assert path.read_bytes() == sound and not verify_cache(cache.folder)[1]
     assert [entry.present for entry in cache.entries()] == [50]
 
 
@@ -244,22 +251,22 @@ def test_a_full_disk_is_a_clear_error_and_keeps_what_was_written(
     cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     cache.table(card(), catalogue(TEXTS[:32]), encoder_factory=FakeText)
-    write_table = pq.write_table
+    writer = pq.ParquetWriter
     full = OSError(errno.ENOSPC, "No space left on device")
 
     def fail(*arguments: Any, **options: Any) -> Any:
         if at == "vectors":
             arguments[0].write(b"half")
-        elif ("manifest" in str(arguments[1])) != (at == "manifest"):
-            return write_table(*arguments, **options)
+        elif ("manifest" in str(arguments[0])) != (at == "manifest"):
+            return writer(*arguments, **options)
         else:
-            Path(arguments[1]).write_bytes(b"half")
+            Path(arguments[0]).write_bytes(b"half")
         raise full
 
     if at == "vectors":
         monkeypatch.setattr(np, "save", fail)
     else:
-        monkeypatch.setattr(pq, "write_table", fail)
+        monkeypatch.setattr(pq, "ParquetWriter", fail)
     if at == "manifest":  # of the catalogue: needed by nobody to read on
         table = cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
         np.testing.assert_array_equal(table.vectors[50], text_vector("text number 49"))

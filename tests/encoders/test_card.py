@@ -16,6 +16,7 @@ from mmkd.encoders import ENCODERS, EncoderCard, hashed_text, load_card
 from mmkd.encoders.card import LABELS
 from mmkd.encoders.language_model import LanguageModelEncoder
 from mmkd.errors import EncoderError
+from mmkd.trust import trust_code
 
 CLIP: Mapping[str, Any] = {
     "name": "clip",
@@ -69,6 +70,7 @@ def kind_of_a_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = f"class AnyEncoder:\n    version = 1\n    def __init__(self, *, {arguments}): pass\n"
     (tmp_path / "kind_of_a_test.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
+    trust_code(["kind_of_a_test", "rows_of_a_test", "no_such_package"])
 
 
 def fingerprint(content: Mapping[str, Any], **changes: Any) -> str:

@@ -20,6 +20,7 @@ from mmkd.config.recipe import load_recipe
 from mmkd.data.items import ItemTable
 from mmkd.encoders import load_card
 from mmkd.errors import DataError, RunError
+from mmkd.files import write_json
 from mmkd.pipeline.add_items import add_items
 from mmkd.pipeline.embed import embed
 from mmkd.pipeline.evaluate import evaluate
@@ -195,6 +196,8 @@ def test_what_cannot_be_added_is_refused_before_anything_is_encoded(
 
     shutil.copytree(run.path, tmp_path / "old")
     (tmp_path / "old" / "reduction.safetensors").unlink()
+    marker = {k: v for k, v in RunFolder(tmp_path / "old").marker().items() if k != "files"}
+    write_json(tmp_path / "old" / "run.json", marker)  # as release 0.1 wrote it
     with pytest.raises(RunError, match=r"holds no reduction\.safetensors.*train again"):
         add_items(tmp_path / "old", new, out=out)
     other = replace(plan(load_recipe(str(run.recipe))))
@@ -243,3 +246,15 @@ def test_a_frame_is_read_as_a_file_is(run: RunFolder, tmp_path: Path) -> None:
     assert near[0].equals(near[1]) and len(near[0]) == 3
     with pytest.raises(DataError, match=r"wanted|frame"):
         opened.add_items(7, out=tmp_path / "three")
+
+
+def test_an_addition_that_was_killed_begins_anew(run: RunFolder, tmp_path: Path) -> None:
+    new = ItemTable(["", "n1"], ["", "New"], [None, "a new thing"], [None] * 2, [[], []])
+    add_items(run.path, new, out=tmp_path / "more")
+    whole = (tmp_path / "more" / "student.safetensors").read_bytes()
+    with pytest.raises(RunError, match="holds a run already"):
+        add_items(run.path, new, out=tmp_path / "more")
+    (tmp_path / "more" / "result.json").unlink()  # the last that is written
+    add_items(run.path, new, out=tmp_path / "more")
+    assert (tmp_path / "more" / "student.safetensors").read_bytes() == whole
+    Run(tmp_path / "more")

@@ -98,10 +98,10 @@ def test_a_result_without_baselines_is_read_and_a_damaged_one_told(
     full: RunFolder, tmp_path: Path
 ) -> None:
     shutil.copytree(full.path, tmp_path / "run")
-    file, content = tmp_path / "run" / "result.json", full.result()
-    file.write_text(json.dumps(content | {"baselines": []}))
+    run, content = RunFolder(tmp_path / "run"), full.result()
+    run.write(result=content | {"baselines": []})
     with pytest.raises(RunError, match=r"damaged .baselines is no JSON object"):
-        RunFolder(tmp_path / "run").result()
+        run.result()
     del content["baselines"]
-    file.write_text(json.dumps(content))
-    assert RunFolder(tmp_path / "run").result() == content
+    run.write(result=content)
+    assert run.result() == content

@@ -43,8 +43,9 @@ def test_compression_trains_one_network_towards_the_ensemble(
     # the teacher is no part of what is kept, and not needed any more
     moved = tmp_path / "recipe.yaml"
     gone = {"teacher": "gone"}
-    small.recipe.rename(moved)
-    load_recipe(str(moved), [f"objective.compression={json.dumps(gone)}"]).save(small.recipe)
+    moved.write_text(small.recipe.read_text("utf-8"), "utf-8")
+    recipe = load_recipe(str(moved), [f"objective.compression={json.dumps(gone)}"])
+    small.write(recipe=recipe.to_yaml(), result=small.result())
     assert evaluate(small.path)["metrics"] == pytest.approx(small.result()["test"]["metrics"])
     assert small.result()["parameters"] < full.result()["parameters"]
 
@@ -110,10 +111,11 @@ def test_a_run_goes_on_with_the_teacher_it_was_begun_with_only(
     recipe, folder = compressing(RunFolder(teacher)), tmp_path / "run"
     train(recipe, folder=folder)
     (folder / "result.json").unlink()  # as if it had been interrupted
-    weights = load_file(teacher / "student.safetensors")
+    weights, result = load_file(teacher / "student.safetensors"), RunFolder(teacher).result()
     save_file(
         {name: value + 1e-3 for name, value in weights.items()}, teacher / "student.safetensors"
     )
+    RunFolder(teacher).write(result=result)
     with pytest.raises(RunError, match=r"the run to compress changed since this run was begun"):
         train(recipe, folder=folder, resume=True)
 

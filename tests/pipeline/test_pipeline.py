@@ -311,7 +311,7 @@ def test_a_damaged_checkpoint_is_told(recipe: Recipe, tmp_path: Path) -> None:
     step = unfinished.path / "checkpoints" / "step-00000001"
     step.mkdir(parents=True)
     for name in ("progress.json", "model.safetensors", "random-0.safetensors"):
-        (step / name).write_text("{", "utf-8")
+        (step / name).write_text("{}" if name == "progress.json" else "{", "utf-8")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged .*--overwrite"):
         train(recipe, folder=unfinished.path, resume=True)
 

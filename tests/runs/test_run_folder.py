@@ -1,12 +1,16 @@
 """A run's folder: its marker, its lock, its files and damaged ones; without training."""
 
+import hashlib
 import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from mmkd.data.items import ItemTable
@@ -108,7 +112,7 @@ def test_weights_of_another_student_are_damaged_and_told_in_one_line(tmp_path: P
     run.write(spec=SPEC, items=items(2))
     save_file({"x": SPEC.build().networks[0].item_matrix().detach()}, tmp_path / "x")
     (tmp_path / "x").rename(tmp_path / "student.safetensors")
-    with pytest.raises(RunError, match=r"student\.safetensors: damaged \(Error") as caught:
+    with pytest.raises(RunError, match=r"student\.json: damaged \(members: got 1, but") as caught:
         run.student()
     assert "\n" not in str(caught.value)
 
@@ -183,3 +187,115 @@ def test_whole_ranks_come_back(tmp_path: Path) -> None:
     again = RunFolder(tmp_path).ranks()
     assert np.array_equal(again.rank, ranks.rank)
     assert np.array_equal(again.top_items, ranks.top_items)
+
+
+PARTS = (
+    *("recipe.yaml", "items.parquet", "users.parquet", "student.json", "student.safetensors"),
+    *("attributes.json", "history.json", "test_ranks.parquet", "result.json", "run.json"),
+)
+
+
+def finished(folder: Path, *, seed: int = 0) -> RunFolder:
+    run, whole = marked(folder), np.arange(2)
+    ranks = CaseRanks(
+        case=whole, user=whole, target=whole + 1, ties=whole,
+        rank=np.array([1.0, 2.0]) + float(seed), top_items=np.array([[1, 2], [2, 1]]),
+    )  # fmt: skip
+    result = {"best_epoch": 0, "epochs": 1, "peak_memory_bytes": 1, "processes": 1}
+    run.write(
+        recipe=f"name: x{seed}\n", items=items(2), users=["a", f"b{seed}"], spec=SPEC,
+        student=SPEC.build(seed=seed), attributes=["red"], ranks=ranks,
+        history=[{"epoch": seed}], result=result | {"test": {}, "valid": {}, "seconds": {}},
+    )  # fmt: skip
+    return run
+
+
+def use_all(run: RunFolder) -> None:
+    for read in (run.items, run.users, run.student, run.ranks, run.history, run.result):
+        read()
+    _ = run.recipe
+    run.weights_digest()
+    run.check_files()
+
+
+def test_a_finished_run_lists_all_its_files(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    use_all(run)
+    listed = run.marker()["files"]
+    assert {*listed, "run.json"} == {*PARTS} == {path.name for path in run.path.iterdir()}
+    for name, digest in listed.items():
+        assert hashlib.sha256((run.path / name).read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_flip_a_foreign_file_and_a_missing_one_are_told(tmp_path: Path, name: str) -> None:
+    run, other = finished(tmp_path / "a"), finished(tmp_path / "b", seed=1)
+    sound, draw = (run.path / name).read_bytes(), np.random.default_rng(0)
+    for _ in range(10):
+        flipped = bytearray(sound)
+        flipped[int(draw.integers(len(flipped)))] ^= 1 << int(draw.integers(8))
+        (run.path / name).write_bytes(flipped)
+        with pytest.raises(RunError, match=rf"{name}: damaged"):
+            use_all(run)
+    foreign = (other.path / name).read_bytes()
+    if foreign != sound and name != "run.json":
+        (run.path / name).write_bytes(foreign)
+        with pytest.raises(RunError, match=rf"{name}: damaged \(altered, or of another run"):
+            use_all(run)
+    (run.path / name).unlink()
+    if name in ("run.json", "result.json"):
+        assert not run.finished
+    else:
+        with pytest.raises(RunError, match=rf"{name}: missing, though the run was finished"):
+            use_all(run)
+
+
+def test_a_run_of_release_0_1_lists_no_file_and_is_read(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    marker = {k: v for k, v in run.marker().items() if k != "files"}
+    (tmp_path / "run.json").write_text(json.dumps(marker), "utf-8")
+    use_all(run)
+
+
+def test_a_student_that_its_weights_do_not_confirm_is_not_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path)
+    run.write(spec=SPEC, items=items(2), student=SPEC.build())
+    build = StudentSpec.build
+
+    def unbuilt(spec: StudentSpec) -> Any:
+        assert torch.get_default_device().type == "meta", "it was built"
+        return build(spec)
+
+    monkeypatch.setattr(StudentSpec, "build", unbuilt)
+    for changes in (
+        {"ensemble": {"members": 10**9}},
+        {"backbone": {"kind": "gru4rec", "layers": 10**9}},
+        {"backbone": {"kind": "sasrec", "layers": 2}},
+        {"embedding": {"width": 10**12}},
+        {"modalities": {"text": 4}},
+    ):
+        run.write(spec=replace(SPEC, **changes))
+        with pytest.raises(RunError, match=r"student\.json: damaged"):
+            run.student()
+
+
+@pytest.mark.parametrize("left", [(), ("run.json",), (".run.json.1-0badcafe.tmp", ".lock")])
+def test_what_a_kill_leaves_of_a_beginning_is_no_run(tmp_path: Path, left: tuple[str, ...]) -> None:
+    run = RunFolder(tmp_path)
+    for name in left:
+        marked(tmp_path) if name == "run.json" else (tmp_path / name).write_bytes(b"x")
+    run.check_free()
+    assert run.bare == ("run.json" in left)
+    with run.locked():
+        assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_finished_run_is_tidied_of_what_a_kill_left(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
+    (tmp_path / ".student.safetensors.7-0badcafe.tmp").write_bytes(b"x")
+    run.tidy()
+    assert {path.name for path in tmp_path.iterdir()} == {*PARTS, ".lock"}
+    use_all(run)

@@ -12,6 +12,7 @@ from mmkd.student import BACKBONES, backbone_class, build_backbone
 from mmkd.student.backbones.gru4rec import GRU4Rec
 from mmkd.student.backbones.rgat import RGAT, session_graphs
 from mmkd.student.backbones.transformer import TransformerBlock, attention_mask
+from mmkd.trust import trust_code
 
 WIDTH, MAX_LENGTH, LENGTH = 8, 12, 7
 KINDS = sorted(BACKBONES)
@@ -231,6 +232,7 @@ def test_session_graphs_by_hand() -> None:
 def test_unknown_backbone_names_the_closest() -> None:
     with pytest.raises(ValueError, match=r"'sasrek': unknown; did you mean sasrec\?"):
         backbone_class("sasrek")
+    trust_code(["no_such_package", "torch.nn"])
     with pytest.raises(ValueError, match="'no_such_package:Net': cannot be imported"):
         backbone_class("no_such_package:Net")
     with pytest.raises(ValueError, match=r"no attribute 'OfANotebook'.*define it here as it was"):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from training.tiny import TinyRun, tiny_stream
 
 from mmkd.data.batches import seeded_generator
-from mmkd.errors import TrainingError, TrainingInterrupted
+from mmkd.errors import CheckpointError, TrainingError, TrainingInterrupted
+from mmkd.files import read_json, write_sealed_json
 from mmkd.losses.objective import LossBreakdown
 from mmkd.training.arguments import TrainingArguments
 from mmkd.training.optimizer import OPTIMIZERS, Frozen, Interval, Ramp
@@ -357,3 +358,27 @@ def test_a_loss_that_is_no_number_ends_the_run_at_its_step(
     kept = load_file(tmp_path / "student.safetensors")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.values())
     assert all(bool(torch.isfinite(p).all()) for p in run.step.parameters())
+
+
+def test_best_weights_that_are_damaged_or_gone_are_told_on_resume(tmp_path: Path) -> None:
+    TinyRun(tmp_path, {"epochs": 2}).fit()
+    path = tmp_path / "student.safetensors"
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"student\.safetensors: damaged .*--overwrite"):
+        TinyRun(tmp_path, {"epochs": 2}).fit(resume=True)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"student\.safetensors: cannot be read .*No such"):
+        TinyRun(tmp_path, {"epochs": 2}).fit(resume=True)
+    path.write_bytes(sound)
+    TinyRun(tmp_path, {"epochs": 2}).fit(resume=True)
+
+
+def test_a_progress_record_that_lacks_something_is_told(tmp_path: Path) -> None:
+    TinyRun(tmp_path, {"epochs": 1}).fit()
+    (record,) = tmp_path.glob("checkpoints/*/progress.json")
+    whole = read_json(record)
+    for key in ("report", "position", "sums", "gradient_norms"):
+        write_sealed_json(record, {k: v for k, v in whole.items() if k != key})
+        with pytest.raises(CheckpointError, match=f"does not fit .*{key}"):
+            TinyRun(tmp_path, {"epochs": 1}).fit(resume=True)

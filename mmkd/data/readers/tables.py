@@ -6,7 +6,6 @@ refused with the line at fault.
 """
 
 import gzip
-import io
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import polars as pl
 from mmkd.data.readers.delimited import Dialect, opened, parse_delimited, refuse_repeated
 from mmkd.data.readers.json_lines import parse_json_lines
 from mmkd.errors import DataError, did_you_mean, outside, refuse, shown
+from mmkd.files import open_plain, read_any_parquet
 
 Format = Literal["auto", "csv", "tsv", "parquet", "jsonl", "recbole"]
 _BY_SUFFIX = {
@@ -128,8 +128,7 @@ def read_table(
                 f"{file}: the file is empty; give a {kind} file with a row for each record"
             )
         if kind == "parquet":
-            source = content if isinstance(content, Path) else io.BytesIO(content)
-            table = Table(pl.read_parquet(source, glob=False), str(file))
+            table = Table(read_any_parquet(content), str(file))
         elif kind == "jsonl":
             table = Table(parse_json_lines(content, str(file)), str(file))
         elif kind == "recbole":
@@ -233,20 +232,18 @@ def _kind(path: str, format: str) -> str | None:
 
 
 def _content(file: Path) -> Path | bytes:
-    """The file, for polars to map into memory; of a packed one, and of a pipe, its bytes."""
+    """The file, for polars to map into memory; of a packed one its bytes."""
     with outside(DataError, file, "cannot be read", remedy="give a file"):
         try:
-            with file.open("rb") as packed:
+            with open_plain(file) as packed:
                 data = packed.read(len(_GZIP_MAGIC))
-                if data != _GZIP_MAGIC and file.is_file():
+                if data != _GZIP_MAGIC:
                     return file
                 data += packed.read()
         except FileNotFoundError:
             raise DataError(
                 f"{file}: no such file{_neighbours(file)}; check root and path"
             ) from None
-    if not data.startswith(_GZIP_MAGIC):
-        return data
     with outside(
         DataError, file, "damaged gzip data", remedy="fetch the file again", also=(zlib.error,)
     ):

@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast
 from torch import Tensor, nn
 
 from mmkd.errors import closest
+from mmkd.trust import is_trusted, refusal
 
 BACKBONES: dict[str, str] = {
     "sasrec": "mmkd.student.backbones.transformer:SASRec",
@@ -49,7 +50,8 @@ def backbone_class(kind: str | type[nn.Module]) -> type[nn.Module]:
         kind: A name in `BACKBONES`, `package.module:Class` of an installed package, or a class.
 
     Raises:
-        ValueError: Unknown name, or a class that cannot be imported or is no backbone.
+        ValueError: Unknown name, a module that the user does not trust (`mmkd.trust`), or a class
+            that cannot be imported or is no backbone.
     """
     found = _imported(kind) if isinstance(kind, str) else kind
     if not (isinstance(found, type) and issubclass(found, nn.Module) and hasattr(found, "causal")):
@@ -86,6 +88,8 @@ def _imported(kind: str) -> Any:
         close = closest(kind, BACKBONES)
         hint = f"did you mean {close}?" if close else f"use one of {', '.join(BACKBONES)}"
         raise ValueError(f"backbone {kind!r}: unknown; {hint} (or package.module:Class).")
+    if not is_trusted(module_name):
+        raise ValueError(f"backbone {refusal(kind, module_name)}")
     try:
         return getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:

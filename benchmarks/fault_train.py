@@ -1,0 +1,148 @@
+"""A small training that `faults.py` kills, starves of disk and damages, and what a run must be."""
+
+import errno
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmkd.config.recipe import Recipe, load_recipe
+from mmkd.demo import make_synthetic
+from mmkd.errors import MmkdError, world_told
+from mmkd.pipeline.train import train
+from mmkd.runs.folder import RunFolder
+
+LIMIT_S = 300.0
+PROCESSES = multiprocessing.get_context("forkserver")
+TOLD, TRACEBACK = 2, 1
+
+
+def small_recipe(root: Path, *, epochs: int) -> Recipe:
+    """A training of seconds, that writes a checkpoint after every batch; its data is made."""
+    if not (root / "data").exists():
+        make_synthetic(root / "data", items=60, users=150)
+    return load_recipe(
+        "quickstart",
+        [
+            f"data.root={root / 'data'}",
+            f"cache.folder={root / 'cache'}",
+            f"training.epochs={epochs}",
+            *("training.cpu=true", "training.threads=1", "training.checkpoint_every_s=0"),
+            *("training.batch_size=64", "evaluation.baselines=false"),
+        ],
+    )
+
+
+def child(
+    root: Path, folder: Path, epochs: int, options: dict[str, Any], full_at: int | None = None
+) -> None:
+    """Train in this process; ends with 0, with `TOLD` and its message, or with `TRACEBACK`.
+
+    Args:
+        root: Of the data and the cache.
+        folder: The run's.
+        epochs: Of the training.
+        options: Of `mmkd.pipeline.train.train`.
+        full_at: The file, counted from 0, from which on none may grow past 64 bytes.
+    """
+    sys.stderr = (folder.parent / f"{folder.name}.log").open("a")
+    if full_at is not None:
+        _fill_at(full_at)
+    try:
+        train(small_recipe(root, epochs=epochs), folder=folder, **options)
+    except BaseException as error:
+        told = str(error) if isinstance(error, MmkdError) else world_told(error)
+        if told is None:
+            raise
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # the log's place is not the run's
+        print(told, file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(TOLD)
+    os._exit(0)
+
+
+def start(*arguments: Any, **options: Any) -> BaseProcess:
+    """`child`, started."""
+    process = PROCESSES.Process(target=child, args=arguments, kwargs=options)
+    process.start()
+    return process
+
+
+def ended(process: BaseProcess) -> int | None:
+    """A child's exit status; None where it hangs, and is then killed."""
+    process.join(LIMIT_S)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return None
+    return process.exitcode
+
+
+def difference(folder: Path, whole: Path) -> str:
+    """How a run differs from one that nothing happened to; empty where in nothing."""
+    run, wanted = RunFolder(folder), RunFolder(whole)
+    if not run.finished:
+        return "not finished"
+    run.check_files()
+    for name in ("student.safetensors", "reduction.safetensors", "items.parquet"):
+        if (folder / name).read_bytes() != (whole / name).read_bytes():
+            return f"another {name}"
+    if not np.array_equal(run.ranks().rank, wanted.ranks().rank):
+        return "other ranks"
+    if _timeless(run.history()) != _timeless(wanted.history()):
+        return "another history"
+    left = [path.name for path in folder.iterdir() if path.name not in _names(whole)]
+    return f"left behind: {', '.join(left)}" if left else ""
+
+
+def flipped(path: Path, draw: np.random.Generator) -> Callable[[], None]:
+    """Flips one bit of a file; what puts it back."""
+    sound = path.read_bytes()
+    damaged = bytearray(sound)
+    damaged[int(draw.integers(len(sound)))] ^= 1 << int(draw.integers(8))
+    path.write_bytes(damaged)
+
+    def back() -> None:
+        path.write_bytes(sound)
+
+    return back
+
+
+def fresh(folder: Path) -> Path:
+    """A folder's name, nothing there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} | {".lock"}
+
+
+def _timeless(history: list[dict[str, Any]]) -> str:
+    return json.dumps([{k: v for k, v in one.items() if "seconds" not in k} for one in history])
+
+
+def _fill_at(file: int) -> None:
+    """From the file of this number on the disk is full, for whatever library writes to it."""
+    touch, count = Path.touch, [0]
+
+    def counted(path: Path, *arguments: Any, **options: Any) -> None:
+        touch(path, *arguments, **options)
+        if count[0] >= file:
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+        count[0] += 1
+
+    setattr(Path, "touch", counted)  # noqa: B010 - the first thing that a writer does
+
+
+FULL = os.strerror(errno.EFBIG)
