@@ -77,6 +77,11 @@ class MembersPlan:
         """Whether the members' weights are chosen on validation."""
         return self.ensemble.get("weights") == "validation"
 
+    @property
+    def offset_chosen(self) -> bool:
+        """Whether the place of untrained items is chosen on validation."""
+        return self.ensemble.get("untrained_offset") == "validation"
+
     def asynchronous(
         self, common: AsynchronousUpdate
     ) -> AsynchronousUpdate | list[AsynchronousUpdate]:
@@ -101,9 +106,17 @@ def plan_members(
         sizes: What every backbone is given besides, where it is known.
     """
     recipe = checks.recipe
-    given = {"build": None, "seed": None}
+    given = {"build": None, "seed": None, "trained": None}
     ensemble = checks.options(build_ensemble, recipe.ensemble, "ensemble", given=given)
     members = ensemble.get("members", 1)
+    if ensemble.get("untrained_offset") is not None and (
+        recipe.student.score_with != "fused" or not recipe.encoders
+    ):
+        checks.problem(
+            "ensemble.untrained_offset",
+            "set, but items are scored by their ids alone, which says nothing of an item that "
+            "never trains; use student.score_with: fused and an encoder, or leave it out",
+        )
     if isinstance(members, int):
         _check_sources(checks, "student", embedding.get("ids", True), tuple(recipe.encoders))
         _check_frozen(checks, [embedding.get("adapter")])

@@ -10,6 +10,7 @@ from mmkd.evaluation.metrics import (
     sliced_metrics,
     warm_and_cold,
 )
+from mmkd.evaluation.offset import choose_offset
 from mmkd.evaluation.ranking import CaseRanks, rank_and_ties, top_k
 from mmkd.evaluation.retention import Retention, RetentionProbe
 from mmkd.evaluation.significance import bootstrap_intervals, compare, paired_permutation_test
@@ -25,6 +26,7 @@ __all__ = [
     "RetentionProbe",
     "Transition",
     "bootstrap_intervals",
+    "choose_offset",
     "choose_weights",
     "compare",
     "coverage_at_k",

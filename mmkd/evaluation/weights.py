@@ -4,12 +4,13 @@ A coordinate search over a coarse grid of the simplex, each point judged by the 
 at that very sum. A round scores every case once, for all of its points together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmkd.data.splits import Cases, SequenceSplit
@@ -74,8 +75,7 @@ def choose_weights(
     if not len(cases):
         raise EvaluationError("weights: there is no validation case to choose them by; fix them")
     evaluator = evaluator or Evaluator()
-    every = -(-len(cases) // _MOST_CASES)
-    some = Cases(cases.user[::every], cases.position[::every])
+    some = some_of(cases)
     best: Shares = (1 / len(student.members),) * len(student.members)
     found: dict[Shares, float] = {}
     for _ in range(_ROUNDS):
@@ -89,6 +89,12 @@ def choose_weights(
             best = before
             break
     return list(best)
+
+
+def some_of(cases: Cases) -> Cases:
+    """At most so many that a search stays in minutes, evenly spaced."""
+    every = -(-len(cases) // _MOST_CASES)
+    return Cases(cases.user[::every], cases.position[::every])
 
 
 def _around(point: Shares) -> list[Shares]:
@@ -114,16 +120,53 @@ def _metric_of(
     processes: Processes | None,
 ) -> list[float]:
     """The mean metric of the cases at each of the points."""
-    totals = np.zeros(len(points) + 1)  # and how many cases
-    weights = torch.tensor(points, dtype=torch.float32)
     mode: Inference = "probabilities" if student.inference == "probabilities" else "logits"
+    weights = torch.tensor(points, dtype=torch.float32)
+
+    def at_points(histories: Tensor) -> Iterator[Tensor]:
+        each = list(_scores(student, histories))
+        for point in weights.to(histories.device):
+            yield combine(each, inference=mode, weights=point)
+
+    sums, counts = gains(
+        student, at_points, len(points), split, cases, evaluator, metric, processes
+    )
+    return [float(total) for total in sums.sum(1) / counts.sum()]
+
+
+def gains(
+    student: Ensemble,
+    variants: Callable[[Tensor], Iterable[Tensor]],
+    count: int,
+    split: SequenceSplit,
+    cases: Cases,
+    evaluator: Evaluator,
+    metric: str,
+    processes: Processes | None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The metric of each way of scoring, the cases scored once for all of them.
+
+    Args:
+        student: Whose histories are made.
+        variants: Histories [B, L] to ``count`` scores [B, I].
+        count: V.
+        split: Where the events are.
+        cases: To rank.
+        evaluator: Which candidates there are.
+        metric: Of a case.
+        processes: Who shares the cases.
+
+    Returns:
+        [V, 2] the metric's sums, over cases on items that train and on those that never do, and [2]
+        how many of each there are.
+    """
+    trains = split.train_counts() > 0
+    sums, counts = np.zeros((count, 2)), np.zeros(2)
     with answering(student):
-        batches = evaluator.batches(split, cases, student, processes=processes)
-        for batch in batches:
-            each = list(_scores(student, batch.histories))
-            totals[-1] += len(batch.target)
-            for number, point in enumerate(weights.to(batch.target.device)):
-                scores = combine(each, inference=mode, weights=point)
+        for batch in evaluator.batches(split, cases, student, processes=processes):
+            cold = ~trains[batch.target.cpu().numpy()]
+            counts += [np.sum(~cold), np.sum(cold)]
+            for number, scores in enumerate(variants(batch.histories)):
                 ranks, ties = rank_and_ties(
                     F.pad(scores, (1, 0)),
                     batch.target,
@@ -131,12 +174,15 @@ def _metric_of(
                     exclude_item=batch.item,
                 )
                 values = per_case(ranks.cpu().numpy(), metric, ties=ties.cpu().numpy())
-                totals[number] += values.sum()
+                sums[number] += [values[~cold].sum(), values[cold].sum()]
     if dist.is_available() and dist.is_initialized():
-        shared = torch.from_numpy(totals).to(processes.device if processes else "cpu")
+        shared = torch.from_numpy(np.vstack([sums, counts])).to(
+            processes.device if processes else "cpu"
+        )
         dist.all_reduce(shared)
-        totals = shared.cpu().numpy()
-    return [float(total) for total in totals[:-1] / totals[-1]]
+        sums, counts = np.split(shared.cpu().numpy(), [count])
+        counts = counts[0]
+    return sums, counts
 
 
 def _scores(student: Ensemble, histories: Tensor) -> Iterator[Tensor]:

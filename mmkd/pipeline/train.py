@@ -15,7 +15,7 @@ from mmkd.config.plan import Plan, plan
 from mmkd.config.recipe import Recipe, recipe_digest
 from mmkd.distiller import CorrelationDistiller
 from mmkd.errors import RunError, refuse
-from mmkd.evaluation import choose_weights
+from mmkd.evaluation import choose_offset, choose_weights
 from mmkd.pipeline.baselines import evaluate_baselines, in_passing
 from mmkd.pipeline.embed import EmbedProgress, check_encoders, embed
 from mmkd.pipeline.opening import OpenRun, check_same, opened
@@ -149,6 +149,7 @@ def train(
         weighing = time.monotonic()
         if planned.members.weights_chosen:
             _weigh(student, planned, run)
+        curve = _place_untrained(student, planned, run) if planned.members.offset_chosen else None
         tested = time.monotonic()
         ranks = planned.evaluator.ranks(student, data.split, data.split.test, processes=accelerator)
         test = planned.evaluator.report(ranks, data.split, seed=recipe.seed)
@@ -159,7 +160,7 @@ def train(
         )
         tested_s = time.monotonic() - tested
         valid = report.history[report.best_epoch]["valid"]
-        if planned.members.weights_chosen:  # the epochs' figures are those of equal ones
+        if planned.members.weights_chosen or curve:  # the epochs know of neither
             valid = valid | validation["metrics"]
         result: dict[str, Any] = {
             "recipe": recipe.name,
@@ -193,6 +194,10 @@ def train(
         }
         if student.weights is not None:
             result["weights"] = student.shares()
+        if student.untrained_offset is not None:
+            result["untrained_offset"] = float(student.untrained_offset)
+        if curve:
+            result["untrained_offsets"] = curve
         if planned.baselines:
             began = time.monotonic()
             beside = evaluate_baselines(
@@ -226,6 +231,22 @@ def _weigh(student: Ensemble, planned: Plan, run: OpenRun) -> None:
         )
     )
     run.write(student=student)
+
+
+def _place_untrained(student: Ensemble, planned: Plan, run: OpenRun) -> list[dict[str, float]]:
+    """Choose the untrained items' offset on validation, and keep it with the networks."""
+    split = run.data.split
+    offset, curve = choose_offset(
+        student,
+        split,
+        split.valid,
+        evaluator=planned.evaluator,
+        price=planned.members.ensemble.get("untrained_price", 0.0),
+        processes=run.accelerator,
+    )
+    student.set_untrained_offset(offset)
+    run.write(student=student)
+    return curve
 
 
 def _mean(values: Sequence[float]) -> float:

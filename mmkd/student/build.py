@@ -96,7 +96,7 @@ class StudentSpec:
                 max_length=self.max_length,
             )
 
-        return build_ensemble(network, seed=seed, **self.ensemble)
+        return build_ensemble(network, seed=seed, trained=trained, **self.ensemble)
 
     def check_weights(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """Refuse weights that are not those of these networks, before anything of a size is built.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd.errors import at_least, one_of, refuse
+from mmkd.errors import at_least, one_of, refuse, within
 from mmkd.student.recommender import (
     Catalogue,
     Recommender,
@@ -24,6 +24,7 @@ from mmkd.student.recommender import (
 Inference = Literal["logits", "probabilities", "standardized"]
 ModalityTables = Literal["shared", "own"]
 Weights = Literal["validation"] | Sequence[float] | None
+Offset = Literal["validation"] | float | None
 
 
 class Ensemble(nn.Module):
@@ -55,6 +56,7 @@ class Ensemble(nn.Module):
         *,
         inference: Inference = "logits",
         weights: Sequence[float] | None = None,
+        untrained_offset: float | None = None,
     ) -> None:
         """Put the networks together.
 
@@ -67,6 +69,10 @@ class Ensemble(nn.Module):
                 the others by its scale (see `combine`).
             weights: What each member counts, 0 or more; only their ratios matter. Kept in the state
                 dict, as `weights` [N]. None counts all alike.
+            untrained_offset: What the items marked in `untrained` [I] get on their scores, in
+                standard deviations of all scores of the list; both are kept in the state dict. No
+                loss says how the scores of an item that never trains lie beside the others'. None
+                marks none.
 
         Raises:
             ValueError: No member, members that don't fit together, or an option that is wrong.
@@ -85,6 +91,12 @@ class Ensemble(nn.Module):
         self.weights: Tensor | None
         counted = None if weights is None else torch.tensor([*weights], dtype=torch.float32)
         self.register_buffer("weights", counted)
+        self.untrained_offset: Tensor | None
+        self.untrained: Tensor | None
+        offset = None if untrained_offset is None else torch.tensor(float(untrained_offset))
+        none = None if offset is None else torch.zeros(members[0].embedding.item_count).bool()
+        self.register_buffer("untrained_offset", offset)
+        self.register_buffer("untrained", none)
         self.causal = members[0].causal
         self.item_count = members[0].item_count
         self.max_length = min(
@@ -115,7 +127,7 @@ class Ensemble(nn.Module):
     def score(
         self, hidden: Sequence[Tensor], item_matrices: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """The members' scores over the catalogue, added up as `combine` says.
+        """The members' scores over the catalogue, added up as `combine` says, some moved.
 
         Args:
             hidden: N states [..., d].
@@ -125,10 +137,24 @@ class Ensemble(nn.Module):
             [..., I+1], column r for item r, column 0 (padding) -inf. With `probabilities` their
             logarithm, which ranks the same and does not underflow.
         """
+        total = self.combined(hidden, item_matrices)
+        if self.untrained_offset is not None:
+            total = total + self.moved(total, self.untrained_offset)
+        return F.pad(total, (1, 0), value=-float("inf"))
+
+    def combined(
+        self, hidden: Sequence[Tensor], item_matrices: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """`score` [..., I] without padding and before untrained items are moved."""
         matrices = item_matrices or [member.item_matrix() for member in self.networks]
         logits = [h @ matrix.mT for h, matrix in zip(hidden, matrices, strict=True)]  # N x [..., I]
-        total = combine(logits, inference=self.inference, weights=self.weights, known=self.known())
-        return F.pad(total, (1, 0), value=-float("inf"))
+        return combine(logits, inference=self.inference, weights=self.weights, known=self.known())
+
+    def moved(self, scores: Tensor, offset: Tensor | float) -> Tensor:
+        """What an offset adds to scores [..., I]: 0 but for untrained items."""
+        assert self.untrained is not None
+        deviation = scores.std(dim=-1, correction=0, keepdim=True)
+        return offset * deviation * self.untrained
 
     def known(self) -> list[Tensor | None]:
         """By member the items [I] that it knows anything of; None where it knows all.
@@ -162,6 +188,11 @@ class Ensemble(nn.Module):
         """Count the members otherwise; the ensemble must have weights."""
         assert self.weights is not None
         self.weights.copy_(torch.tensor([*weights]))
+
+    def set_untrained_offset(self, offset: float) -> None:
+        """Move untrained items otherwise; the ensemble must have an offset."""
+        assert self.untrained_offset is not None
+        self.untrained_offset.fill_(offset)
 
     def modality_tables(self) -> dict[str, list[Tensor]]:
         """Name to the different tables S_m [I+2, d] there are: one where the members share it."""
@@ -286,6 +317,9 @@ def build_ensemble(
     modality_tables: ModalityTables = "shared",
     inference: Inference = "logits",
     weights: Weights = None,
+    untrained_offset: Offset = None,
+    untrained_price: float = 0.0,
+    trained: Tensor | None = None,
 ) -> Ensemble:
     """Build N networks that differ from the start.
 
@@ -300,13 +334,23 @@ def build_ensemble(
         inference: As for `Ensemble`.
         weights: As for `Ensemble`; `validation` starts with equal ones, to be chosen after
             training (`choose_weights`).
+        untrained_offset: As for `Ensemble`; `validation` starts with 0, to be chosen after training
+            (`choose_offset`).
+        untrained_price: Share of the best validation metric that may be given for untrained items,
+            see `choose_offset`.
+        trained: [I+1] bool, False where no event of the item trains; None where the state dict says
+            so later.
 
     Raises:
         ValueError: `members` is below 1, or an option is wrong.
     """
     refuse(
         check_build_ensemble(
-            members=members, modality_tables=modality_tables, inference=inference, weights=weights
+            members=members,
+            modality_tables=modality_tables,
+            inference=inference,
+            weights=weights,
+            untrained_price=untrained_price,
         )
     )
     wanted = [{} for _ in range(members)] if isinstance(members, int) else members
@@ -318,7 +362,11 @@ def build_ensemble(
         if modality_tables == "shared":
             _share_tables(networks)
     chosen = [1.0] * len(networks) if weights == "validation" else weights
-    return Ensemble(networks, inference=inference, weights=chosen)
+    offset = 0.0 if untrained_offset == "validation" else untrained_offset
+    ensemble = Ensemble(networks, inference=inference, weights=chosen, untrained_offset=offset)
+    if ensemble.untrained is not None and trained is not None:
+        ensemble.untrained.copy_(~trained[1:])
+    return ensemble
 
 
 def check_build_ensemble(**options: Any) -> list[str]:
@@ -329,6 +377,7 @@ def check_build_ensemble(**options: Any) -> list[str]:
         *at_least(1, members=None if members is None else count),
         *one_of(get_args(ModalityTables), modality_tables=options.get("modality_tables")),
         *one_of(get_args(Inference), inference=options.get("inference")),
+        *within(0, 1, "it is a share", untrained_price=options.get("untrained_price")),
     ]
     if weights is None or weights == "validation":
         return problems

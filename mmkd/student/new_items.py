@@ -79,6 +79,8 @@ def with_new_items(
             new = torch.where(present[name][:, None], rows[name][number], 0.0)
             if (key := f"{prefix}tables.{name}") in state:  # of a shared one the first holds it
                 state[key] = _inserted(parameter, new)
+    if student.untrained is not None:
+        state["untrained"] = torch.cat([student.untrained, student.untrained.new_ones(count)])
     grown.load_state_dict(state)
     return larger, grown.eval()
 

@@ -278,3 +278,43 @@ def test_tables_that_decay_towards_their_teacher_keep_more_of_it(
         train(recipe_of(synthetic, *options), folder=tmp_path / str(decay))
         kept.append(history(tmp_path / str(decay))[-1]["valid"]["retention.text.spearman"])
     assert kept[0] < kept[1] and kept[1] > 0.99
+
+
+def test_the_place_of_untrained_items_is_chosen_kept_and_given_to_new_ones(
+    synthetic: list[str], tmp_path: Path
+) -> None:
+    recipe = recipe_of(
+        synthetic,
+        "data.split={kind: cold_items, share: 0.2}",
+        "encoders.image=null",
+        "ensemble.untrained_offset=validation",
+        "training.epochs=1",
+    )
+    train(recipe, folder=tmp_path / "run")
+    run = Run(tmp_path / "run")
+    result, student = run.result, run.student
+    counts = run.data.split.train_counts()
+    assert student.untrained is not None and student.untrained_offset is not None
+    assert student.untrained.tolist() == (counts[1:] == 0).tolist()
+    chosen = result["untrained_offset"]
+    assert float(student.untrained_offset) == chosen
+    curve = {point["offset"]: point for point in result["untrained_offsets"]}
+    assert curve[chosen]["all"] == max(point["all"] for point in curve.values())
+    # the curve's figure is what validation then gives, and what the run gives when it is read again
+    assert result["validation"]["metrics"]["NDCG@10"] == pytest.approx(curve[chosen]["all"])
+    assert result["valid"]["NDCG@10"] == pytest.approx(curve[chosen]["all"])
+    assert evaluate(run.folder.path)["metrics"] == pytest.approx(result["test"]["metrics"])
+
+    with_text = int(student.networks[0].embedding.has[1:-1, 1].nonzero()[0]) + 1
+    rows = run.items.frame[[0, with_text]]
+    new = ItemTable.of(rows.with_columns(id=pl.Series(["", "new"]), title=pl.Series(["", "new"])))
+    add_items(tmp_path / "run", new, out=tmp_path / "more")
+    grown = RunFolder(tmp_path / "more").student()
+    assert grown.untrained is not None
+    assert grown.untrained.tolist() == [*student.untrained.tolist(), True]
+    assert float(grown.untrained_offset) == chosen  # type: ignore[arg-type]
+
+
+def test_an_offset_needs_content_to_go_by(synthetic: list[str]) -> None:
+    with pytest.raises(RecipeError, match=r"untrained_offset: set, but items are scored by their"):
+        plan(recipe_of(synthetic, "student.score_with=id", "ensemble.untrained_offset=0.5"))
