@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmkd.distiller.correlation import unit_rows
+from mmkd.distiller.nearest import nearest
 from mmkd.errors import at_least, one_of, positive, refuse
 
 Assignment = Literal["soft", "hard"]
 
 _NEIGHBOURS = 32  # nearest neighbours a sampled item contributes
-_TIE = 1e-6  # cosines of float32 vectors differ by rounding up to here
-_TIED_AT_ONCE = 32  # queries whose cosines to all rows are held at once
 
 
 class CorrelationCodebook:
@@ -173,15 +172,7 @@ def sample_pairs(
     near = min(_NEIGHBOURS, n - 1)
     queries = rng.choice(n, size=min(n, -(-half // near)), replace=False)
     unit: NDArray[np.float32] = unit_rows(torch.from_numpy(x)).numpy()
-    index = faiss.IndexFlatIP(x.shape[1])
-    index.add(unit)
-    cosine, found = index.search(unit[queries], near + 2)  # [q, near + 2], usually itself first
-    # FAISS lists ties by their place; behind the last row it finds nothing
-    tied = np.flatnonzero((cosine[:, -2] - cosine[:, -1] < _TIE) & (found[:, -1] >= 0))
-    found = found[:, :-1]
-    for start in range(0, len(tied), _TIED_AT_ONCE):
-        part = tied[start : start + _TIED_AT_ONCE]
-        found[part] = _with_random_ties(unit, queries[part], near, rng)
+    found = nearest(unit, queries, near, rng)  # [q, near + 1]
     neighbour = found.ravel()
     source = np.repeat(queries, near + 1)
     other = (neighbour != source) & (neighbour >= 0)
@@ -190,18 +181,3 @@ def sample_pairs(
         np.concatenate([first, source]).astype(np.int64),
         np.concatenate([second, neighbour]).astype(np.int64),
     )
-
-
-def _with_random_ties(
-    unit: NDArray[np.float32], queries: NDArray[np.int64], near: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Each query and its `near` nearest rows, of equally near ones random ones, [q, near + 1]."""
-    found = np.empty((len(queries), near + 1), dtype=np.int64)
-    for place, (query, cosine) in enumerate(zip(queries, unit[queries] @ unit.T, strict=True)):
-        cosine[query] = -np.inf
-        last = np.partition(cosine, -near)[-near]
-        nearer = np.flatnonzero(cosine > last + _TIE)
-        ties = np.flatnonzero(np.abs(cosine - last) <= _TIE)
-        drawn = rng.choice(ties, size=near - len(nearer), replace=False)
-        found[place] = np.concatenate([[query], nearer, drawn])
-    return found

@@ -240,8 +240,12 @@ class CorrelationDistiller:
 
     @torch.no_grad()
     def correlations(self, name: str, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Holistic [P] and dissected [P, F] correlations of pairs of rows [P] in a modality."""
-        return self._correlate(self.reduced[name], first, second)
+        """Holistic [P] and dissected [P, F] correlations of pairs of rows [P] in a modality.
+
+        On the distiller's device, wherever the rows are.
+        """
+        x = self.reduced[name]
+        return self._correlate(x, first.to(x.device), second.to(x.device))
 
     def to(self, device: torch.device | str) -> Self:
         """Move every tensor to ``device`` and return self."""

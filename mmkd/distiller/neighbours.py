@@ -9,18 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmkd.distiller.correlation import unit_rows
 from mmkd.distiller.distiller import CorrelationDistiller
+from mmkd.distiller.nearest import nearest
 from mmkd.errors import at_least, positive, refuse
 
-_EXACT_BELOW = 50_000
-_WIDER = 4  # candidates a modality and neighbour, of which the correlations choose
+_WIDER = 4  # candidates a modality, times k; of them the correlations choose
 _CHUNK_ITEMS = 2048
+_CHUNK_PAIRS = 262_144
 _PRIOR = 1.0  # pairs a type is thought to have been seen in, taken together and by chance
 
 
@@ -71,8 +72,8 @@ class TeacherNeighbours:
             taken_together: Two arrays [P] of rows, such as neighbours in the training events; with
                 them the shares are ``softmax_k(rho / t + log lift)``, with the lift of the pair's
                 correlation types, summed over the modalities.
-            seed: Draws the pairs by chance: the second items dealt out anew, so that popularity
-                stays.
+            seed: Draws among equally near items, and the pairs by chance: the second items dealt
+                out anew, so that popularity stays.
 
         Raises:
             ValueError: An option is out of range, a modality is unknown, or no pair was given.
@@ -89,7 +90,8 @@ class TeacherNeighbours:
             lift = {name: _lift(distiller, name, *taken_together, seed=seed) for name in names}
         count = len(distiller.reduced[names[0]])
         k = min(k, max(count - 2, 1))
-        candidates = _candidates(distiller, names, min(_WIDER * k, max(count - 2, 1)))  # [I+1, c]
+        rng = np.random.default_rng(seed)
+        candidates = _candidates(distiller, names, _WIDER * k, rng)  # [I+1, c]
         rows = torch.zeros(count, k, dtype=torch.int64)
         shares = torch.zeros(count, k)
         for start in range(1, count, _CHUNK_ITEMS):
@@ -125,7 +127,7 @@ class TeacherNeighbours:
             items: [...] int64 in 0..I.
             draws: [...] float32 in [0, 1).
         """
-        below = self.shares.cumsum(1)[items] <= draws[..., None]  # [..., k]
+        below = self.shares[items].cumsum(-1) <= draws[..., None]  # [..., k]
         place = below.sum(-1, keepdim=True).clamp_(max=self.rows.shape[1] - 1)
         found = self.rows[items].gather(-1, place).squeeze(-1)
         return torch.where(found > 0, found, items)
@@ -157,26 +159,27 @@ class TeacherNeighbours:
         )
 
 
-def _candidates(distiller: CorrelationDistiller, names: Sequence[str], count: int) -> Tensor:
-    """[I+1, c] rows near each row by the sum of the modalities' cosines, 0 where there is none."""
-    parts = [torch.nn.functional.normalize(distiller.reduced[name].cpu(), dim=1) for name in names]
-    vectors = torch.cat(parts, dim=1).numpy()
-    present = np.flatnonzero(np.any([distiller.present[name].cpu().numpy() for name in names], 0))
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    kind = "Flat"
-    if len(present) >= _EXACT_BELOW:
-        kind = f"IVF{2 ** int(np.log2(4 * np.sqrt(len(present))))},Flat"
-    index: Any = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
-    index.train(vectors[present])
-    if hasattr(index, "nprobe"):
-        index.nprobe = max(16, index.nlist // 32)
-    index.add(vectors[present])
-    _, found = index.search(vectors[present], min(count + 1, len(present)))
-    near = np.where(found < 0, 0, present[found])
-    near[near == present[:, None]] = 0
-    rows = np.zeros((len(vectors), near.shape[1]), np.int64)
-    rows[present] = near
-    return torch.from_numpy(rows)
+def _candidates(
+    distiller: CorrelationDistiller, names: Sequence[str], count: int, rng: np.random.Generator
+) -> Tensor:
+    """[I+1, c] rows near each row in any of the modalities, in random order; 0 where there is none.
+
+    One search a modality: by a sum of cosines an item that lacks one would hardly be found.
+    """
+    near = []
+    for name in names:
+        present = distiller.present[name].cpu().numpy().nonzero()[0]
+        unit = unit_rows(distiller.reduced[name].cpu()[present]).numpy()
+        places = nearest(unit, np.arange(len(present)), min(count, len(present) - 1), rng)
+        rows = np.zeros((len(distiller.present[name]), places.shape[1]), np.int64)
+        rows[present] = np.where(places < 0, 0, present[places])
+        near.append(rows)
+    candidates = np.sort(np.concatenate(near, axis=1), axis=1)
+    itself = np.arange(len(candidates))[:, None]
+    candidates[:, 1:][candidates[:, 1:] == candidates[:, :-1]] = 0  # found by several
+    candidates[candidates == itself] = 0
+    # of equally likely ones the first are taken, which must not be everybody's
+    return torch.from_numpy(rng.permuted(candidates, axis=1))
 
 
 def _correlation(
@@ -188,7 +191,7 @@ def _correlation(
     for name in names:
         both = distiller.present[name].cpu()[items][:, None] & distiller.present[name].cpu()[others]
         first, second = _flat(items, others)
-        rho, _ = distiller.correlations(name, first, second)
+        rho = distiller.correlations(name, first, second)[0].cpu()
         total += torch.where(both, rho.view(others.shape), 0.0)
         shared += both
     found = (others > 0) & (shared > 0)
@@ -223,8 +226,8 @@ def _lift(
             raise ValueError(
                 f"{name}: no two items that were taken together have it; leave `types` out"
             )
-        pairs = torch.from_numpy(a[kept]), torch.from_numpy(b[kept])
-        total = _PRIOR + _types(distiller, name, *pairs).sum(0)  # [K]
+        pairs = torch.from_numpy(np.stack([a[kept], b[kept]])).split(_CHUNK_PAIRS, dim=1)
+        total = sum(_types(distiller, name, *some).sum(0) for some in pairs) + _PRIOR  # [K]
         seen.append(total / total.sum())
     return seen[0] / seen[1]
 
@@ -232,7 +235,7 @@ def _lift(
 def _types(distiller: CorrelationDistiller, name: str, first: Tensor, second: Tensor) -> Tensor:
     """[P, K] shares of the correlation types of pairs."""
     _, dissected = distiller.correlations(name, first, second)
-    codes = distiller.codebooks[name].assign(dissected)
+    codes = distiller.codebooks[name].assign(dissected).cpu()
     if codes.ndim == 2:
         return codes
     return torch.nn.functional.one_hot(codes, distiller.codes).to(torch.float32)

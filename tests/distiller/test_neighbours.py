@@ -46,7 +46,6 @@ def _naive(
 def test_rows_and_shares_are_those_of_a_loop_over_all_pairs(
     distiller: CorrelationDistiller, names: list[str]
 ) -> None:
-    # all candidates are wanted, so that the search can't miss one whose mean is over one modality
     found = TeacherNeighbours.fit(distiller, k=10, temperature=0.2, modalities=names)
     for i in range(1, 41):
         wanted = _naive(distiller, names, i, 10, 0.2)
@@ -145,3 +144,42 @@ def test_what_cannot_be_is_refused(
 def test_pairs_without_the_modality_are_refused(distiller: CorrelationDistiller) -> None:
     with pytest.raises(ValueError, match="taken together"):
         TeacherNeighbours.fit(distiller, taken_together=(np.array([7]), np.array([3])))
+
+
+def test_items_that_lack_a_modality_are_found_too() -> None:
+    """Ranking is by the mean over what both have, so the search must not ask for both."""
+    rng = np.random.default_rng(1)
+    tables = {}
+    for name in ("text", "image"):
+        present = np.arange(601) > 0
+        present[301:] &= name == "text"
+        vectors = rng.normal(size=(601, 16)).astype(np.float32)
+        tables[name] = SimpleNamespace(vectors=vectors, present=present)
+    distiller = CorrelationDistiller(dim=8, facets=4, codes=5, sampled_pairs=500).fit(tables)
+    found = TeacherNeighbours.fit(distiller, k=5)
+    cosine, shared = torch.zeros(601, 601), torch.zeros(601, 601)
+    for name, has in distiller.present.items():
+        unit = torch.nn.functional.normalize(distiller.reduced[name], dim=1)
+        cosine += unit @ unit.mT
+        shared += has[:, None] & has
+    mean = (cosine / shared).nan_to_num(-9.0).fill_diagonal_(-9.0)
+    mean[:, 0] = -9.0
+    wanted = mean[1:301].topk(5).indices
+    assert (wanted > 300).float().mean() > 0.3  # or the case shows nothing
+    hits = [
+        len(set(a) & set(b))
+        for a, b in zip(found.rows[1:301].tolist(), wanted.tolist(), strict=True)
+    ]
+    assert np.mean(hits) / 5 > 0.95
+
+
+def test_of_many_that_are_alike_none_is_everybodys_neighbour() -> None:
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(401, 16)).astype(np.float32)
+    vectors[1:301] = vectors[1]  # a placeholder's
+    table = SimpleNamespace(vectors=vectors, present=np.arange(401) > 0)
+    distiller = CorrelationDistiller(dim=8, facets=4, codes=5, sampled_pairs=500)
+    found = TeacherNeighbours.fit(distiller.fit({"image": table}), k=20)
+    mass = found.spread((torch.arange(401) > 0).float())[1:301]
+    assert mass.min() > 0.1
+    assert mass.max() < 3

@@ -1,0 +1,65 @@
+"""Nearest rows by cosine, of equally near ones random ones: FAISS proposes, ties are drawn."""
+
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+_EXACT_BELOW = 50_000  # rows; above, FAISS searches a part of the lists
+_TIE = 1e-6  # cosines of float32 vectors differ by rounding up to here
+_TIED_AT_ONCE = 32  # queries whose cosines with all rows are held at once
+
+
+def nearest(
+    unit: NDArray[np.float32],
+    queries: NDArray[np.int64],
+    near: int,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Each query itself and the rows nearest to it, in no order.
+
+    FAISS lists ties by their place, so that where many rows are alike, as those of a placeholder's
+    picture, the first would be everybody's neighbours. Each query is given random ones instead, up
+    to 50,000 rows.
+
+    Args:
+        unit: [n, d] rows of length 1.
+        queries: [q] their places.
+        near: Below n.
+        rng: Draws among ties.
+
+    Returns:
+        [q, near + 1] places, -1 where an approximate search found none.
+    """
+    exact = len(unit) < _EXACT_BELOW
+    kind = "Flat" if exact else f"IVF{2 ** int(np.log2(4 * np.sqrt(len(unit))))},Flat"
+    index: Any = faiss.index_factory(unit.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+    index.train(unit)
+    index.add(unit)
+    if not exact:
+        index.nprobe = max(16, index.nlist // 32)
+        found: NDArray[np.int64] = index.search(unit[queries], near + 1)[1]
+        return found
+    cosine, wider = index.search(unit[queries], near + 2)  # usually itself first
+    # behind the last row it finds nothing
+    tied = np.flatnonzero((cosine[:, -2] - cosine[:, -1] < _TIE) & (wider[:, -1] >= 0))
+    found = wider[:, :-1]
+    for start in range(0, len(tied), _TIED_AT_ONCE):
+        part = tied[start : start + _TIED_AT_ONCE]
+        found[part] = _with_random_ties(unit, queries[part], near, rng)
+    return found
+
+
+def _with_random_ties(
+    unit: NDArray[np.float32], queries: NDArray[np.int64], near: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    found = np.empty((len(queries), near + 1), dtype=np.int64)
+    for place, (query, cosine) in enumerate(zip(queries, unit[queries] @ unit.T, strict=True)):
+        cosine[query] = -np.inf
+        last = np.partition(cosine, -near)[-near]
+        nearer = np.flatnonzero(cosine > last + _TIE)
+        ties = np.flatnonzero(np.abs(cosine - last) <= _TIE)
+        drawn = rng.choice(ties, size=near - len(nearer), replace=False)
+        found[place] = np.concatenate([[query], nearer, drawn])
+    return found
