@@ -226,10 +226,18 @@ def _lift(
             raise ValueError(
                 f"{name}: no two items that were taken together have it; leave `types` out"
             )
-        pairs = torch.from_numpy(np.stack([a[kept], b[kept]])).split(_CHUNK_PAIRS, dim=1)
-        total = sum(_types(distiller, name, *some).sum(0) for some in pairs) + _PRIOR  # [K]
+        total = _PRIOR + _summed_types(distiller, name, np.stack([a[kept], b[kept]]))
         seen.append(total / total.sum())
     return seen[0] / seen[1]
+
+
+def _summed_types(distiller: CorrelationDistiller, name: str, pairs: NDArray[np.int64]) -> Tensor:
+    """[K] the types of pairs [2, n], summed a chunk at a time."""
+    sums = [
+        _types(distiller, name, *torch.from_numpy(pairs[:, at : at + _CHUNK_PAIRS])).sum(0)
+        for at in range(0, pairs.shape[1], _CHUNK_PAIRS)
+    ]
+    return torch.stack(sums).sum(0)
 
 
 def _types(distiller: CorrelationDistiller, name: str, first: Tensor, second: Tensor) -> Tensor:
