@@ -24,7 +24,7 @@ from mmkd.runs.placement import Placement
 from mmkd.student import Ensemble
 from mmkd.student.build import StudentSpec
 from mmkd.training.progress import peak_memory_bytes, start_trackers
-from mmkd.training.trainer import Trainer
+from mmkd.training.trainer import Trainer, keep_best
 
 
 def train(
@@ -150,6 +150,7 @@ def train(
         if planned.members.weights_chosen:
             _weigh(student, planned, run)
         curve = _place_untrained(student, planned, run) if planned.members.offset_chosen else None
+        chosen = planned.members.weights_chosen or planned.members.offset_chosen
         tested = time.monotonic()
         ranks = planned.evaluator.ranks(student, data.split, data.split.test, processes=accelerator)
         test = planned.evaluator.report(ranks, data.split, seed=recipe.seed)
@@ -212,14 +213,21 @@ def train(
                 for name, found in beside.items()
             }
             result["seconds"]["baselines"] = round(time.monotonic() - began, 1)
-        run.write(ranks=ranks, history=report.history, result=result)
+        if chosen and accelerator.is_main_process:
+            keep_best(folder)
+        run.write(
+            student=student if chosen else None,
+            ranks=ranks,
+            history=report.history,
+            result=result,
+        )
         accelerator.wait_for_everyone()
         accelerator.end_training()
     return result
 
 
 def _weigh(student: Ensemble, planned: Plan, run: OpenRun) -> None:
-    """Choose the members' weights on validation, and keep them with the networks."""
+    """Choose the members' weights on validation."""
     split = run.data.split
     student.set_weights(
         choose_weights(
@@ -230,11 +238,10 @@ def _weigh(student: Ensemble, planned: Plan, run: OpenRun) -> None:
             processes=run.accelerator,
         )
     )
-    run.write(student=student)
 
 
 def _place_untrained(student: Ensemble, planned: Plan, run: OpenRun) -> list[dict[str, float]]:
-    """Choose the untrained items' offset on validation, and keep it with the networks."""
+    """Choose the untrained items' offset on validation; returns what each one costs."""
     split = run.data.split
     offset, curve = choose_offset(
         student,
@@ -245,7 +252,6 @@ def _place_untrained(student: Ensemble, planned: Plan, run: OpenRun) -> list[dic
         processes=run.accelerator,
     )
     student.set_untrained_offset(offset)
-    run.write(student=student)
     return curve
 
 

@@ -5,6 +5,7 @@ epochs, steps, validation, checkpoints.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,7 +28,7 @@ from mmkd.data.tasks import Batch, Task
 from mmkd.distiller import CorrelationDistiller
 from mmkd.errors import CheckpointError, TrainingError, TrainingInterrupted, outside
 from mmkd.evaluation import Evaluator, Retention
-from mmkd.files import file_digest
+from mmkd.files import file_digest, replacing
 from mmkd.interruption import Interruption
 from mmkd.losses.objective import LossBreakdown, Objective
 from mmkd.student import Ensemble, Recommender
@@ -54,6 +55,8 @@ from mmkd.training.step import TrainStep
 
 TargetsOf = Callable[[Tensor, torch.Generator], Mapping[str, Any]]
 Validate = Callable[[], Mapping[str, float]]
+_BEST = "student.safetensors"
+_KEPT_BEST = "checkpoints/best.safetensors"  # where a run goes on to change them
 _RETRAIN = "put a copy of it back, or train from the start (--overwrite)"
 # arguments that a resumed training may be given anew
 _MAY_CHANGE = frozenset(
@@ -556,7 +559,7 @@ class _Run:
             report.best_metric, report.best_epoch = metrics[name], self.at.epoch
             report.bad_epochs = 0
             if self.accelerator.is_main_process:
-                path = self.folder / "student.safetensors"
+                path = self.folder / _BEST
                 write_tensors(path, self.step.student.state_dict())
                 self.best_digest = file_digest(path)
         else:
@@ -596,6 +599,9 @@ class _Run:
         path = self._check_best(self.best_digest)
         with outside(CheckpointError, path, "damaged", remedy=_RETRAIN, also=(RuntimeError,)):
             self.step.student.load_state_dict(read_tensors(path))
+        self.accelerator.wait_for_everyone()
+        if path != self.folder / _BEST and self.accelerator.is_main_process:
+            _copy(path, self.folder / _BEST)
         self.step.eval()
 
     def _check_best(self, digest: str = "") -> Path:
@@ -604,7 +610,10 @@ class _Run:
         A run that is killed between its best weights and its checkpoint leaves later ones than the
         checkpoint tells of, which it then writes again; so they are compared only in the end.
         """
-        path = self.folder / "student.safetensors"
+        path, kept = self.folder / _BEST, self.folder / _KEPT_BEST
+        if digest and kept.is_file():
+            with outside(CheckpointError, kept, "cannot be read", remedy=_RETRAIN):
+                path = kept if file_digest(kept) == digest else path
         with outside(CheckpointError, path, "cannot be read", remedy=_RETRAIN):
             if digest and file_digest(path) != digest:
                 raise CheckpointError(
@@ -625,6 +634,28 @@ class _Run:
         seconds, self.clock = now - self.clock, now
         self.report.seconds += seconds
         return seconds
+
+
+def keep_best(folder: Path) -> None:
+    """Copy a fit's best weights to its checkpoints, before other ones take their place.
+
+    A run whose weights change once more after training, and which is stopped then, resumes from the
+    copy.
+
+    Args:
+        folder: The fit's.
+
+    Raises:
+        CheckpointError: The copy can't be written.
+    """
+    _copy(folder / _BEST, folder / _KEPT_BEST)
+
+
+def _copy(source: Path, target: Path) -> None:
+    remedy = "free some space or choose another folder"
+    with outside(CheckpointError, target, "can't be written", remedy=remedy):
+        with replacing(target) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def _kept_arguments(arguments: TrainingArguments) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from synthetic_runs import history, recipe_of
 from mmkd.config.plan import plan
 from mmkd.data import ItemTable
 from mmkd.errors import RecipeError
+from mmkd.evaluation import Evaluator
 from mmkd.pipeline.add_items import add_items
 from mmkd.pipeline.evaluate import evaluate
 from mmkd.pipeline.run import Run
@@ -79,7 +80,7 @@ def test_a_loaded_run_recommends_what_the_members_say(apart: RunFolder) -> None:
 def test_a_resumed_run_equals_an_uninterrupted_one(
     synthetic: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after an epoch, and again while the weights are chosen."""
+    """Stopped after an epoch, while the weights are chosen, and between that and the end."""
     members = json.dumps(
         [
             {"asynchronous": {"kind": "interval", "every": 3}, "neighbours": 0.5},
@@ -94,22 +95,29 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         f"ensemble.members={members}",
         "asynchronous={kind: ramp, milestones: [1]}",
         "objective.neighbours={share: 0.3, k: 5}",
+        "ensemble.untrained_offset=validation",
+        "data.split={kind: cold_items, share: 0.2}",
     )
     train(recipe, folder=tmp_path / "whole")
-    close, weigh = _Run.close_epoch, train_module.choose_weights
 
-    def stopping(target: str, after: Any) -> Any:
+    def stopping(owner: Any, name: str, *, before: bool = False) -> None:
+        whole = getattr(owner, name)
+
         def stop(*arguments: Any, **options: Any) -> Any:
-            after(*arguments, **options)
+            if not before:
+                whole(*arguments, **options)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(target, stop)
+        monkeypatch.setattr(owner, name, stop)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, folder=tmp_path / "parts", resume=(tmp_path / "parts").exists())
-        monkeypatch.setattr(target, after)
+        monkeypatch.setattr(owner, name, whole)
 
-    stopping("mmkd.training.trainer._Run.close_epoch", close)
-    stopping("mmkd.pipeline.train.choose_weights", weigh)
+    stopping(_Run, "close_epoch")
+    stopping(train_module, "choose_weights")
+    stopping(Evaluator, "report")
+    for _ in range(2):
+        stopping(RunFolder, "_finish", before=True)  # all but the result is written
     train(recipe, folder=tmp_path / "parts", resume=True)
     whole, parts = (RunFolder(tmp_path / name) for name in ("whole", "parts"))
     assert history(whole.path) == history(parts.path)
