@@ -562,6 +562,7 @@ class _Run:
                 path = self.folder / _BEST
                 write_tensors(path, self.step.student.state_dict())
                 self.best_digest = file_digest(path)
+            (self.best_digest,) = broadcast_object_list([self.best_digest])
         else:
             report.bad_epochs += 1
 

@@ -1,0 +1,82 @@
+"""Trainings that two processes share, over gloo: they go on, agree and wait for nothing."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from training.tiny import LENGTH, tiny_distiller, tiny_split, tiny_step
+
+from mmkd.data.tasks import NextItem
+from mmkd.training.arguments import TrainingArguments
+from mmkd.training.trainer import Trainer, TrainReport
+
+
+def on_two(worker: Callable[[Path], None], folder: Path) -> None:
+    """Call a worker in two processes that know of each other; both must end well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mmkd.training.trainer"])  # imported once for all tests
+    processes = [context.Process(target=_in_group, args=(worker, r, port, folder)) for r in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()  # one that waits for the other would wait forever
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def _in_group(worker: Callable[[Path], None], rank: int, port: int, folder: Path) -> None:
+    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    os.environ.update({name: str(value) for name, value in group.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+    worker(folder)
+    torch.distributed.destroy_process_group()
+
+
+def rank() -> int:
+    return torch.distributed.get_rank()
+
+
+def fit(folder: Path, *, epochs: int, resume: bool = False) -> TrainReport:
+    """A tiny training, whose weights this process then lays down beside it."""
+    distiller = tiny_distiller()
+    step = tiny_step(distiller)
+    arguments = TrainingArguments(
+        epochs=epochs, batch_size=8, lr=0.01, max_length=LENGTH, threads=1, cpu=True
+    )
+    report = Trainer(arguments).fit(
+        step.student,
+        step.objective,
+        tiny_split(),
+        task=NextItem(),
+        distiller=distiller,
+        folder=folder,
+        resume=resume,
+    )
+    save_file(
+        {name: value.clone() for name, value in step.student.state_dict().items()},
+        folder / f"kept-{rank()}.safetensors",
+    )
+    return report
+
+
+def _resumed(folder: Path) -> None:
+    first = fit(folder, epochs=1)
+    report = fit(folder, epochs=4, resume=True)
+    assert report.best_epoch > first.best_epoch == 0  # the best weights are others than at first
+
+
+def test_a_resumed_training_knows_its_best_weights_in_every_process(tmp_path: Path) -> None:
+    on_two(_resumed, tmp_path)
+    kept, one, other = (
+        load_file(tmp_path / f"{name}.safetensors") for name in ("student", "kept-0", "kept-1")
+    )
+    for name, value in kept.items():
+        assert torch.equal(one[name], value) and torch.equal(other[name], value), name
