@@ -28,6 +28,16 @@ class TrainStep(nn.Module):
         self.student = student
         self.objective = objective
         self._teacher = (teacher,)  # in a tuple torch does not see it
+        shares = objective.correlation_shares or [1.0] * len(student.members)
+        counted = {
+            modality
+            for share, member in zip(shares, student.networks, strict=True)
+            for modality in member.embedding.tables
+            if share
+        }
+        for modality, loss in objective.correlation.items():
+            if modality not in counted:  # no gradient ever reaches its heads: DDP would wait for it
+                loss.requires_grad_(False)
 
     def forward(self, batch: Batch, targets: Mapping[str, CorrelationTargets]) -> LossBreakdown:
         """Run all views of the batch through every network as one batch and compute the loss."""

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -44,10 +44,19 @@ def rank() -> int:
     return torch.distributed.get_rank()
 
 
-def fit(folder: Path, *, epochs: int, resume: bool = False) -> TrainReport:
-    """A tiny training, whose weights this process then lays down beside it."""
+def fit(
+    folder: Path, *, epochs: int, resume: bool = False, correlation: Sequence[float] = (1.0,)
+) -> TrainReport:
+    """A tiny training, whose weights this process then lays down beside it.
+
+    Args:
+        folder: Of the training.
+        epochs: How many.
+        resume: From its checkpoint.
+        correlation: By network what the correlations of its tables count.
+    """
     distiller = tiny_distiller()
-    step = tiny_step(distiller)
+    step = tiny_step(distiller, correlation=correlation)
     arguments = TrainingArguments(
         epochs=epochs, batch_size=8, lr=0.01, max_length=LENGTH, threads=1, cpu=True
     )
@@ -80,3 +89,17 @@ def test_a_resumed_training_knows_its_best_weights_in_every_process(tmp_path: Pa
     )
     for name, value in kept.items():
         assert torch.equal(one[name], value) and torch.equal(other[name], value), name
+
+
+def _without_correlations(folder: Path) -> None:
+    for name, shares in (("all", [0.0, 0.0]), ("one", [0.0, 1.0])):
+        (folder / name).mkdir(exist_ok=True)
+        report = fit(folder / name, epochs=2, correlation=shares)
+        assert ("holistic.text" in report.history[-1]["losses"]) == (name == "one")
+
+
+def test_networks_whose_correlations_count_nothing_wait_for_no_head(tmp_path: Path) -> None:
+    on_two(_without_correlations, tmp_path)
+    for name in ("all", "one"):
+        one, other = (load_file(tmp_path / name / f"kept-{n}.safetensors") for n in (0, 1))
+        assert all(torch.equal(value, other[key]) for key, value in one.items())

@@ -1,6 +1,6 @@
 """A student, a teacher and a log small enough to train in a second, for tests of the loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,10 +62,25 @@ def tiny_distiller(*, max_pairs: int | None = None) -> CorrelationDistiller:
 
 
 def tiny_step(
-    distiller: CorrelationDistiller, *, dropout: float = 0.0, distil: bool = True
+    distiller: CorrelationDistiller,
+    *,
+    dropout: float = 0.0,
+    distil: bool = True,
+    correlation: Sequence[float] = (1.0,),
 ) -> TrainStep:
-    """The same weights at every call; the global random state afterwards is the same too."""
+    """The same weights at every call; the global random state afterwards is the same too.
+
+    There are as many networks as shares of ``correlation``.
+    """
     torch.manual_seed(5)
+    networks = [_tiny_network(distiller, dropout) for _ in correlation]
+    weights = {"holistic_weight": 0.4, "dissected_weight": 0.1}
+    losses = CorrelationLoss.of(distiller, width=WIDTH, **weights) if distil else None
+    objective = Objective(Softmax(), correlation=losses, correlation_shares=correlation)
+    return TrainStep(Ensemble(networks), objective)
+
+
+def _tiny_network(distiller: CorrelationDistiller, dropout: float) -> Recommender:
     embedding = FusedItemEmbedding(
         item_count=ITEMS,
         width=WIDTH,
@@ -76,11 +91,7 @@ def tiny_step(
     backbone = build_backbone(
         "sasrec", width=WIDTH, max_length=LENGTH, layers=1, heads=2, dropout=dropout
     )
-    weights = {"holistic_weight": 0.4, "dissected_weight": 0.1}
-    losses = CorrelationLoss.of(distiller, width=WIDTH, **weights) if distil else None
-    objective = Objective(Softmax(), correlation=losses)
-    network = Recommender(embedding=embedding, backbone=backbone)
-    return TrainStep(Ensemble([network]), objective)
+    return Recommender(embedding=embedding, backbone=backbone)
 
 
 def tiny_stream(split: SequenceSplit, batch_size: int) -> BatchStream:
