@@ -165,7 +165,7 @@ def plan(
     )
     asynchronous = checks.chosen(recipe.asynchronous, ASYNCHRONOUS, "asynchronous")
     evaluation, baselines = _evaluation(checks)
-    _select_metric(checks, training, evaluation)
+    _select_metric(checks, training, evaluation, members)
     if checks.problems:
         raise RecipeError(checks.problems)
     refuse(
@@ -358,8 +358,10 @@ def _evaluation(checks: Checks) -> tuple[Options, bool]:
     return checks.options(Evaluator, given, "evaluation"), bool(baselines)
 
 
-def _select_metric(checks: Checks, training: Options, evaluation: Options) -> None:
-    """The metric that selects must be one that a validation gives."""
+def _select_metric(
+    checks: Checks, training: Options, evaluation: Options, members: MembersPlan
+) -> None:
+    """The metric that selects must be one that a validation gives, and that sees what is chosen."""
     ks = evaluation.get("ks", CUTOFFS)
     if Evaluator.check(ks=ks):  # told already
         return
@@ -371,3 +373,11 @@ def _select_metric(checks: Checks, training: Options, evaluation: Options) -> No
     got = training.get("select_metric")
     if got is not None and got not in names:
         checks.problem("training.select_metric", f"got {got}, wanted one of {', '.join(names)}")
+    elif got is not None and got not in metric_names(ks):
+        for name in ("weights", "untrained_offset"):
+            if members.ensemble.get(name) == "validation":
+                checks.problem(
+                    f"ensemble.{name}",
+                    f"got validation, but training.select_metric is {got}, which it can't change; "
+                    "select by ranks, such as NDCG@10, or give numbers",
+                )

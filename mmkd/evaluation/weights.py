@@ -74,6 +74,8 @@ def choose_weights(
     """
     if not len(cases):
         raise EvaluationError("weights: there is no validation case to choose them by; fix them")
+    if len(student.members) == 1:
+        return [1.0]
     evaluator = evaluator or Evaluator()
     some = some_of(cases)
     best: Shares = (1 / len(student.members),) * len(student.members)

@@ -235,6 +235,7 @@ def _weigh(student: Ensemble, planned: Plan, run: OpenRun) -> None:
             split,
             split.valid,
             evaluator=planned.evaluator,
+            metric=planned.training.select_metric,
             processes=run.accelerator,
         )
     )
@@ -248,6 +249,7 @@ def _place_untrained(student: Ensemble, planned: Plan, run: OpenRun) -> list[dic
         split,
         split.valid,
         evaluator=planned.evaluator,
+        metric=planned.training.select_metric,
         price=planned.members.ensemble.get("untrained_price", 0.0),
         processes=run.accelerator,
     )

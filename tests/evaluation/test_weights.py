@@ -37,15 +37,25 @@ def ensemble(count: int, inference: str, weights: list[float] | None = None) -> 
     return Ensemble(members, inference=inference, weights=weights)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("inference", ["logits", "probabilities", "standardized"])
-def test_two_members_get_the_best_point_of_the_grid(inference: str) -> None:
+@pytest.mark.parametrize(
+    ("inference", "metric"),
+    [
+        ("logits", "NDCG@10"),
+        ("probabilities", "NDCG@10"),
+        ("standardized", "NDCG@10"),
+        ("standardized", "HR@5"),
+    ],
+)
+def test_two_members_get_the_best_point_of_the_grid(inference: str, metric: str) -> None:
     data, evaluator = split(), Evaluator(batch_size=7)
 
     def value(share: float) -> float:
         student = ensemble(2, inference, [share, 1 - share])
-        return evaluator.metrics(evaluator.ranks(student, data, data.valid))["NDCG@10"]
+        return evaluator.metrics(evaluator.ranks(student, data, data.valid))[metric]
 
-    found = choose_weights(ensemble(2, inference), data, data.valid, evaluator=evaluator)
+    found = choose_weights(
+        ensemble(2, inference), data, data.valid, evaluator=evaluator, metric=metric
+    )
     best = max(value(step / 10) for step in range(11))
     assert value(found[0]) == pytest.approx(best)
     assert best > value(0.5)  # or the case shows nothing
@@ -74,6 +84,7 @@ def test_the_search_ends_where_no_member_helps_alone() -> None:
 def test_equal_members_stay_equal_and_no_case_is_refused() -> None:
     data, one = split(), ensemble(1, "standardized").networks[0]
     assert choose_weights(Ensemble([one, one, one]), data, data.valid) == [1 / 3] * 3
+    assert choose_weights(Ensemble([one]), data, data.valid) == [1.0]
     nothing = Cases(np.empty(0, np.int64), np.empty(0, np.int64))
     with pytest.raises(EvaluationError, match="no validation case to choose them by"):
         choose_weights(Ensemble([one]), data, nothing)

@@ -15,7 +15,7 @@ from synthetic_runs import history, recipe_of
 from mmkd.config.plan import plan
 from mmkd.data import ItemTable
 from mmkd.errors import RecipeError
-from mmkd.evaluation import Evaluator
+from mmkd.evaluation import Evaluator, choose_offset, choose_weights
 from mmkd.pipeline.add_items import add_items
 from mmkd.pipeline.evaluate import evaluate
 from mmkd.pipeline.run import Run
@@ -55,6 +55,33 @@ def test_ids_alone_and_text_alone_are_trained_and_kept(apart: RunFolder) -> None
     assert evaluate(apart.path)["metrics"] == pytest.approx(result["test"]["metrics"])
     found = evaluate(apart.path, cases="valid")["metrics"]
     assert {k: result["valid"][k] for k in found} == pytest.approx(found)
+
+
+def test_what_selects_the_epoch_chooses_shares_and_offset(
+    synthetic: list[str], tmp_path: Path
+) -> None:
+    recipe = recipe_of(
+        synthetic,
+        *APART,
+        "training.epochs=1",
+        "training.select_metric=HR@5",
+        "ensemble.untrained_offset=validation",
+        "data.split={kind: cold_items, share: 0.2}",
+    )
+    result = train(recipe, folder=tmp_path / "run")
+    split = plan(recipe).load_data().split
+    student = RunFolder(tmp_path / "run").student()
+    by_hand = choose_weights(student, split, split.valid, metric="HR@5")
+    assert result["weights"] == pytest.approx(by_hand)
+    _, curve = choose_offset(student, split, split.valid, metric="HR@5")
+    assert result["untrained_offsets"] == curve
+    at = next(p for p in curve if p["offset"] == result["untrained_offset"])
+    assert at["all"] == max(p["all"] for p in curve) == pytest.approx(result["valid"]["HR@5"])
+
+
+def test_a_single_member_counts_alone(synthetic: list[str], tmp_path: Path) -> None:
+    changes = ["ensemble={members: 1, weights: validation}", "training.epochs=1"]
+    assert train(recipe_of(synthetic, *changes), folder=tmp_path / "run")["weights"] == [1.0]
 
 
 def test_a_loaded_run_recommends_what_the_members_say(apart: RunFolder) -> None:
@@ -129,6 +156,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        (
+            ["ensemble.weights=validation", "training.select_metric=retention.text.spearman"],
+            "ensemble.weights: got validation, but training.select_metric is retention.text.sp",
+        ),
         (["ensemble.members=[]"], "ensemble.members: got 0, wanted at least 1"),
         (
             ["ensemble.members=[{}, {idz: false}]"],
