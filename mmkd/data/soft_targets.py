@@ -8,6 +8,7 @@ closed form (`Objective`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -97,9 +98,16 @@ class SoftTargets:
         return replace(self, neighbours=self.neighbours.to(device))
 
     def counts(self, train_counts: Tensor) -> Tensor:
-        """[I+1] how often each item is expected as a target, of how often it trains [I+1]."""
+        """[I+1] how often each item is expected as a target, of how often it trains [I+1].
+
+        The mean over epochs and networks, which share differently. An item that trains counts at
+        least once, though all of its share may go to others: it must stay a candidate, for
+        ``expected`` leaves the targets as they are.
+        """
         hard = torch.as_tensor(train_counts).to(torch.float32)
-        return (1 - self.share) * hard + self.share * self.neighbours.spread(hard)
+        share = fmean(map(self.share_at, range(self.epochs))) * fmean(self.members or [1.0])
+        expected = (1 - share) * hard + share * self.neighbours.spread(hard)
+        return expected.maximum(hard.clamp(max=1))
 
     def __call__(self, batch: Batch, *, epoch: int, generator: torch.Generator) -> Batch:
         """The batch with its targets shared.

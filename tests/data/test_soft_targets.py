@@ -1,5 +1,7 @@
 """Soft targets: what is drawn, in which share, and that the closed form is its expectation."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from mmkd import (
 from mmkd.data.batches import batch_stream
 from mmkd.data.soft_targets import _followers
 from mmkd.data.splits import Cases, SequenceSplit
+from mmkd.data.tasks import Batch
 from mmkd.student import StudentOutput
 
 # 1 is like 2 and 3, 2 is like 4 (which never trains), 3 and 4 have no neighbour
@@ -110,6 +113,33 @@ def test_an_item_that_neighbours_give_positives_is_a_candidate() -> None:
     loss = Softmax(candidates="trained", train_counts=counts)
     rows, _ = loss.among(torch.eye(4), torch.tensor([4]))
     assert len(rows) == 4
+
+
+@pytest.mark.parametrize("form", ["drawn", "expected"])
+@pytest.mark.parametrize("members", [None, [0.0, 1.0], [0.5, 1.0]])
+@pytest.mark.parametrize("schedule", ["constant", "rising", "falling"])
+def test_every_target_of_any_epoch_and_network_is_a_candidate(
+    form: str, members: list[float] | None, schedule: str
+) -> None:
+    options: dict[str, Any] = {"form": form, "members": members, "schedule": schedule}
+    soft = SoftTargets(neighbours=NEAR, share=1.0, epochs=3, **options)
+    hard = torch.tensor([0, 300, 200, 100, 0])
+    counts = soft.counts(hard)
+    loss = Softmax(candidates="trained", train_counts=counts)
+    targets = torch.arange(5).repeat_interleave(hard)[None, None]
+    batch = Batch(items=targets[0], views=targets, targets=targets)
+    seen = torch.zeros(5)
+    for epoch in range(3):
+        for seed in range(20):
+            found = soft(batch, epoch=epoch, generator=generator(seed))
+            own = found.targets if found.member_targets is None else found.member_targets
+            vectors, wanted = loss.among(torch.eye(4), own.flatten())
+            assert torch.equal(vectors[wanted - 1], torch.eye(4)[own.flatten() - 1])
+            seen += torch.bincount(own.flatten(), minlength=5) * (600 / own.numel() / 60)
+    if form == "drawn":
+        assert counts[1:].tolist() == pytest.approx(seen[1:].tolist(), abs=8)
+    else:  # what gets a share of others' targets has positives, too
+        assert counts[4] > 0
 
 
 def test_batches_are_a_function_of_seed_epoch_and_step_on_any_process() -> None:
