@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM to a flag that long work reads between two steps."""
+"""SIGINT, SIGTERM and SIGHUP to a flag that long work reads between two steps."""
 
 import signal
 import threading
@@ -17,7 +17,11 @@ def end_early() -> None:
 
 
 class Interruption:
-    """Context manager: ``requested`` turns true on SIGINT or SIGTERM; a second one ends at once."""
+    """Context manager: ``requested`` turns true on SIGINT, SIGTERM or SIGHUP, a closed terminal's.
+
+    A second signal goes to who would have got the first: it ends at once, or another one around
+    this is told. Under nohup SIGHUP stays ignored.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -25,7 +29,9 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._previous[number] = signal.signal(number, self._ask)
         return self
 

@@ -132,7 +132,7 @@ def _state(run: "RunFolder") -> dict[str, Any]:
                 "state": "finished",
                 "epochs": result["epochs"],
                 "valid NDCG@10": result["valid"].get("NDCG@10"),
-                "test NDCG@10": result["test"]["metrics"].get("NDCG@10"),
+                "test NDCG@10": (result["test"] or {"metrics": {}})["metrics"].get("NDCG@10"),
             }
     except (RunError, AttributeError, KeyError, TypeError):
         state["state"] = "damaged"

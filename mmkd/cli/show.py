@@ -140,10 +140,11 @@ def result(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
         _print(f"kept of the encoders (Spearman, recall@10): {_kept(kept)}")
     seconds, processes = result["seconds"], result["processes"]
     parameters = f"{result['parameters']:,} parameters; " if "parameters" in result else ""
+    what, of = ("test", result["test"]) if result["test"] else ("validation", result["validation"])
     total = f"{seconds['total']:.1f} s in all, " if "total" in seconds else ""
     _print(
         f"best epoch {result['best_epoch'] + 1} of {result['epochs']}; {parameters}"
-        f"{result['test']['n']:,} test cases of {result['test']['users']:,} users"
+        f"{of['n']:,} {what} cases of {of['users']:,} users"
     )
     _print(
         f"{total}{seconds['epoch']:.1f} s an epoch, {seconds['validation']:.1f} s a validation; "
@@ -151,37 +152,46 @@ def result(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
         f"peak memory {result['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
     name = shlex.quote(folder.name if folder.parent == RUNS else str(folder))
+    then = "--against ANOTHER-RUN" if result["test"] else " # the test, which was not read"
     _print(
         f"run: {folder}; next:\n"
         f"  mmkd recommend {name} --history {_example(folder)} -k 5\n"
         f"  mmkd recommend {name} --all-users -k 20 --out {shlex.quote(folder.name)}.parquet\n"
-        f"  mmkd evaluate {name} --against ANOTHER-RUN"
+        f"  mmkd evaluate {name} {then}"
     )
 
 
 def _beside(result: Mapping[str, Any]) -> Table:
     """A row a figure; test and validation with intervals, and whatever baselines there are."""
-    test, baselines = result["test"], result.get("baselines") or {}
-    cutoffs = [int(name.partition("@")[2]) for name in test["metrics"] if name.startswith("HR@")]
-    k = 10 if 10 in cutoffs else max(cutoffs)
-    parted = result.get("breakdown") or {}
     # of a run of an earlier release there is only what the best epoch was chosen by
     validation = result.get("validation") or {"metrics": result["valid"], "slices": {}}
-    valid = _figures(validation, parted.get("valid"), k)
+    reports = {"test": result["test"], "validation": validation}
+    reports = {name: report for name, report in reports.items() if report}  # some have no test
+    first, main = next(iter(reports.items()))
+    cutoffs = [int(name.partition("@")[2]) for name in main["metrics"] if name.startswith("HR@")]
+    k = 10 if 10 in cutoffs else max(cutoffs)
+    parted = result.get("breakdown") or {}
+    parted = {"test": parted.get("test"), "validation": parted.get("valid")}
+    figures = {name: _figures(report, parted[name], k) for name, report in reports.items()}
+    baselines = result.get("baselines") or {}
     columns = [
         _figures(found["test"], (found.get("breakdown") or {}).get("test"), k)
         for found in baselines.values()
     ]
-    cases = parted.get("test", {}) | test["slices"]
-    grid = _grid("", "test", "95% interval", "validation", "95% interval", *baselines)
-    for name, value in _figures(test, parted.get("test"), k).items():
+    cases = (parted[first] or {}) | main["slices"]
+    grid = _grid("", *(title for name in reports for title in (name, "95% interval")), *baselines)
+    for name in figures[first]:
         part = cases.get(name.rpartition(" ")[2])
         grid.add_row(
             f"{name} ({part['n']:,})" if part else name,
-            _four(value),
-            _interval(test, name),
-            _four(valid[name]) if name in valid else "",
-            _interval(validation, name),
+            *(
+                cell
+                for each, report in reports.items()
+                for cell in (
+                    _four(figures[each][name]) if name in figures[each] else "",
+                    _interval(report, name),
+                )
+            ),
             *(_four(column.get(name)) for column in columns),
         )
     return grid

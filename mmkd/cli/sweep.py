@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmkd.cli.arguments import RUNS, AsJson, Overrides, RecipeName, Runs
+from mmkd.cli.arguments import RUNS, AsJson, Overrides, RecipeName, Runs, planned
 
 if TYPE_CHECKING:
     from mmkd.pipeline.sweep import Trial
@@ -24,16 +24,17 @@ def sweep(
     """Search options on validation: 'training.lr=log(1e-4,1e-2)' 'training.batch_size=128,256'.
 
     A range is log(a,b), uniform(a,b) or int(a,b); several values are parted by commas; anything
-    else is an override of every trial. The same command goes on with a sweep that was stopped.
+    else is an override of every trial. The same command goes on with a sweep that was stopped. No
+    trial reads the test set.
     """
     from mmkd.cli import show
     from mmkd.cli.progress import note
-    from mmkd.config.recipe import load_recipe
-    from mmkd.pipeline.sweep import Dimension
+    from mmkd.pipeline.sweep import parted, trial_folder
     from mmkd.pipeline.sweep import sweep as run_sweep
 
-    fixed = [text for text in overrides or [] if Dimension.parse(text) is None]
-    folder = out or runs / f"{load_recipe(recipe, fixed).name}-sweep"
+    _, fixed = parted(overrides or [])
+    plan = planned(recipe, fixed)
+    folder = out or runs / f"{plan.recipe.name}-sweep"
 
     def announce(trial: "Trial") -> None:
         found = f"{trial.value:.4f}" if trial.value is not None else f"failed: {trial.error}"
@@ -65,4 +66,7 @@ def sweep(
             for trial in best[:10]
         ],
     )
-    typer.echo(f"Next: mmkd train {folder / 'best.yaml'}")
+    tested = trial_folder(folder, best[0].number)
+    typer.echo(
+        f"Next: mmkd evaluate {tested}, the test of the best; or mmkd train {folder / 'best.yaml'}"
+    )

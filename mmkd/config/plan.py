@@ -54,6 +54,7 @@ class Plan:
         asynchronous: How the modality tables lag behind, of all members or one a member.
         training: How it is trained.
         evaluator: How it is evaluated.
+        tests: Whether a training ends with the test; one that only selects reads no test case.
         baselines: Whether the cheap baselines are evaluated beside it.
         data: The data, where it was read already.
     """
@@ -75,6 +76,7 @@ class Plan:
     asynchronous: AsynchronousUpdate | list[AsynchronousUpdate]
     training: TrainingArguments
     evaluator: Evaluator
+    tests: bool
     baselines: bool
     data: Dataset | None = None
 
@@ -164,7 +166,7 @@ def plan(
         needs_teacher=needs_teacher,
     )
     asynchronous = checks.chosen(recipe.asynchronous, ASYNCHRONOUS, "asynchronous")
-    evaluation, baselines = _evaluation(checks)
+    evaluation, tests, baselines = _evaluation(checks)
     _select_metric(checks, training, evaluation, members)
     if checks.problems:
         raise RecipeError(checks.problems)
@@ -199,7 +201,8 @@ def plan(
         asynchronous=members.asynchronous(ASYNCHRONOUS[recipe.asynchronous.kind](**asynchronous)),
         training=TrainingArguments(**training),
         evaluator=Evaluator(**evaluation),
-        baselines=baselines,
+        tests=tests,
+        baselines=tests and baselines,
         data=data,
     )
 
@@ -349,13 +352,14 @@ def _task(checks: Checks, training: Options) -> Options:
     return options
 
 
-def _evaluation(checks: Checks) -> tuple[Options, bool]:
-    """Options of the evaluator, and whether baselines are evaluated too."""
+def _evaluation(checks: Checks) -> tuple[Options, bool, bool]:
+    """Options of the evaluator, whether the test is read, and whether baselines are."""
     given = dict(checks.recipe.evaluation)
-    baselines = given.pop("baselines", True)
-    if not isinstance(baselines, bool):
-        checks.problem("evaluation.baselines", f"got {baselines!r}, wanted true or false")
-    return checks.options(Evaluator, given, "evaluation"), bool(baselines)
+    tests, baselines = (given.pop(name, True) for name in ("test", "baselines"))
+    for name, value in (("test", tests), ("baselines", baselines)):
+        if not isinstance(value, bool):
+            checks.problem(f"evaluation.{name}", f"got {value!r}, wanted true or false")
+    return checks.options(Evaluator, given, "evaluation"), bool(tests), bool(baselines)
 
 
 def _select_metric(

@@ -48,7 +48,8 @@ def compare_runs(
     Args:
         first: A trained run.
         second: Another on the same data.
-        cases: ``test``, or ``valid`` to choose between settings: both runs rank those again.
+        cases: ``test``, or ``valid`` to choose between settings: both runs rank those again, as a
+            run does its test cases that ended without a test.
         metric: Which metric to compare.
 
     Returns:
@@ -62,12 +63,12 @@ def compare_runs(
     unfinished = [line for run in runs if (line := _unfinished(run, cases))]
     recipes = [read_recipe(str(run.recipe)) for run in runs]
     _check_comparable(runs, recipes)
-    if cases == "test":
-        ranks = [run.ranks() for run in runs]
-    else:
-        ranks = [
-            _rank_again(run, recipe, cases)[2] for run, recipe in zip(runs, recipes, strict=True)
-        ]
+    ranks = [
+        run.ranks()
+        if cases == "test" and run.result()["test"]
+        else _rank_again(run, recipe, cases)[2]
+        for run, recipe in zip(runs, recipes, strict=True)
+    ]
     found = compare(ranks[0], ranks[1], metric=metric)
     return found | ({"unfinished": "; ".join(unfinished)} if unfinished else {})
 

@@ -1,23 +1,29 @@
 """Sweep: a recipe and a space of options to the trial that is best on validation, by Optuna.
 
 Every trial is a run of its own in a process of its own, so that several go side by side and one
-that fails costs none of the others. What was tried is kept in SQLite: a sweep that was stopped goes
-on where it was, trials that were running from their last checkpoint.
+that fails costs none of the others; none of them reads the test set. What was tried is kept in
+SQLite: a sweep that was stopped goes on where it was, trials that were running from their last
+checkpoint. Trial n is drawn with the seed of the search plus n, by what ended before it, so that
+stopping changes nothing of a search that runs one trial at a time.
 """
 
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from mmkd.config.plan import plan
-from mmkd.config.recipe import Recipe, load_recipe, recipe_digest
+from mmkd.config.recipe import Recipe, read_recipe, recipe_digest
 from mmkd.errors import MmkdError, RecipeError, RunError, at_least, refuse
 from mmkd.interruption import Interruption
 from mmkd.runs.folder import RunFolder
@@ -27,8 +33,9 @@ from mmkd.trust import trusted
 if TYPE_CHECKING:
     import optuna
 
-_RANGE = re.compile(r"(log|uniform|int)\((?P<low>[^,()]+),(?P<high>[^,()]+)\)")
+_RANGE = re.compile(r"(log|uniform|int)\((.*)\)")
 _POLL_S = 0.2
+_UNTESTED = "evaluation.test=false"  # of every trial
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Dimension:
         if found := _RANGE.fullmatch(value):
             kind, number = found[1], int if found[1] == "int" else float
             try:
-                low, high = number(found["low"]), number(found["high"])
+                low, high = map(number, found[2].split(","))
             except ValueError:
                 raise RecipeError(
                     [f"{key}: got {value}, wanted two {number.__name__}s in brackets"]
@@ -138,62 +145,82 @@ def sweep(
         MmkdError: Optuna is not installed.
     """
     refuse(at_least(1, trials=trials, jobs=jobs))
-    space = [found for text in overrides if (found := Dimension.parse(text))]
-    fixed = [text for text in overrides if Dimension.parse(text) is None]
+    space, fixed = parted(overrides)
     if not space:
         raise RecipeError(
             ["sweep: got no option to search, wanted one such as 'training.lr=log(1e-4,1e-2)'"]
         )
-    base = load_recipe(recipe, fixed)
+    base = read_recipe(recipe, fixed)
     for corner in (0, -1):  # both ends must be possible before anything runs
         ends = [f"{dimension.key}={dimension.values[corner]}" for dimension in space]
-        plan(load_recipe(recipe, [*fixed, *ends]))
-    study = _study(folder, base, space, seed=seed)
+        plan(read_recipe(recipe, [*fixed, *ends]))
+    study = _study(folder, base, space)
     metric = plan(base).training.select_metric
-    waiting = [_trial(study, one.number) for one in study.trials if not one.state.is_finished()]
+    waiting = [one.number for one in study.trials if not one.state.is_finished()]
     running: list[_Running] = []
     ended = [_ended(one) for one in study.trials if one.state.is_finished()]
-    with Interruption() as interruption:
-        while True:
-            while len(running) < jobs and (waiting or len(study.trials) < trials):
-                trial = waiting.pop(0) if waiting else study.ask()
-                chosen = [dimension.suggest(trial) for dimension in space]
-                trial.set_user_attr("overrides", chosen)
-                running.append(_Running.start(trial, recipe, [*fixed, *chosen], folder, jobs))
-            if not running:
-                break
-            time.sleep(_POLL_S)
-            if interruption.requested:
-                for one in running:
-                    one.process.wait()  # the terminal told them too; they write a checkpoint
-                raise RunError(
-                    f"{folder}: stopped after {len(ended)} of {trials} trials; the same command "
-                    "goes on"
-                )
-            for one in [one for one in running if one.process.poll() is not None]:
-                running.remove(one)
-                ended.append(one.end(study, metric))
-                if announce:
-                    announce(ended[-1])
+    # the inner one is told of the first signal, the outer one of the second
+    with Interruption() as at_once, Interruption() as interruption:
+        try:
+            while True:
+                while len(running) < jobs and (waiting or len(study.trials) < trials):
+                    number = waiting.pop(0) if waiting else len(study.trials)
+                    trial = _trial(study, number, seed=seed)
+                    chosen = [dimension.suggest(trial) for dimension in space]
+                    trial.set_user_attr("overrides", chosen)
+                    running.append(_Running.start(trial, recipe, [*fixed, *chosen], folder, jobs))
+                if not running:
+                    break
+                time.sleep(_POLL_S)
+                if interruption.requested:  # of a trial that was told too there is no end to tell
+                    break
+                for one in [one for one in running if one.process.poll() is not None]:
+                    running.remove(one)
+                    ended.append(one.end(study, metric))
+                    if announce:
+                        announce(ended[-1])
+            for one in running:
+                one.process.terminate()
+            while not at_once.requested and any(one.process.poll() is None for one in running):
+                time.sleep(_POLL_S)  # they write a checkpoint
+        finally:
+            for one in running:
+                one.kill()
+    if interruption.requested:
+        raise RunError(
+            f"{folder}: stopped after {len(ended)} of {trials} trials; the same command goes on"
+        )
     ended.sort(key=lambda one: one.number)
     good = [one for one in ended if one.value is not None]
     if not good:
         raise RunError(f"{folder}: every trial failed; the first said: {ended[0].error}")
     best = max(good, key=lambda one: one.value or 0.0)
-    load_recipe(recipe, [*fixed, *best.overrides]).save(folder / "best.yaml")
+    read_recipe(recipe, [*fixed, *best.overrides]).save(folder / "best.yaml")
     return ended
 
 
+def parted(overrides: Sequence[str]) -> tuple[list[Dimension], list[str]]:
+    """The overrides that say what to search, and those that are every trial's.
+
+    Raises:
+        RecipeError: As for ``Dimension.parse``.
+    """
+    found = [(text, Dimension.parse(text)) for text in overrides]
+    return [one for _, one in found if one], [text for text, one in found if one is None]
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    """Where a trial of a sweep has its run."""
+    return folder / "trials" / f"{number:04d}"
+
+
 def _choices(value: str) -> tuple[str, ...]:
-    """The parts between commas that stand in no bracket."""
-    parts, depth = [""], 0
-    for letter in value:
-        depth += (letter in "[{(") - (letter in "]})")
-        if letter == "," and not depth:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return tuple(part.strip() for part in parts)
+    """The items of a YAML list without its brackets, each as it is written."""
+    try:
+        nodes = yaml.compose(f"[{value}]", Loader=yaml.SafeLoader).value
+    except yaml.YAMLError:  # a plain override, of which the recipe says what is wrong
+        return (value,)
+    return tuple(value[n.start_mark.index - 1 : n.end_mark.index - 1].strip() for n in nodes)
 
 
 @dataclass
@@ -209,11 +236,11 @@ class _Running:
     def start(
         cls, trial: "optuna.Trial", recipe: str, overrides: list[str], folder: Path, jobs: int
     ) -> "_Running":
-        run = folder / "trials" / f"{trial.number:04d}"
+        run = trial_folder(folder, trial.number)
         run.parent.mkdir(parents=True, exist_ok=True)
         log = run.with_suffix(".log")
         threads = max(1, thread_count(1) // jobs)
-        command = [sys.executable, "-m", "mmkd", "train", recipe, *overrides]
+        command = [sys.executable, "-m", "mmkd", "train", recipe, *overrides, _UNTESTED]
         command += [part for name in trusted() for part in ("--trust-code", name)]
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -221,8 +248,16 @@ class _Running:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                start_new_session=True,  # what the terminal tells the sweep is told by it alone
             )
         return cls(trial, overrides, process, RunFolder(run), log, time.monotonic())
+
+    def kill(self) -> None:
+        """End the trial with all that it started, if it runs still."""
+        if self.process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
     def end(self, study: "optuna.Study", metric: str) -> Trial:
         from optuna.trial import TrialState
@@ -237,7 +272,7 @@ class _Running:
         return _ended(study.trials[self.trial.number])
 
 
-def _study(folder: Path, base: Recipe, space: Sequence[Dimension], *, seed: int) -> "optuna.Study":
+def _study(folder: Path, base: Recipe, space: Sequence[Dimension]) -> "optuna.Study":
     try:
         import optuna
     except ImportError:
@@ -252,7 +287,6 @@ def _study(folder: Path, base: Recipe, space: Sequence[Dimension], *, seed: int)
         storage=f"sqlite:///{(folder / 'sweep.db').resolve()}",
         study_name="sweep",
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=seed),
         load_if_exists=True,
     )
     before: Mapping[str, Any] = study.user_attrs
@@ -264,10 +298,13 @@ def _study(folder: Path, base: Recipe, space: Sequence[Dimension], *, seed: int)
     return study
 
 
-def _trial(study: "optuna.Study", number: int) -> "optuna.Trial":
+def _trial(study: "optuna.Study", number: int, *, seed: int) -> "optuna.Trial":
+    """The trial of a number, as it was left, or a new one."""
     import optuna
 
-    return optuna.Trial(study, study.trials[number]._trial_id)
+    study.sampler = optuna.samplers.TPESampler(seed=seed + number)
+    begun = study.trials
+    return optuna.Trial(study, begun[number]._trial_id) if number < len(begun) else study.ask()
 
 
 def _ended(trial: "optuna.trial.FrozenTrial") -> Trial:

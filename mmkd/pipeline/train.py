@@ -36,7 +36,7 @@ def train(
     progress: EmbedProgress | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """The main job: to a run folder with a trained, tested recommender.
+    """The main job: to a run folder with a trained recommender, tested unless the recipe says no.
 
     Args:
         planned: What to run; a recipe is planned first.
@@ -48,7 +48,7 @@ def train(
         announce: Told in one line what trains on what, before anything long.
 
     Returns:
-        The content of ``result.json``.
+        The content of ``result.json``; its ``test`` is None after ``evaluation.test: false``.
 
     Raises:
         RecipeError: The recipe has mistakes.
@@ -150,32 +150,31 @@ def train(
         if planned.members.weights_chosen:
             _weigh(student, planned, run)
         curve = _place_untrained(student, planned, run) if planned.members.offset_chosen else None
-        chosen = planned.members.weights_chosen or planned.members.offset_chosen
+        changed = planned.members.weights_chosen or planned.members.offset_chosen
         tested = time.monotonic()
-        ranks = planned.evaluator.ranks(student, data.split, data.split.test, processes=accelerator)
-        test = planned.evaluator.report(ranks, data.split, seed=recipe.seed)
-        validation = planned.evaluator.report(
-            planned.evaluator.ranks(student, data.split, data.split.valid, processes=accelerator),
-            data.split,
-            seed=recipe.seed,
-        )
+        cases = {"test": data.split.test} if planned.tests else {}
+        ranks = {
+            name: planned.evaluator.ranks(student, data.split, chosen, processes=accelerator)
+            for name, chosen in (cases | {"valid": data.split.valid}).items()
+        }
+        reports = {
+            name: planned.evaluator.report(found, data.split, seed=recipe.seed)
+            for name, found in ranks.items()
+        }
+        breakdown = {name: report.pop("breakdown") for name, report in reports.items()}
         tested_s = time.monotonic() - tested
         valid = report.history[report.best_epoch]["valid"]
         if planned.members.weights_chosen or curve:  # the epochs know of neither
-            valid = valid | validation["metrics"]
+            valid = valid | reports["valid"]["metrics"]
         result: dict[str, Any] = {
             "recipe": recipe.name,
             "digest": recipe_digest(recipe),
             "seed": recipe.seed,
             "split": recipe.data.split.kind,
-            "test": test,
+            "test": reports.get("test"),
             "valid": valid,
-            "validation": validation,
-            # beside both: what release 0.1 wrote stays as it was
-            "breakdown": {
-                "test": test.pop("breakdown"),
-                "valid": validation.pop("breakdown"),
-            },
+            "validation": reports["valid"],
+            "breakdown": breakdown,  # beside both: what release 0.1 wrote stays as it was
             "retention_at_start": report.retention_at_start,
             "best_epoch": report.best_epoch,
             "epochs": len(report.history),
@@ -213,11 +212,11 @@ def train(
                 for name, found in beside.items()
             }
             result["seconds"]["baselines"] = round(time.monotonic() - began, 1)
-        if chosen and accelerator.is_main_process:
+        if changed and accelerator.is_main_process:
             keep_best(folder)
         run.write(
-            student=student if chosen else None,
-            ranks=ranks,
+            student=student if changed else None,
+            ranks=ranks.get("test"),
             history=report.history,
             result=result,
         )

@@ -108,7 +108,7 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether training and the test are done."""
+        """Whether training is done, with the test if its recipe has one."""
         return self.started and (self.path / "result.json").is_file()
 
     @property
@@ -274,7 +274,7 @@ class RunFolder:
             return file_digest(path)
 
     def ranks(self) -> CaseRanks:
-        """Every test case's rank."""
+        """Every test case's rank; RunError where the training ended without a test."""
         with self._reading("test_ranks.parquet") as path:
             table = read_parquet(path)[0]
             columns = {column: table[column].to_numpy() for column in table.columns}
@@ -288,12 +288,13 @@ class RunFolder:
 
     def result(self) -> dict[str, Any]:
         """Read ``result.json``."""
-        mappings = ("test", "valid", "seconds")
+        mappings = ("valid", "seconds")
         with self._reading("result.json") as path:
             numbers = ("best_epoch", "epochs", "peak_memory_bytes", "processes")
-            result = read_json(path, *numbers, *mappings)
-            # baselines: where they were evaluated beside it
-            for key in (*mappings, *({"baselines"} & result.keys())):
+            result = read_json(path, *numbers, *mappings, "test")
+            # test: None where the training ended without; baselines: where they were evaluated
+            also = [key for key in ("test", "baselines") if result.get(key) is not None]
+            for key in (*mappings, *also):
                 if not isinstance(result[key], dict):
                     raise TypeError(f"{key} is no JSON object")
         return result

@@ -213,6 +213,7 @@ def test_facets_that_do_not_divide_the_teacher_are_refused() -> None:
             "objective.correlation.temperature: got 0.0, wanted",
         ),
         ("student.embedding.fusion=gates", "student.embedding.fusion: got 'gates', wanted one of"),
+        ("evaluation.test=maybe", "evaluation.test: got 'maybe', wanted true or false"),
         ("evaluation.ks=[0]", "evaluation.ks: got 0, wanted at least 1"),
         ("evaluation.resamples=0", "evaluation.resamples: got 0, wanted at least 1"),
         ("evaluation.batch_size=0", "evaluation.batch_size: got 0, wanted at least 1"),

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from commands import invoke, printed
 from synthetic_runs import BERT4REC, GRU4REC, RGAT, write_data
 
 from mmkd.config.plan import plan
@@ -24,6 +25,7 @@ from mmkd.data import Cases, ItemTable
 from mmkd.data.dataset import Dataset
 from mmkd.demo.run import run_demo
 from mmkd.errors import CheckpointError, DataError, RunError, TrainingError
+from mmkd.evaluation import Evaluator
 from mmkd.pipeline.evaluate import compare_runs, evaluate
 from mmkd.pipeline.run import Run
 from mmkd.pipeline.train import train
@@ -90,6 +92,39 @@ def test_the_run_folder_tells_all_and_holds_no_checkpoint(run: RunFolder, recipe
     assert result["stopped"] == "epochs" and result["processes"] == 1
     assert result["valid"] == history(run.path)[result["best_epoch"]]["valid"]
     assert result["parameters"] == sum(p.numel() for p in run.student().parameters())
+
+
+def test_a_training_may_end_without_the_test_and_be_tested_later(
+    run: RunFolder, recipe: Recipe, overrides: list[str], tmp_path: Path, data: Dataset
+) -> None:
+    folder = tmp_path / "selected"
+    ranked: list[Cases] = []
+
+    class Watching(Evaluator):
+        def batches(self, split: Any, cases: Cases, *more: Any, **options: Any) -> Any:
+            ranked.append(cases)
+            return super().batches(split, cases, *more, **options)
+
+    planned = plan(recipe_of(overrides, "evaluation.test=false"))
+    train(replace(planned, evaluator=Watching(**recipe.evaluation)), folder=folder)
+    valid = data.split.valid
+    assert ranked and all(np.array_equal(cases.position, valid.position) for cases in ranked)
+    untested = RunFolder(folder)
+    result, tested = untested.result(), run.result()
+    assert result["test"] is None and "baselines" not in result
+    assert not (folder / "test_ranks.parquet").exists()
+    assert result["valid"] == tested["valid"] and result["validation"] == tested["validation"]
+    assert result["breakdown"] == {"valid": tested["breakdown"]["valid"]}
+    report = evaluate(folder)
+    assert report.pop("breakdown") == tested["breakdown"]["test"]
+    assert report == tested["test"]
+    assert compare_runs(folder, run.path)["difference"] == 0
+    again = ("train", "quickstart", *overrides, "evaluation.test=false", "--resume")
+    shown = invoke(*again, "--out", folder).stdout
+    assert "validation" in shown.splitlines()[0] and "test" not in shown.splitlines()[0]
+    assert f"{result['validation']['n']:,} validation cases" in shown
+    (row,) = printed("ls", "runs", "--runs", tmp_path)
+    assert row["state"] == "finished" and row["test NDCG@10"] is None
 
 
 def test_the_history_has_every_term_of_the_loss_and_the_retention(run: RunFolder) -> None:

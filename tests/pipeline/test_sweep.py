@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from commands import invoke, printed
 from synthetic_runs import recipe_of
 
 from mmkd import load_recipe
@@ -32,6 +34,13 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         ("a.b={kind: x, y: 1}", None, ()),
         ("a.b=[1, 2]", None, ()),
         ("a.b=3", None, ()),
+        ("a.b=", None, ()),
+        ('a.b="x, y",z', "choice", ('"x, y"', "z")),
+        ('a.b="[",]', None, ()),
+        ("a.b='it''s (', \"],\"", "choice", ("'it''s ('", '"],"')),
+        ("a.b={kind: 'x, }', y: 1},z", "choice", ("{kind: 'x, }', y: 1}", "z")),
+        ("a.b=don't,won't", "choice", ("don't", "won't")),
+        ("a.b=x],y", None, ()),  # no YAML: the recipe says so
     ],
 )
 def test_grammar(text: str, kind: str | None, values: tuple[object, ...]) -> None:
@@ -39,7 +48,9 @@ def test_grammar(text: str, kind: str | None, values: tuple[object, ...]) -> Non
     assert (found and (found.kind, found.values)) == (kind and (kind, values))
 
 
-@pytest.mark.parametrize("text", ["a=log(0,1)", "a=uniform(2,1)", "a=int(1.5,3)", "a=log(x,1)"])
+@pytest.mark.parametrize(
+    "text", ["a=log(0,1)", "a=uniform(2,1)", "a=int(1.5,3)", "a=log(x,1)", "a=log(1,2,3)"]
+)
 def test_ends_that_make_no_range_are_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="wanted"):
         Dimension.parse(text)
@@ -69,6 +80,8 @@ def test_the_best_on_validation_is_written_and_trains_to_the_same(
     for trial in found:
         result = RunFolder(tmp_path / "sweep" / "trials" / f"{trial.number:04d}").result()
         assert trial.value == result["valid"]["NDCG@10"]
+        assert result["test"] is None and "test" not in result["breakdown"]
+        assert "baselines" not in result
         values[trial.overrides] = trial.value
     best = load_recipe(str(tmp_path / "sweep" / "best.yaml"))
     chosen = max(values, key=lambda key: values[key] or 0.0)
@@ -93,6 +106,135 @@ def test_one_that_fails_costs_no_other_and_all_that_fail_are_told(
     options = [*synthetic, f"data.interactions.path={broken}", "training.lr=log(1e-4,1e-2)"]
     with pytest.raises(RunError, match="every trial failed; the first said: "):
         sweep("quickstart", options, folder=tmp_path / "sweep", trials=1)
+
+
+# trials that are no trainings, but quick
+
+STAND_IN = """#!{python} -SE
+import json, os, signal, subprocess, sys, time
+run = sys.argv[sys.argv.index("--out") + 1]
+os.makedirs(run, exist_ok=True)
+if "STUBBORN" in os.environ:
+    def told(number, frame):
+        print("told", number, flush=True)
+        if os.environ["STUBBORN"] == "no":
+            time.sleep(0.5)
+            open(run + "/saved", "w").close()
+            sys.exit(2)
+    signal.signal(signal.SIGTERM, told)
+    signal.signal(signal.SIGINT, told)
+    other = subprocess.Popen([sys.executable, "-SEc", "import time; time.sleep(60)"])
+    with open(run + "/begun.part", "w") as file:
+        file.write(f"{{os.getpid()}} {{other.pid}}")
+    os.rename(run + "/begun.part", run + "/begun")
+    while True:
+        time.sleep(60)
+value = float(dict(a.split("=", 1) for a in sys.argv if "=" in a)["training.lr"])
+result = dict.fromkeys(("best_epoch", "epochs", "peak_memory_bytes", "processes"), 1)
+result |= {{"test": None, "seconds": {{}}, "valid": {{"NDCG@10": 1 / (1 + abs(value - 0.01))}}}}
+marker = dict.fromkeys(("mmkd", "recipe", "tables")) | {{"data": {{}}}}
+for name, content in (("run", marker), ("result", result)):
+    with open(f"{{run}}/{{name}}.json", "w") as file:
+        json.dump(content, file)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial's value is the nearness of its rate to 0.01."""
+    path = tmp_path / "trial"
+    path.write_text(STAND_IN.format(python=sys.executable))
+    path.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(path))
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_command_says_what_was_guessed_and_how_to_test_the_best(
+    synthetic: list[str], tmp_path: Path
+) -> None:
+    old = "objective.recommendation={kind: next_item, loss: softmax}"
+    options = [*synthetic, "distiller=null", "encoders=null", old, "training.lr=0.5,0.01"]
+    done = invoke("sweep", "quickstart", *options, "--trials", "6", "--out", tmp_path / "sweep")
+    assert done.exit_code == 0, done.output
+    notes = invoke("validate", "quickstart", *options[:-1]).stderr
+    assert "is called task.kind now" in notes and "only ids are learned" in notes
+    assert done.stderr.startswith(notes) and done.stderr.count(notes) == 1
+    again = printed("sweep", "quickstart", *options, "--trials", "6", "--out", tmp_path / "sweep")
+    best = next(one["number"] for one in again["trials"] if one["value"] == 1)
+    folder = tmp_path / "sweep" / "trials" / f"{best:04d}"
+    assert f"Next: mmkd evaluate {folder}, the test of the best" in done.stdout.replace("\n", "")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_sweep_in_parts_tries_what_a_whole_one_does(
+    synthetic: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmkd.pipeline.sweep._POLL_S", 0.01)
+    options = [*synthetic, "training.lr=log(1e-5,1)", "training.patience=int(1,9)"]
+
+    def chosen(folder: str, *, trials: int, seed: int = 0) -> list[tuple[str, ...]]:
+        found = sweep("quickstart", options, folder=tmp_path / folder, trials=trials, seed=seed)
+        return [trial.overrides for trial in found]
+
+    whole = chosen("whole", trials=13)  # the first ten are drawn at random, the others by them
+    assert len(set(whole)) == 13
+    for trials in (2, 5, 12):
+        assert chosen("parts", trials=trials) == whole[:trials]
+    assert chosen("parts", trials=13) == whole
+    assert chosen("other", trials=2, seed=100) != whole[:2]
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs, or waits for nobody but who began it."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("stubborn", ["no", "yes"])
+def test_a_signal_is_told_to_each_trial_once_and_a_second_ends_them(
+    synthetic: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stubborn: str,
+    number: signal.Signals,
+) -> None:
+    monkeypatch.setenv("STUBBORN", stubborn)
+    runs = [tmp_path / "sweep" / "trials" / name for name in ("0000", "0001")]
+
+    def tell() -> None:
+        while not all((run / "begun").exists() for run in runs):
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+        if stubborn == "yes":
+            while not all("told" in run.with_suffix(".log").read_text() for run in runs):
+                time.sleep(0.01)
+            os.kill(os.getpid(), number)
+
+    teller = threading.Thread(target=tell)
+    teller.start()
+    before = signal.getsignal(number)
+    options = [*synthetic, "training.lr=log(1e-4,1)"]
+    with pytest.raises(RunError, match="stopped after 0 of 5 trials; the same command goes on"):
+        sweep("quickstart", options, folder=tmp_path / "sweep", trials=5, jobs=2)
+    teller.join()
+    assert signal.getsignal(number) is before
+    for run in runs:
+        assert run.with_suffix(".log").read_text() == f"told {int(signal.SIGTERM)}\n"
+        assert (run / "saved").exists() == (stubborn == "no")
+        trial, other = map(int, (run / "begun").read_text().split())
+        assert not alive(trial)
+        assert stubborn == "no" or not alive(other)
+    # both go on as they were begun
+    begun = [path.read_text() for path in sorted(tmp_path.glob("sweep/trials/*.log"))]
+    assert len(begun) == 2
+    monkeypatch.delenv("STUBBORN")
+    ended = sweep("quickstart", options, folder=tmp_path / "sweep", trials=2, jobs=2)
+    assert [trial.number for trial in ended] == [0, 1]
 
 
 def test_a_stopped_sweep_goes_on_with_its_trial(synthetic: list[str], tmp_path: Path) -> None:
