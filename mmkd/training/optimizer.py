@@ -163,6 +163,15 @@ class DecayTowardsStart:
                 if (start := self._starts.get(id(table))) is not None and table.grad is not None:
                     table.detach().lerp_(start, group["lr"] * self.decay)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the tables were, for a resumed run, whose student may have moved since."""
+        return {f"start.{k}": start for k, start in enumerate(self._starts.values())}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what ``state_dict`` returned."""
+        for k, start in enumerate(self._starts.values()):
+            start.copy_(state[f"start.{k}"])
+
 
 class LearningRate:
     """The learning rate of each group as a function of step and epoch, so that nothing is resumed.

@@ -393,9 +393,12 @@ class _Run:
             remedy="resume as the run was started, or train from the start",
             also=(AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError),
         ):
+            starts = {k: state.pop(k) for k in list(state) if k.startswith("start.")}
             self.asynchronous.load_state_dict(
                 {k: v.to(self.accelerator.device) for k, v in state.items()}
             )
+            if self.towards is not None and starts:  # earlier versions kept none
+                self.towards.load_state_dict(starts)
             self._continue(progress)
         if self.report.best_epoch >= 0:
             self._check_best()
@@ -581,7 +584,8 @@ class _Run:
                 staged,
                 module=self.step,
                 optimizer=self.optimizer,
-                asynchronous=self.asynchronous.state_dict(),
+                asynchronous=self.asynchronous.state_dict()
+                | ({} if self.towards is None else self.towards.state_dict()),
                 progress={
                     "report": asdict(self.report),
                     "position": asdict(self.at),

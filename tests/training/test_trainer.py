@@ -1,5 +1,6 @@
 """The training loop: it learns, keeps the best, and goes on after an interruption as if none."""
 
+import copy
 import math
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,14 @@ from mmkd.errors import CheckpointError, TrainingError, TrainingInterrupted
 from mmkd.files import read_json, write_sealed_json
 from mmkd.losses.objective import LossBreakdown
 from mmkd.training.arguments import TrainingArguments
-from mmkd.training.optimizer import OPTIMIZERS, Frozen, Interval, Ramp
+from mmkd.training.optimizer import (
+    OPTIMIZERS,
+    AsynchronousUpdate,
+    Frozen,
+    Interval,
+    NoAsynchrony,
+    Ramp,
+)
 from mmkd.training.trainer import TrainReport
 
 
@@ -264,6 +272,28 @@ def test_every_optimiser_trains_and_resumes_bit_by_bit(tmp_path: Path, optimizer
     with pytest.raises(TrainingInterrupted):
         stopped.fit()
     resumed = TinyRun(tmp_path / "part", options, dropout=0.3)
+    assert without_seconds(resumed.fit(resume=True)) == without_seconds(wanted)
+    assert_same(resumed.weights(), whole.weights())
+
+
+@pytest.mark.parametrize("asynchronous", [NoAsynchrony(), Interval(every=3)])
+def test_tables_decay_towards_their_first_values_after_a_resume_too(
+    tmp_path: Path, asynchronous: AsynchronousUpdate
+) -> None:
+    options = {**OPTIONS, "table_decay": 4.0, "decay_towards": "teacher"}
+
+    def run(name: str, at: int = -1) -> TinyRun:
+        kind = copy.deepcopy(asynchronous)
+        return TinyRun(tmp_path / name, options, kind, 0.3, before_batch=interrupt_at(at))
+
+    whole = run("whole")
+    wanted = whole.fit()
+    with pytest.raises(TrainingInterrupted):
+        run("parts", at=14).fit()
+    resumed = run("parts")
+    with torch.no_grad():
+        for parameter in resumed.step.parameters():  # as of a student that has trained already
+            parameter.add_(1.0)
     assert without_seconds(resumed.fit(resume=True)) == without_seconds(wanted)
     assert_same(resumed.weights(), whole.weights())
 
