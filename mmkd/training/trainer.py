@@ -369,6 +369,7 @@ class _Run:
         self.report = TrainReport()
         self.at = _Position()
         self.sums: dict[str, Tensor] = {}
+        self.group: list[dict[str, Tensor]] = []  # losses of the batches since the last step
         self.gradient_norms: dict[str, float] = {}
         self.best_digest = ""  # of the best epoch's weights
         self.clock = self.saved = time.monotonic()
@@ -446,9 +447,9 @@ class _Run:
                 group = min(every, self.batches - group_start)
                 ends_group = at.step + 1 == group_start + group
                 with nullcontext() if ends_group else self.accelerator.no_sync(self.prepared):
-                    loss = self._backward(batch, targets, group)
-                self._check_finite(loss)
+                    self._backward(batch, targets, group)
                 if ends_group:
+                    self._check_finite()
                     self._optimizer_step()
                 at.step += 1
                 self.progress.advance(self.sums, at.step)
@@ -456,34 +457,46 @@ class _Run:
                 if ends_group and at.step < self.batches:
                     self.pause(interruption)
 
-    def _backward(self, batch: Batch, targets: TargetsOf, group: int) -> LossBreakdown:
+    def _backward(self, batch: Batch, targets: TargetsOf, group: int) -> None:
         at = self.at
         with torch.no_grad():
             teacher = targets(batch.items, seeded_generator(self.stream.seed, at.epoch, at.step, 1))
         with self.accelerator.autocast():
             loss: LossBreakdown = self.prepared(batch, teacher)
         self.accelerator.backward(loss.total / group)
-        for name, value in {"total": loss.total.detach(), **loss.parts}.items():
+        losses = {"total": loss.total.detach(), **loss.parts}
+        self.group.append(losses)
+        for name, value in losses.items():
             value = value.to(torch.float64)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        return loss
 
-    def _check_finite(self, loss: LossBreakdown) -> None:
-        """End the run at a loss that is no number, before it reaches the weights."""
-        finite = torch.isfinite(loss.total.detach()).float()
+    def _check_finite(self) -> None:
+        """End the run at losses or a gradient that are no numbers, before they reach the weights.
+
+        All batches of a step are looked at together, for the processor waits for the device here.
+        """
+        group, self.group = self.group, []
+        finite = torch.stack([losses["total"] for losses in group]).isfinite().all()
+        if self.accelerator.scaler is None:  # fp16's leaves out a step whose gradient overflows
+            gradients = [p.grad for p in self.step.parameters() if p.grad is not None]
+            finite &= nn.utils.get_total_norm(gradients).isfinite()
+        finite = finite.float()
         if self.accelerator.num_processes > 1:  # or one would end and the others wait for it
             finite = cast(Tensor, self.accelerator.reduce(finite, "mean"))
         if bool(finite == 1):
             return
-        parts = ", ".join(f"{name} {float(value):.4g}" for name, value in loss.parts.items())
+        bad = [n for n, losses in enumerate(group) if not bool(losses["total"].isfinite())]
+        losses = {name: float(value) for name, value in group[bad[0] if bad else -1].items()}
+        step = self.at.step + 1 - (len(group) - 1 - bad[0] if bad else 0)
+        parts = ", ".join(f"{k} {value:.4g}" for k, value in losses.items() if k != "total")
         kept = "there are no earlier ones"
         if self.report.best_epoch >= 0:
             kept = f"the best so far, of epoch {self.report.best_epoch + 1}, are kept"
         raise TrainingError(
-            f"epoch {self.at.epoch + 1}, step {self.at.step + 1}: the loss is "
-            f"{float(loss.total.detach()):.4g} ({parts}), so the weights were not changed; {kept}; "
-            "lower training.lr or the weight of the part that grew, set training.gradient_clip "
-            "to 1, or set training.precision to no"
+            f"epoch {self.at.epoch + 1}, step {step}: the loss is {losses['total']:.4g} ({parts})"
+            f"{'' if bad else ' and its gradient no number'}, so the weights were not changed; "
+            f"{kept}; lower training.lr or the weight of the part that grew, set "
+            "training.gradient_clip to 1, or set training.precision to no"
         )
 
     def _optimizer_step(self) -> None:
@@ -508,11 +521,10 @@ class _Run:
         """Write a checkpoint when one is due; stop when asked to. All processes agree."""
         due = time.monotonic() - self.saved > self.arguments.checkpoint_every_s
         flags = torch.tensor(
-            [float(interruption.requested), float(due and self.accelerator.is_main_process)],
-            device=self.accelerator.device,
+            [float(interruption.requested), float(due and self.accelerator.is_main_process)]
         )
-        if self.accelerator.num_processes > 1:
-            flags = cast(Tensor, self.accelerator.reduce(flags, "sum"))
+        if self.accelerator.num_processes > 1:  # alone it need not wait for the device
+            flags = cast(Tensor, self.accelerator.reduce(flags.to(self.accelerator.device), "sum"))
         stop, save = (bool(flag) for flag in flags)
         if (stop or save) and self.at.step:  # at step 0 close_epoch has just saved
             self.save()

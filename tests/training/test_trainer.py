@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -388,6 +389,44 @@ def test_a_loss_that_is_no_number_ends_the_run_at_its_step(
     kept = load_file(tmp_path / "student.safetensors")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.values())
     assert all(bool(torch.isfinite(p).all()) for p in run.step.parameters())
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize("asynchronous", [NoAsynchrony(), Interval(every=2)])
+def test_a_step_with_a_bad_batch_changes_nothing_and_names_it(
+    tmp_path: Path,
+    kind: str,
+    asynchronous: AsynchronousUpdate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten batches an epoch, three a step: the fifth is the middle one of the second step."""
+    options = {"epochs": 1, "batch_size": 4, "accumulate": 3, "checkpoint_every_s": 0.0}
+    run = TinyRun(tmp_path, options, asynchronous=asynchronous)
+    forward, table = run.step.forward, run.step.student.networks[0].embedding.id_table
+    calls, seen = 0, {}
+
+    def broken(*inputs: Any) -> Any:
+        nonlocal calls, seen
+        calls += 1
+        found = forward(*inputs)
+        if calls == 4:
+            seen = run.weights()
+        if calls != 5:
+            return found
+        if kind == "loss":
+            return LossBreakdown(found.total * math.nan, found.parts)
+        # the value of this is 0, its slope infinite times 0
+        return LossBreakdown(found.total + (table[1, 0] * 0).abs().sqrt(), found.parts)
+
+    monkeypatch.setattr(run.step, "forward", broken)
+    with pytest.raises(TrainingError) as error:
+        run.fit()
+    assert calls == 6
+    where, what = ("5", "nan") if kind == "loss" else ("6", r"\d\.\d+")
+    told = rf"epoch 1, step {where}: the loss is {what} \(recommendation \d\.\d+, holistic\.text "
+    assert re.match(told, str(error.value)), error.value
+    assert ("its gradient no number" in str(error.value)) == (kind == "gradient")
+    assert_same(run.weights(), seen)
 
 
 def test_best_weights_that_are_damaged_or_gone_are_told_on_resume(tmp_path: Path) -> None:
