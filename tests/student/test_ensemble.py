@@ -1,5 +1,7 @@
 """An ensemble: networks that differ from the start, score as one, and share what they should."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,12 @@ def sequences() -> Tensor:
 
 def scores(found: Ensemble) -> Tensor:
     return found.score([out.hidden[:, -1] for out in found(sequences())])
+
+
+def assert_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value), name
 
 
 def test_one_member_is_the_network_itself() -> None:
@@ -256,7 +264,20 @@ def test_unlike_members_share_what_they_have_in_common() -> None:
     loaded = build_ensemble(build, members=what)
     loaded.load_state_dict(found.state_dict())
     torch.testing.assert_close(scores(loaded.eval()), scores(found.eval()))
-    # the third has its own seed, and draws as the first does
-    weights = [n.backbone.state_dict() for n in found.networks]
-    assert weights[0].keys() == weights[2].keys()
-    assert not torch.equal(weights[0]["positions"], weights[1]["positions"])
+    # each is drawn by itself, after its place's seed or its own; only the table is the second's
+    for member, seed, given in zip(found.networks, (5, 6, 5), what, strict=True):
+        torch.manual_seed(seed)
+        alone = build(**{key: value for key, value in given.items() if key != "seed"})
+        wanted = alone.state_dict() | {
+            f"embedding.tables.{name}": found.networks[1].embedding.tables[name].detach()
+            for name in alone.embedding.tables
+        }
+        assert_equal(member.state_dict(), wanted)
+    shared = found.state_dict()
+    assert_equal(
+        found.networks[2].embedding.tables.state_dict(),
+        {"text": shared["members.1.embedding.tables.text"]},
+    )
+    # of members with tables of their own everything is as drawn
+    torch.manual_seed(5)
+    assert_equal(own.networks[2].state_dict(), build(ids=False).state_dict())
