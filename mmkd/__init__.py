@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from mmkd.losses.contrastive import ContrastiveLoss as ContrastiveLoss
     from mmkd.losses.correlation import CorrelationLoss as CorrelationLoss
     from mmkd.losses.mutual import MutualLoss as MutualLoss
-    from mmkd.losses.neighbours import NeighbourLoss as NeighbourLoss
     from mmkd.losses.objective import Objective as Objective
     from mmkd.losses.recommendation import GBCE as GBCE
+    from mmkd.losses.recommendation import NeighbourLoss as NeighbourLoss
     from mmkd.losses.recommendation import SampledSoftmax as SampledSoftmax
     from mmkd.losses.recommendation import Softmax as Softmax
     from mmkd.pipeline.run import Run as Run
@@ -82,9 +82,8 @@ _HOMES = {
     "mmkd.losses.contrastive": ("ContrastiveLoss",),
     "mmkd.losses.correlation": ("CorrelationLoss",),
     "mmkd.losses.mutual": ("MutualLoss",),
-    "mmkd.losses.neighbours": ("NeighbourLoss",),
     "mmkd.losses.objective": ("Objective",),
-    "mmkd.losses.recommendation": ("GBCE", "SampledSoftmax", "Softmax"),
+    "mmkd.losses.recommendation": ("GBCE", "NeighbourLoss", "SampledSoftmax", "Softmax"),
     "mmkd.pipeline.run": ("Run", "load", "train"),
     "mmkd.student": ("Ensemble", "FusedItemEmbedding", "Recommender"),
     "mmkd.student.backbones.gru4rec": ("GRU4Rec",),

@@ -23,9 +23,8 @@ from mmkd.losses.compression import CompressionLoss
 from mmkd.losses.contrastive import ContrastiveLoss
 from mmkd.losses.correlation import CorrelationLoss
 from mmkd.losses.mutual import MutualLoss
-from mmkd.losses.neighbours import NeighbourLoss
 from mmkd.losses.objective import Objective
-from mmkd.losses.recommendation import LOSSES
+from mmkd.losses.recommendation import LOSSES, NeighbourLoss
 from mmkd.runs.folder import RunFolder
 
 Options = dict[str, Any]

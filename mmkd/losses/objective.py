@@ -14,8 +14,7 @@ from mmkd.losses.contrastive import ContrastiveLoss
 from mmkd.losses.correlation import CorrelationLoss
 from mmkd.losses.distributed import global_mean
 from mmkd.losses.mutual import MutualLoss
-from mmkd.losses.neighbours import NeighbourLoss
-from mmkd.losses.recommendation import RecommendationLoss, Softmax
+from mmkd.losses.recommendation import NeighbourLoss, RecommendationLoss, Softmax
 from mmkd.student import StudentOutput
 from mmkd.student.ensemble import Inference
 

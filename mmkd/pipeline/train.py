@@ -23,8 +23,9 @@ from mmkd.runs.folder import RunFolder
 from mmkd.runs.placement import Placement
 from mmkd.student import Ensemble
 from mmkd.student.build import StudentSpec
+from mmkd.training.checkpoint import keep_best
 from mmkd.training.progress import peak_memory_bytes, start_trackers
-from mmkd.training.trainer import Trainer, keep_best
+from mmkd.training.trainer import Trainer
 
 
 def train(

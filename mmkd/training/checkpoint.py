@@ -1,4 +1,4 @@
-"""Checkpoints: a training run's state to a folder and back, whole or absent.
+"""Checkpoints and best weights: a training run's state to a folder and back, whole or absent.
 
 A checkpoint is a folder ``step-00000123`` that appears under its final name only when complete:
 tensors as safetensors, progress as JSON. It holds everything that makes a resumed run equal an
@@ -15,13 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmkd.errors import CheckpointError, outside
 from mmkd.files import file_digest, read_json, replacing, sync, write_sealed_json
+from mmkd.student import Ensemble
 
 _PREFIX = "step-"
+_BEST = "student.safetensors"
+_KEPT = "checkpoints/best.safetensors"  # where a run goes on to change them
 _REMEDY = "put a copy of it back, or train from the start (--overwrite)"
 
 
@@ -126,6 +131,65 @@ class CheckpointFolder:
         return progress, asynchronous
 
 
+class BestWeights:
+    """Weights in a fit's folder, known by their digest, which is empty where there is none yet.
+
+    A run that is killed between its best weights and its checkpoint leaves later ones than the
+    checkpoint tells of, which it then writes again; so they are compared only in the end.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
+        self.folder = folder
+        self.accelerator = accelerator
+        self.digest = ""
+
+    def write(self, student: Ensemble) -> None:
+        """These are the best so far."""
+        if self.accelerator.is_main_process:
+            write_tensors(self.folder / _BEST, student.state_dict())
+            self.digest = file_digest(self.folder / _BEST)
+        (self.digest,) = broadcast_object_list([self.digest])
+
+    def load(self, student: Ensemble) -> None:
+        """Put them into the student."""
+        path = self.find(self.digest)
+        with outside(CheckpointError, path, "damaged", remedy=_REMEDY, also=(RuntimeError,)):
+            student.load_state_dict(read_tensors(path))
+        self.accelerator.wait_for_everyone()
+        if path != self.folder / _BEST and self.accelerator.is_main_process:
+            _copy(path, self.folder / _BEST)
+
+    def find(self, digest: str = "") -> Path:
+        """Where they are; CheckpointError where they are not, or are not those of the digest."""
+        path, kept = self.folder / _BEST, self.folder / _KEPT
+        if digest and kept.is_file():
+            with outside(CheckpointError, kept, "cannot be read", remedy=_REMEDY):
+                path = kept if file_digest(kept) == digest else path
+        with outside(CheckpointError, path, "cannot be read", remedy=_REMEDY):
+            if digest and file_digest(path) != digest:
+                raise CheckpointError(
+                    f"{path}: damaged (altered, or of another run: not the best epoch's weights); "
+                    f"{_REMEDY}"
+                )
+            path.stat()
+        return path
+
+
+def keep_best(folder: Path) -> None:
+    """Copy a fit's best weights to its checkpoints, before other ones take their place.
+
+    A run whose weights change once more after training, and which is stopped then, resumes from the
+    copy.
+
+    Args:
+        folder: The fit's.
+
+    Raises:
+        CheckpointError: The copy can't be written.
+    """
+    _copy(folder / _BEST, folder / _KEPT)
+
+
 def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
     """Raise CheckpointError unless every file that a checkpoint lists is there, as it was written.
 
@@ -170,6 +234,11 @@ def _writing(path: Path) -> AbstractContextManager[None]:
 
 def _reading(path: Path, *also: type[BaseException]) -> AbstractContextManager[None]:
     return outside(CheckpointError, path, "damaged", remedy=_REMEDY, also=also)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with _writing(target), replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from mmkd.pipeline.evaluate import evaluate
 from mmkd.pipeline.run import Run
 from mmkd.pipeline.train import train
 from mmkd.runs.folder import RunFolder
-from mmkd.training.trainer import _Run
+from mmkd.training.loop import Loop
 
 train_module = importlib.import_module("mmkd.pipeline.train")
 
@@ -140,7 +140,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
             train(recipe, folder=tmp_path / "parts", resume=(tmp_path / "parts").exists())
         monkeypatch.setattr(owner, name, whole)
 
-    stopping(_Run, "close_epoch")
+    stopping(Loop, "close_epoch")
     stopping(train_module, "choose_weights")
     stopping(Evaluator, "report")
     for _ in range(2):

@@ -16,9 +16,10 @@ from mmkd.distiller import CorrelationDistiller
 from mmkd.errors import CheckpointError, TrainingError, TrainingInterrupted
 from mmkd.evaluation.evaluator import Evaluator
 from mmkd.training.arguments import TrainingArguments
+from mmkd.training.loop import TrainReport
 from mmkd.training.optimizer import Interval, Ramp
 from mmkd.training.step import TrainStep
-from mmkd.training.trainer import Trainer, TrainReport
+from mmkd.training.trainer import Trainer
 
 
 def trainer(**options: Any) -> Trainer:

@@ -20,6 +20,7 @@ from mmkd.errors import CheckpointError, TrainingError, TrainingInterrupted
 from mmkd.files import read_json, write_sealed_json
 from mmkd.losses.objective import LossBreakdown
 from mmkd.training.arguments import TrainingArguments
+from mmkd.training.loop import TrainReport
 from mmkd.training.optimizer import (
     OPTIMIZERS,
     AsynchronousUpdate,
@@ -28,7 +29,6 @@ from mmkd.training.optimizer import (
     NoAsynchrony,
     Ramp,
 )
-from mmkd.training.trainer import TrainReport
 
 
 def without_seconds(report: TrainReport) -> dict[str, Any]:
@@ -342,7 +342,7 @@ def test_an_epochs_seconds_include_those_before_a_checkpoint(
     def a_second_later(done: int) -> None:
         now[0] += 1.0
 
-    monkeypatch.setattr("mmkd.training.trainer.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("mmkd.training.loop.time.monotonic", lambda: now[0])
     run = TinyRun(tmp_path, {"epochs": 2, "checkpoint_every_s": 1.5}, before_batch=a_second_later)
     report = run.fit()
     each = run.batches / 2

@@ -12,7 +12,8 @@ from training.tiny import LENGTH, tiny_distiller, tiny_split, tiny_step
 
 from mmkd.data.tasks import NextItem
 from mmkd.training.arguments import TrainingArguments
-from mmkd.training.trainer import Trainer, TrainReport
+from mmkd.training.loop import TrainReport
+from mmkd.training.trainer import Trainer
 
 
 def on_two(worker: Callable[[Path], None], folder: Path) -> None:

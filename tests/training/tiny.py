@@ -20,9 +20,10 @@ from mmkd.losses.objective import Objective
 from mmkd.losses.recommendation import Softmax
 from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone
 from mmkd.training.arguments import TrainingArguments
+from mmkd.training.loop import TrainReport
 from mmkd.training.optimizer import AsynchronousUpdate, NoAsynchrony
 from mmkd.training.step import TrainStep
-from mmkd.training.trainer import Trainer, TrainReport
+from mmkd.training.trainer import Trainer
 
 ITEMS, WIDTH, LENGTH = 20, 8, 6
 
