@@ -106,7 +106,8 @@ def test_a_training_may_end_without_the_test_and_be_tested_later(
             return super().batches(split, cases, *more, **options)
 
     planned = plan(recipe_of(overrides, "evaluation.test=false"))
-    train(replace(planned, evaluator=Watching(**recipe.evaluation)), folder=folder)
+    options: dict[str, Any] = dict(recipe.evaluation)
+    train(replace(planned, evaluator=Watching(**options)), folder=folder)
     valid = data.split.valid
     assert ranked and all(np.array_equal(cases.position, valid.position) for cases in ranked)
     untested = RunFolder(folder)
