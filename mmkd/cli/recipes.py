@@ -179,8 +179,8 @@ def baselines(recipe: RecipeName, overrides: Overrides = None, json: AsJson = Fa
 
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo works.")] = Path("demo"),
-    items: Annotated[int, typer.Option(min=50, help="Items of the catalogue.")] = 1000,
-    users: Annotated[int, typer.Option(min=100, help="Users of the log.")] = 4000,
+    items: Annotated[int, typer.Option(min=50, help="Items of the catalogue.")] = 2000,
+    users: Annotated[int, typer.Option(min=100, help="Users of the log.")] = 3000,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="At most, for each variant; default the recipe's.")
     ] = None,

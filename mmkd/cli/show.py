@@ -354,7 +354,7 @@ def demo(results: Mapping[str, Mapping[str, Any]], folder: Path, *, as_json: boo
     if as_json:
         _json(results)
         return
-    grid = _grid("variant", "HR@10", "NDCG@10 [95%]", *SLICES, "kept", "time")
+    grid = _grid("variant", "HR@10", "NDCG@10 [95%]", *SLICES, "alike", "kept", "time")
     for name, found in results.items():
         test = found["test"]
         low, high = test["intervals"]["NDCG@10"]
@@ -365,15 +365,19 @@ def demo(results: Mapping[str, Mapping[str, Any]], folder: Path, *, as_json: boo
             f"{test['metrics']['HR@10']:.4f}",
             f"{test['metrics']['NDCG@10']:.4f} [{low:.4f}, {high:.4f}]",
             *(f"{part['NDCG@10']:.4f}" if part.get("n") else "-" for part in slices),
+            f"{found['alike']:.2f}",
             " ".join(f"{value:.2f}" for value in kept) or "-",
             f"{found['seconds']['prepare'] + found['seconds']['train_and_validate']:.0f} s",
         )
     _print(grid)
     _print(
         "Test metrics over the whole catalogue, one seed. cold, tail, mid, head: NDCG@10 by how "
-        "often the target trains (0, 1-5, more, most).\nkept: modality retention, the Spearman "
-        "correlation of the student's and the encoder's pair similarities, per modality.\n"
-        f"Try: mmkd recommend {folder}/runs/demo-kdsr --history ID,ID  (ids in "
+        "often the target trains (0, 1-5, more, most).\n"
+        "alike: the share of listed items that share what these users go by with the last one "
+        "taken.\n"
+        "kept: modality retention, the Spearman correlation of the student's and the encoder's "
+        "pair similarities, per modality.\n"
+        f"Try: mmkd recommend {folder}/runs/demo-unlike --history ID,ID  (ids in "
         f"{folder}/data/items.csv)"
     )
 

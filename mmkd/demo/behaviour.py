@@ -5,7 +5,7 @@ Colour and shape show in the picture only, material and occasion in the text onl
 therefore read both modalities.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,16 +38,21 @@ def draw_facets(count: int, rng: np.random.Generator) -> dict[str, NDArray[np.in
     }
 
 
-MOODS: Final = (("colour", "material"), ("shape", "occasion"))
+# half of a mood shows in the picture, half in the text
+MOODS: Final = (("colour", "material", "pattern"), ("shape", "occasion", "pattern"))
 STAY: Final = 0.85  # probability that a mood lasts another step
-MATCH_WEIGHTS: Final = (0.001, 0.02, 1.0)  # of an item that shares 0, 1 or 2 of a mood's facets
+MATCH_WEIGHTS: Final = (
+    0.0005,
+    0.003,
+    0.04,
+    1.0,
+)  # of an item that shares 0 to 3 of a mood's facets
 LIKING: Final = 0.3  # how much less often a user takes a pattern, or a price, that is not liked
-LENGTHS: Final = (5, 25)
 START_S: Final = 1_672_531_200  # 2023-01-01
 SPAN_S: Final = 300 * 86_400  # users begin within it
 GAP_S: Final = 2 * 86_400  # mean time between two events of a user
 LATE: Final = 0.3  # of the items are launched within `LAUNCHES_S`
-LAUNCHES_S: Final = (285 * 86_400, 325 * 86_400)
+LAUNCHES_S: Final = (250 * 86_400, 300 * 86_400)
 _ROUNDS: Final = 64
 
 
@@ -82,7 +87,7 @@ def draw_appeal(
         Weights, [I+1] float64, row 0 and the items never taken 0; launches, [I+1] int64 seconds.
     """
     late, never = int(LATE * count), max(1, count // 50)
-    tail = (np.arange(1, count - late + 1) + 0.05 * count) ** -2.2
+    tail = (np.arange(1, count - late + 1) + 0.05 * count) ** -0.35
     tail[-never:] = 0
     weights = np.concatenate([tail / tail.mean(), np.ones(late)])
     launches = np.concatenate([np.zeros(len(tail)), rng.integers(*LAUNCHES_S, late)])
@@ -92,22 +97,24 @@ def draw_appeal(
 
 
 def match_weights(
-    facets: Mapping[str, NDArray[np.int64]], mood: tuple[str, str]
+    facets: Mapping[str, NDArray[np.int64]], mood: Sequence[str]
 ) -> NDArray[np.float64]:
-    """How a mood weighs every item after a given pair of facet values.
+    """How a mood weighs every item after given facet values.
 
     Args:
         facets: Facet name to [I+1] int64.
-        mood: Two facet names, A and B.
+        mood: Facet names, of A, B, ... values.
 
     Returns:
-        [A * B, I+1] float64; row ``a * B + b`` is for a last item of values a and b.
+        [A * B * ..., I+1] float64; a row for each combination of the last item's values, the last
+        facet's counting fastest.
     """
-    first, second = (len(FACETS[name]) for name in mood)
-    same_first = np.arange(first)[:, None] == facets[mood[0]]  # [A, I+1]
-    same_second = np.arange(second)[:, None] == facets[mood[1]]  # [B, I+1]
-    shared = same_first[:, None].astype(np.int64) + same_second[None]  # [A, B, I+1]
-    weights: NDArray[np.float64] = np.array(MATCH_WEIGHTS)[shared].reshape(first * second, -1)
+    sizes = [len(FACETS[name]) for name in mood]
+    shared = np.zeros((*sizes, len(facets[mood[0]])), dtype=np.int64)
+    for axis, name in enumerate(mood):
+        same = np.arange(sizes[axis])[:, None] == facets[name]  # [values, I+1]
+        shared += np.expand_dims(same, [other for other in range(len(mood)) if other != axis])
+    weights: NDArray[np.float64] = np.array(MATCH_WEIGHTS)[shared].reshape(-1, shared.shape[-1])
     return weights
 
 
@@ -117,8 +124,10 @@ def simulate(
     launched: NDArray[np.int64],
     users: int,
     rng: np.random.Generator,
+    *,
+    events: tuple[int, int] = (5, 25),
 ) -> Events:
-    """Lets every user take 5 to 25 items, all users one step at a time.
+    """Lets every user take some items, all users one step at a time.
 
     Args:
         facets: Facet name to [I+1] int64.
@@ -126,12 +135,13 @@ def simulate(
         launched: [I+1] int64, seconds.
         users: U.
         rng: Source of randomness.
+        events: The fewest and the most items that a user takes.
 
     Returns:
         The events of all users, by time.
     """
     always = (popularity > 0) & (launched == 0)
-    lengths = np.minimum(rng.integers(LENGTHS[0], LENGTHS[1] + 1, users), always.sum())
+    lengths = np.minimum(rng.integers(events[0], events[1] + 1, users), always.sum())
     contexts, cumulative = _contexts(facets, popularity)
     crowd = _Crowd(
         liking=_likings(facets, users, rng),
@@ -181,8 +191,8 @@ def _contexts(
     weights = [np.ones((1, len(popularity)))]
     contexts, start = [], 1
     for mood in MOODS:
-        first, second = (facets[name] for name in mood)
-        context = start + first * len(FACETS[mood[1]]) + second
+        sizes = [len(FACETS[name]) for name in mood]
+        context = start + np.ravel_multi_index([facets[name] for name in mood], sizes, mode="clip")
         context[0] = 0
         contexts.append(context)
         weights.append(match_weights(facets, mood))

@@ -50,7 +50,12 @@ class SyntheticCatalogue:
 
 
 def make_synthetic(
-    folder: Path | str, *, items: int = 1000, users: int = 4000, seed: int = 0
+    folder: Path | str,
+    *,
+    items: int = 1000,
+    users: int = 4000,
+    events: tuple[int, int] = (5, 25),
+    seed: int = 0,
 ) -> SyntheticCatalogue:
     """Writes a made-up catalogue with pictures, texts and a log; the same seed, the same bytes.
 
@@ -60,7 +65,8 @@ def make_synthetic(
     Args:
         folder: Where to write; made where it does not exist. Files of the same names are replaced.
         items: I, 20 or more.
-        users: U, each with 5 to 25 events.
+        users: U.
+        events: The fewest and the most of a user.
         seed: Source of all randomness.
 
     Returns:
@@ -98,12 +104,14 @@ def make_synthetic(
     (folder / "images").mkdir(parents=True, exist_ok=True)
     _write_items(made, words, text_rng)
     _write_images(made, words, image_rng)
-    events = simulate(facets, popularity, launched, users, user_rng)
+    happened = simulate(facets, popularity, launched, users, user_rng, events=events)
     log = pl.DataFrame(
         {
-            "user_id": [f"user-{user:0{len(str(users))}d}" for user in (events.user + 1).tolist()],
-            "item_id": [ids[row] for row in events.item.tolist()],
-            "timestamp": events.timestamp,
+            "user_id": [
+                f"user-{user:0{len(str(users))}d}" for user in (happened.user + 1).tolist()
+            ],
+            "item_id": [ids[row] for row in happened.item.tolist()],
+            "timestamp": happened.timestamp,
         }
     )
     made.interactions_path.write_bytes(gzip.compress(log.write_csv().encode(), 6, mtime=0))

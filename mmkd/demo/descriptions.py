@@ -1,7 +1,7 @@
 """Facet values to a title and a description, in varied words.
 
-Each value has several wordings and each sentence several forms, so that a text encoder must know
-that oak and beech are both wood; colour and shape are never mentioned.
+Each value has several wordings around one word and each sentence several forms; colour and shape
+are never mentioned.
 """
 
 from collections.abc import Mapping
@@ -10,22 +10,22 @@ from typing import Final
 import numpy as np
 
 _WORDINGS: Final[dict[str, tuple[str, ...]]] = {
-    "plain": ("plain", "unadorned", "with no decoration", "of one tone"),
-    "striped": ("striped", "with bold stripes", "banded", "lined from end to end"),
-    "dotted": ("dotted", "with polka dots", "speckled", "covered in small spots"),
-    "checked": ("checked", "in a chequered design", "with a plaid grid", "gingham-like"),
-    "wood": ("solid oak", "beech wood", "carved walnut", "sanded pine timber"),
-    "steel": ("brushed steel", "stainless metal", "polished iron", "a sturdy metal alloy"),
-    "cotton": ("soft cotton", "woven cotton cloth", "washable fabric", "combed cotton yarn"),
-    "leather": ("full-grain leather", "supple cowhide", "stitched suede", "tanned leather"),
-    "glass": ("blown glass", "clear crystal", "tempered glass", "fine glassware"),
-    "clay": ("fired clay", "glazed ceramic", "hand-thrown stoneware", "white porcelain"),
-    "office": ("a day at the office", "your desk", "meetings and paperwork", "the workplace"),
-    "party": ("a party", "a night out", "birthdays and celebrations", "festive evenings"),
-    "travel": ("travel", "long journeys", "the suitcase of a tourist", "trips abroad"),
-    "kitchen": ("the kitchen", "cooking at home", "baking and family dinners", "busy cooks"),
-    "sport": ("sport", "the gym", "training and workouts", "runners and athletes"),
-    "bedtime": ("bedtime", "a good night's sleep", "quiet hours in bed", "the bedroom"),
+    "plain": ("plain", "quite plain", "kept plain", "plain all over"),
+    "striped": ("striped", "striped in bold", "finely striped", "striped from end to end"),
+    "dotted": ("dotted", "dotted all over", "lightly dotted", "dotted like a dice"),
+    "checked": ("checked", "checked like plaid", "boldly checked", "checked in two tones"),
+    "wood": ("solid wood", "carved wood", "sanded oak wood", "beech wood"),
+    "steel": ("brushed steel", "stainless steel", "polished steel", "sturdy steel"),
+    "cotton": ("soft cotton", "woven cotton", "washable cotton", "combed cotton yarn"),
+    "leather": ("full-grain leather", "supple leather", "stitched leather", "tanned leather"),
+    "glass": ("blown glass", "clear glass", "tempered glass", "fine glass"),
+    "clay": ("fired clay", "glazed clay", "hand-thrown clay", "white clay"),
+    "office": ("the office", "a day at the office", "office meetings", "your office desk"),
+    "party": ("a party", "the party season", "birthday party nights", "party guests"),
+    "travel": ("travel", "long travel", "travel abroad", "light travel"),
+    "kitchen": ("the kitchen", "a family kitchen", "kitchen work", "busy kitchen days"),
+    "sport": ("sport", "sport and training", "outdoor sport", "team sport"),
+    "bedtime": ("bedtime", "a calm bedtime", "bedtime reading", "the hour of bedtime"),
 }
 _SENTENCES: Final[tuple[str, ...]] = (
     "Made of {material} and meant for {occasion}, {pattern}.",

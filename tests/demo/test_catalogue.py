@@ -143,16 +143,16 @@ def test_histories_have_5_to_25_different_items_with_rising_times(
     assert (np.diff(log.timestamp[order])[same] > 0).all()
 
 
-def test_popularity_has_a_long_tail_with_unseen_items(made: SyntheticCatalogue) -> None:
+def test_a_quarter_of_the_items_is_hardly_taken_and_no_few_rule(made: SyntheticCatalogue) -> None:
     _, log = read(made)
     counts = np.sort(np.bincount(log.item, minlength=ITEMS + 1)[1:])
     assert ITEMS // 50 <= (counts == 0).sum() < ITEMS // 4
-    assert (counts <= 5).mean() > 0.15
-    assert counts[-ITEMS // 10 :].sum() > 0.35 * counts.sum()
+    assert (counts <= 5).mean() > 0.25
+    assert 0.2 * counts.sum() < counts[-ITEMS // 10 :].sum() < 0.3 * counts.sum()
 
 
-def hit_rate(ranks: list[float]) -> float:
-    return float(np.mean(np.array(ranks) < 10))
+def in_first_three(ranks: list[float]) -> float:
+    return float(np.mean(np.array(ranks) < 3))
 
 
 def test_facets_foretell_the_next_item_and_each_modality_alone_tells_less(
@@ -163,9 +163,9 @@ def test_facets_foretell_the_next_item_and_each_modality_alone_tells_less(
     popularity = split.train_counts() + 0.5
     pairs = {
         "none": (),
-        "picture": (("colour",), ("shape",)),
-        "text": (("material",), ("occasion",)),
-        "both": (("colour", "material"), ("shape", "occasion")),
+        "picture": (("colour", "pattern"), ("shape", "pattern")),
+        "text": (("material", "pattern"), ("occasion", "pattern")),
+        "both": (("colour", "material", "pattern"), ("shape", "occasion", "pattern")),
     }
     hits: dict[str, float] = {}
     for name, moods in pairs.items():
@@ -182,10 +182,10 @@ def test_facets_foretell_the_next_item_and_each_modality_alone_tells_less(
             score[0] = -1
             score[history] = -1
             ranks.append(float((score > score[target]).sum()))
-        hits[name] = hit_rate(ranks)
-    assert hits["both"] > 0.4
-    assert hits["both"] > 2 * hits["none"]
-    assert hits["both"] > 1.2 * max(hits["picture"], hits["text"])
+        hits[name] = in_first_three(ranks)
+    assert hits["both"] > 0.3
+    assert hits["both"] > 2 * max(hits["picture"], hits["text"])
+    assert min(hits["picture"], hits["text"]) > 10 * hits["none"]
 
 
 @pytest.mark.parametrize(("items", "users"), [(19, 10), (50, 0)])

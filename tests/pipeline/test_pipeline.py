@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import polars as pl
@@ -396,12 +397,14 @@ def test_the_demo_works_in_a_folder_of_any_name(
 
     monkeypatch.setattr("mmkd.demo.run.train", remember)
     monkeypatch.setattr("mmkd.demo.run.make_synthetic", lambda *places, **options: None)
+    monkeypatch.setattr("mmkd.demo.run.load", MagicMock())
+    monkeypatch.setattr("mmkd.demo.run.alike", lambda shop, lists: 0.0)
     folder = tmp_path / "my #1 {demo}: ${x} \U0001f642"
     run_demo(folder)
-    names = ("id", "fused", "kdsr", "emkd", "full", "compressed")
+    names = ("id", "fused", "kdsr", "content", "unlike", "compressed")
     assert [recipe.name for recipe in seen] == [f"demo-{name}" for name in names]
     compression = seen[-1].objective.compression
-    assert compression == {"teacher": str(folder / "runs" / "demo-full")}
+    assert compression == {"teacher": str(folder / "runs" / "demo-unlike")}
     for recipe in seen:
         assert recipe.data.folder == folder / "data"
         assert recipe.cache["folder"] == str(folder / "cache")
