@@ -30,6 +30,7 @@ from mmkd.config.layers import merge, merge_layers
 from mmkd.config.options import model_problems
 from mmkd.errors import RecipeError, closest, outside
 from mmkd.files import read_yaml, write_text, yaml_folders
+from mmkd.runs.frames import from_folder, to_absolute
 from mmkd.trust import trust_code as trust
 
 SUFFIXES = (".yaml", ".yml")
@@ -172,9 +173,15 @@ class Recipe(Section):
         """The start of a message about a section, such as `recipes/x.yaml: distiller`."""
         return f"{self._source or self.name}: {section}"
 
-    def to_yaml(self) -> str:
-        """The whole recipe, bases and overrides resolved; reading it gives an equal recipe."""
-        return OmegaConf.to_yaml(OmegaConf.create(self.layer[1]))
+    def to_yaml(self, folder: Path | None = None) -> str:
+        """The whole recipe, bases and overrides resolved; reading it gives an equal recipe.
+
+        Args:
+            folder: Where it will lie, if that is a run's: tables that runs keep are named from
+                there, so that it may be moved.
+        """
+        content = self.model_dump() if folder is None else from_folder(self.model_dump(), folder)
+        return OmegaConf.to_yaml(OmegaConf.create(_escaped(content)))
 
     def save(self, path: Path) -> None:
         """Writes `to_yaml()` to a file, whole or not at all; its folder is made when missing."""
@@ -427,7 +434,7 @@ def _presets() -> Iterator[Path]:
 def _read(path: Path) -> dict[str, object]:
     source, also = display_path(path), (ValueError,)
     with outside(RecipeError, source, "not readable as YAML", remedy="correct the file", also=also):
-        return read_yaml(path)
+        return to_absolute(read_yaml(path), path.parent)
 
 
 def _plain(config: DictConfig) -> dict[str, object]:

@@ -14,7 +14,7 @@ all; none is a pickle.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -45,6 +45,7 @@ from mmkd.files import (
     write_sealed_json,
     write_text,
 )
+from mmkd.runs.frames import TABLES, frame_file
 from mmkd.runs.placement import Placement, read_placements, write_placements
 from mmkd.student import Ensemble, StudentSpec, backbone_class
 
@@ -52,13 +53,14 @@ _MARKER = "run.json"
 _LOCK = ".lock"
 _KEPT = (  # what a run with added items has from the run it was
     "attributes.json",
+    "data_interactions.parquet",
+    "data_items.parquet",
     "history.json",
     "recipe.yaml",
     "reduction.safetensors",
     "users.parquet",
 )
-_FILES = (  # result.json first: a run whose deletion is cut short must not look finished
-    "result.json",
+_FILES = (
     "attributes.json",
     "data_interactions.parquet",
     "data_items.parquet",
@@ -66,6 +68,7 @@ _FILES = (  # result.json first: a run whose deletion is cut short must not look
     "items.parquet",
     "recipe.yaml",
     "reduction.safetensors",
+    "result.json",
     "student.json",
     "student.safetensors",
     "test_ranks.parquet",
@@ -99,7 +102,7 @@ class RunFolder:
 
     def frame(self, name: str) -> Path:
         """The file of a table that was given as a frame, ``items`` or ``interactions``."""
-        return self.path / f"data_{name}.parquet"
+        return frame_file(self.path, name)
 
     @property
     def started(self) -> bool:
@@ -113,8 +116,9 @@ class RunFolder:
 
     @property
     def bare(self) -> bool:
-        """Whether a run was begun and killed before anything followed its marker."""
-        return self.started and self._content() == [_MARKER]
+        """Whether a run was begun and killed before its recipe followed its marker."""
+        kept = {self.frame(name).name for name in TABLES}
+        return self.started and set(self._content()) - kept == {_MARKER}
 
     def write(
         self,
@@ -339,8 +343,14 @@ class RunFolder:
                 f"{', '.join(found[:3])}); give another folder with --out"
             )
 
-    def clear(self) -> None:
+    def clear(self, *, keeping: Collection[Path] = ()) -> None:
         """Delete a run's own files; whatever else lies in the folder stays.
+
+        Its recipe stays until the next one takes its place: both may be all that is left of what
+        is to be trained.
+
+        Args:
+            keeping: Files that stay too, such as tables that are to be trained on again.
 
         Raises:
             RunError: The folder holds something that is no run.
@@ -351,11 +361,15 @@ class RunFolder:
         self.marker()  # somebody else's run.json is refused
         remedy = "give another folder with --out"
         with outside(RunError, self.path, "can't be cleared", remedy=remedy):
-            for name in _FILES:
-                (self.path / name).unlink(missing_ok=True)
+            kept = {path.resolve() for path in keeping} | {(self.path / "recipe.yaml").resolve()}
+            # first: a run whose deletion is cut short must not look finished
+            (self.path / "result.json").unlink(missing_ok=True)
             checkpoints = self.path / "checkpoints"
             if checkpoints.is_dir() and not checkpoints.is_symlink():
                 shutil.rmtree(checkpoints)
+            for name in _FILES:
+                if (self.path / name).resolve() not in kept:
+                    (self.path / name).unlink(missing_ok=True)
             sync(self.path)
 
     @contextmanager
