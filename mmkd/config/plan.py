@@ -273,6 +273,7 @@ def _cards(
             own = given.get(name)  # an override may have named another
             cards[name] = own if own is not None and own.name == card else load_card(card)
             untrained = cards[name].untrained
+            cards[name].check_trust()
         except EncoderError as error:
             checks.problem(f"encoders.{name}", str(error))
             continue
