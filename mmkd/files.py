@@ -222,8 +222,9 @@ def read_parquet(
         opened = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
         about = opened.metadata.metadata or {}
         seals = f"mmkd.{_SEALED}".encode(), f"mmkd.{_SEAL}".encode()
-        # they stand at the footer's end, also where a flip hides the footer's last part
-        if any(seal in content[-4096:] for seal in seals):
+        # in the footer's bytes: of what they say a flip may hide a part
+        footer = content[-8 - int.from_bytes(content[-8:-4], "little") :]
+        if any(seal in footer for seal in seals):
             _check_seal(content, about.get(seals[1], b"").decode())
         arrow = opened.read(columns=None if columns is None else list(columns), use_threads=False)
         arrow.validate(full=True)  # of a file that is not sealed

@@ -16,6 +16,9 @@ from mmkd.data.readers.tables import Table
 from mmkd.data.timestamps import Unit, parse_numbers, parse_timestamps, why_tied
 from mmkd.errors import DataError, shown
 
+# a text of Python with its quotes, whole, and the gap before the next one
+_TEXT_AND_GAP = re.compile(r"""(?s)('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(\s+(?=['"]))?""")
+
 
 def read_ids(table: Table, name: str, *, setting: str) -> pl.Series:
     """Reads external ids as text, as they are written; whole numbers become their decimal digits.
@@ -175,12 +178,23 @@ def written_lists(text: pl.Series) -> list[list[str] | None]:
 
 
 def _written_list(cell: str) -> list[str] | None:
+    # NumPy writes no commas, and Python joins texts that follow one another
+    parted = _TEXT_AND_GAP.sub(lambda found: found[1] + (", " if found[2] else ""), cell)
     with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-        # NumPy writes no commas, and Python joins texts that follow one another
-        parts = ast.literal_eval(re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", cell))
-        if isinstance(parts, list) and all(isinstance(one, str | int | float) for one in parts):
-            return [str(one) for one in parts]
+        expression = ast.parse(parted, mode="eval").body
+        if isinstance(expression, ast.List):
+            return [_written(part, parted) for part in expression.elts]
     return None
+
+
+def _written(part: ast.expr, cell: str) -> str:
+    """A text, or a number as it is written; ValueError for anything else."""
+    value = ast.literal_eval(part)
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, int | float):
+        raise ValueError
+    return ast.get_source_segment(cell, part) or str(value)
 
 
 def _lists(table: Table, column: pl.Series, setting: str) -> pl.Series:
