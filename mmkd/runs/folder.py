@@ -14,9 +14,10 @@ all; none is a pickle.
 """
 
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,6 +52,7 @@ from mmkd.student import Ensemble, StudentSpec, backbone_class
 
 _MARKER = "run.json"
 _LOCK = ".lock"
+_SETTLED_NS = 100_000_000  # many ticks of a file system's clock: another write has another time
 _KEPT = (  # what a run with added items has from the run it was
     "attributes.json",
     "data_interactions.parquet",
@@ -94,6 +96,10 @@ class RunFolder:
     """
 
     path: Path
+    # of files that were read: name to what told then that they are as they were, and digest
+    _digests: dict[str, tuple[tuple[int, ...], str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def recipe(self) -> Path:
@@ -274,8 +280,8 @@ class RunFolder:
 
     def weights_digest(self) -> str:
         """SHA-256 of the trained weights, hexadecimal."""
-        with self._reading("student.safetensors") as path:
-            return file_digest(path)
+        with self._reading("student.safetensors"):
+            return self._digest("student.safetensors")
 
     def ranks(self) -> CaseRanks:
         """Every test case's rank; RunError where the training ended without a test."""
@@ -461,13 +467,26 @@ class RunFolder:
             )
         if known:
             with outside(RunError, path, "can't be read", remedy=put_back):
-                digest = file_digest(path)
+                digest = self._digest(name)
             if known.get(name) != digest:  # one that is not listed is none of this run either
                 raise RunError(
                     f"{path}: damaged (altered, or of another run: its digest is not the one in "
                     f"run.json); {put_back}"
                 )
         return path
+
+    def _digest(self, name: str) -> str:
+        """A file's digest, taken once while nothing writes it; OSError where it can't be read."""
+        path = self.path / name
+        status = path.stat()
+        told = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if (known := self._digests.get(name)) is not None and known[0] == told:
+            return known[1]
+        settled = time.time_ns() - status.st_ctime_ns > _SETTLED_NS
+        digest = file_digest(path)
+        if settled:
+            self._digests[name] = told, digest
+        return digest
 
     def _check_same(self, what: str, then: Mapping[str, str], now: Mapping[str, str]) -> None:
         changed = sorted(k for k in {*then, *now} if then.get(k) != now.get(k))

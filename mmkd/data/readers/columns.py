@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmkd.data.ids import ids_as_text, why_no_ids
+from mmkd.data.ids import NUMBERS, ids_as_text, why_no_ids
 from mmkd.data.readers.tables import Table
 from mmkd.data.timestamps import Unit, parse_numbers, parse_timestamps, why_tied
 from mmkd.errors import DataError, shown
@@ -62,6 +62,8 @@ def read_text(table: Table, name: str, *, setting: str) -> pl.Series:
         text = _lists(table, column, setting).list.drop_nulls().list.join(", ")
     elif (whole := ids_as_text(column)) is not None:
         text = whole
+    elif dtype == NUMBERS:
+        text = column.struct.field("number")
     elif dtype.is_float():
         text = column.fill_nan(None).cast(pl.String)
     elif dtype.is_decimal() or dtype in (pl.Boolean, pl.Date, pl.Datetime):
