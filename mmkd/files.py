@@ -165,6 +165,17 @@ def yaml_folders(kind: str, first: Path | None = None) -> list[Path]:
     return [place for place in dict.fromkeys(places) if place.is_dir()]
 
 
+def yaml_names(kind: str, within: str = ".") -> list[str]:
+    """What can be named of a kind, or of a folder within it, such as ``presets``; sorted.
+
+    >>> from mmkd.files import yaml_names
+    >>> {"id", "kdsr", "soft"} <= set(yaml_names("recipes", "presets"))
+    True
+    """
+    places = [folder / within for folder in yaml_folders(kind)]
+    return sorted({path.stem for place in places for path in place.glob("*.yaml")})
+
+
 def write_parquet(
     path: Path, frame: "pl.DataFrame", metadata: Mapping[str, object] | None = None
 ) -> None:

@@ -131,6 +131,12 @@ def plan(
 ) -> Plan:
     """Check all options of a recipe.
 
+        >>> import mmkd
+        >>> recipe = mmkd.load_recipe("quickstart", ["data.root=.", "training.batch_size=64"])
+        >>> planned = mmkd.plan(recipe)
+        >>> planned.training.batch_size, planned.cards["text"].kind
+        (64, 'hashed_text')
+
     Args:
         recipe: The recipe.
         needs_data: Whether a missing data folder is a mistake too.

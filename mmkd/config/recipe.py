@@ -29,7 +29,7 @@ from pydantic import (
 from mmkd.config.layers import merge, merge_layers
 from mmkd.config.options import model_problems
 from mmkd.errors import RecipeError, closest, outside
-from mmkd.files import read_yaml, write_text, yaml_folders
+from mmkd.files import read_yaml, write_text, yaml_folders, yaml_names
 from mmkd.runs.frames import from_folder, to_absolute
 from mmkd.trust import trust_code as trust
 
@@ -196,6 +196,11 @@ def load_recipe(
 ) -> Recipe:
     """Reads a recipe, puts it over its base, applies overrides and checks the structure.
 
+        >>> from mmkd import load_recipe
+        >>> recipe = load_recipe("quickstart", ["seed=3", "training.epochs=2"])
+        >>> recipe.seed, recipe.training["epochs"], recipe.encoders["text"]
+        (3, 2, 'hashed-text')
+
     A recipe may name one `base`, a recipe beside it or a preset, and then holds just the
     differences. Mappings merge key by key and lists are replaced; a mapping whose `kind` changes is
     replaced as well, for the options of one kind mean nothing to another. Overrides merge in the
@@ -311,19 +316,17 @@ def find_recipe(name_or_path: str) -> Path:
 
 def recipe_names() -> list[str]:
     """The names of all recipes that can be loaded by name, sorted."""
-    return sorted(
-        {path.stem for folder in yaml_folders("recipes") for path in folder.glob("*.yaml")}
-    )
+    return yaml_names("recipes")
 
 
 def preset_names() -> list[str]:
     """The names of all presets, sorted: recipes without data, for the base of one with data.
 
     >>> from mmkd.config.recipe import preset_names
-    >>> preset_names()
-    ['emkd', 'fused', 'id', 'kdsr']
+    >>> {"emkd", "fused", "id", "kdsr", "soft"} <= set(preset_names())
+    True
     """
-    return sorted({path.stem for folder in _presets() for path in folder.glob("*.yaml")})
+    return yaml_names("recipes", "presets")
 
 
 def read_layers(path: Path) -> list[tuple[str, dict[str, object]]]:
