@@ -181,7 +181,9 @@ class Recipe(Section):
                 there, so that it may be moved.
         """
         content = self.model_dump() if folder is None else from_folder(self.model_dump(), folder)
-        return OmegaConf.to_yaml(OmegaConf.create(_escaped(content)))
+        return OmegaConf.to_yaml(
+            OmegaConf.create({key: _escaped(value) for key, value in content.items()})
+        )
 
     def save(self, path: Path) -> None:
         """Writes `to_yaml()` to a file, whole or not at all; its folder is made when missing."""

@@ -1,5 +1,7 @@
 """Token batches cover every text once, within their budget; pooling against a loop over texts."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -124,9 +126,8 @@ def test_a_templates_end_is_kept_by_a_tokenizer_of_few_words(words: str, side: s
     model.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 0)]
     )
-    own = PreTrainedTokenizerFast(
-        tokenizer_object=model, bos_token="<s>", unk_token="<unk>", truncation_side=side
-    )
+    made: Any = PreTrainedTokenizerFast
+    own = made(tokenizer_object=model, bos_token="<s>", unk_token="<unk>", truncation_side=side)
     text = " ".join(f"word{n}" for n in range(9)) + " a"
     found, cut = tokenise([text, "x"], own, max_length_tokens=8, before="a b ", after=" means :")
     start, unknown, a, colon = 0, 1, vocabulary["a"], vocabulary[":"]
