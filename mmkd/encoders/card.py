@@ -329,9 +329,10 @@ class EncoderCard(BaseModel):
         A package that carries the model is imported; and in a file, which somebody else may have
         written, ``trust_remote_code`` is a wish of the file.
         """
-        package = (self.model or "").removeprefix(PACKAGE_PREFIX)
-        if package != (self.model or "") and not is_trusted(package):
-            raise EncoderError(f"card {self.name}: model {refusal(self.model or '', package)}")
+        model = self.model or ""
+        package = model.removeprefix(PACKAGE_PREFIX)
+        if model.startswith(PACKAGE_PREFIX) and not is_trusted(package):
+            raise EncoderError(f"card {self.name}: model {refusal(model, package)}")
         if self._of_file and self.trust_remote_code and not is_model_trusted(self.model):
             raise EncoderError(f"card {self.name}: {model_refusal(self.model)}")
 
