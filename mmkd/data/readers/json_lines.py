@@ -142,7 +142,7 @@ class _Facts:
 
     @classmethod
     def of(cls, values: list[Any]) -> "_Facts":
-        lists = any(isinstance(value, list) for value in values)
+        lists = list in set(map(type, values))
         flat = [*chain.from_iterable(map(_flat, values))] if lists else values
         kinds = frozenset(map(type, flat)) - {type(None)}
         whole = [value for value in flat if type(value) is int] if int in kinds else []
@@ -199,8 +199,8 @@ class _Part:
     @classmethod
     def of(cls, name: str, values: list[Any]) -> "_Part":
         facts = _Facts.of(values)
-        plain = not facts.lists and len(facts.kinds) < 2 and not (facts.objects or facts.long)
-        if plain:
+        one_type = len(facts.kinds) < 2 and not (facts.objects or facts.long)
+        if one_type and (not facts.lists or all(map(_is_flat, values))):
             return cls(facts, pl.Series(name, values, dtype=facts.dtype()), False)
         texts = [None if one is None else json.dumps(one, ensure_ascii=False) for one in values]
         return cls(facts, pl.Series(name, texts, dtype=pl.String), True)
@@ -268,6 +268,11 @@ def _text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether it is null, or a list without lists."""
+    return value is None or (isinstance(value, list) and list not in set(map(type, value)))
 
 
 def _flat(value: Any) -> Iterator[Any]:
