@@ -202,24 +202,36 @@ class TrainingFaults:
         row = Row("a stranger's run: used, nothing of it run")
         code = self._root / "strangers_code.py"
         code.write_text(f"open({str(self._root / 'ran')!r}, 'w')\n", "utf-8")
-        card = self._root / "card.yaml"
-        card.write_text("modality: text\nkind: strangers_code:Encoder\n", "utf-8")
         sys.path.insert(0, str(self._root))
-        backbones: list[dict[str, Any]] = [
-            {"kind": "strangers_code:Network"},
-            {"kind": "os:system"},
+        networks: list[tuple[dict[str, Any], str]] = [
+            ({"backbone": {"kind": "strangers_code:Network"}}, "--trust-code strangers_code"),
+            ({"backbone": {"kind": "os:system"}}, "--trust-code os"),
+            ({"backbone": {"kind": "sasrec", "layers": 10**9}}, "layers"),
+            ({"ensemble": {"members": 10**9}}, "members"),
+            ({"ensemble": {"members": 2}}, "members"),
         ]
-        for backbone in [*backbones, {"kind": "sasrec", "layers": 10**9}]:
-            run = self._foreign(student={"backbone": backbone})
-            row.note(_told(lambda run=run: run.student(), ""))
-        for members in (10**9, 2):
-            run = self._foreign(student={"ensemble": {"members": members}})
-            row.note(_told(lambda run=run: run.student(), "members"))
-        run = self._foreign(card=card)
-        evaluate(run.path)  # needs no encoder
-        opened = mmkd.load(run.path)
-        item = opened.items.ids[1]
-        row.note(_told(lambda: opened.similar([item], by="text"), "--trust-code strangers_code"))
+        for student, words in networks:
+            run = self._foreign(student=student)
+            row.note(_told(lambda run=run: run.student(), words))
+        cards = [
+            ("kind: strangers_code:Encoder", "--trust-code strangers_code"),
+            (
+                "kind: sentence_transformer\nmodel: package:strangers_code",
+                "--trust-code strangers_code",
+            ),
+            (
+                "kind: sentence_transformer\nmodel: a/stranger\ntrust_remote_code: true",
+                "--trust-code model:a/stranger",
+            ),
+        ]
+        for content, words in cards:
+            card = self._root / "card.yaml"
+            card.write_text(f"modality: text\n{content}\n", "utf-8")
+            run = self._foreign(card=card)
+            evaluate(run.path)  # needs no encoder
+            opened = mmkd.load(run.path)
+            item = opened.items.ids[1]
+            row.note(_told(lambda item=item, run=opened: run.similar([item], by="text"), words))
         row.note("it ran" if (self._root / "ran").exists() else "")
         sys.path.remove(str(self._root))
         return row

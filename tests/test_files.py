@@ -116,6 +116,29 @@ def test_what_killed_writers_left_goes_once_it_is_old(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_flip_is_told_also_where_much_stands_behind_the_seal(tmp_path: Path) -> None:
+    """Of each column Parquet notes something behind the seal: here several kB."""
+    path = tmp_path / "wide.parquet"
+    write_parquet(path, pl.DataFrame({f"column {n}": [n] for n in range(3000)}))
+    content = path.read_bytes()
+    seal = content.rindex(b"mmkd.sha256")
+    assert len(content) - seal > 4096 and read_parquet(path)[0].width == 3000
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    # a letter of a column's name, a row count, the seal itself, and any byte
+    places = [
+        content.index(b"column 1234", footer),
+        seal,
+        seal + 3,
+        *range(7, len(content), 40_009),
+    ]
+    for place in places:
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError):
+            read_parquet(path)
+
+
 def test_json_is_an_object_with_the_keys_it_must_have(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"name": "päper", "n": 1})

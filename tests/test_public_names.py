@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 import mmkd
+from mmkd.config.recipe import preset_names
 
 FOUND = {name: getattr(mmkd, name) for name in mmkd.__all__}
-CLASSES = [
+WITH_EXAMPLE = [
     name
     for name, found in FOUND.items()
-    if isinstance(found, type) and not issubclass(found, Exception)
+    if not (isinstance(found, type) and issubclass(found, Exception))
 ]
 
 
@@ -57,10 +58,16 @@ def test_the_documentation_has_every_name_once() -> None:
     assert sorted(shown) == mmkd.__all__
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in CLASSES if not issubclass(getattr(mmkd, n), Exception)]
-)
-def test_a_class_has_an_example_that_runs(
+@pytest.mark.parametrize("text", ["README.md", "docs/index.md", "docs/cli.md", "recipes/README.md"])
+def test_every_preset_is_named_where_they_are_listed(text: str) -> None:
+    page = (Path(__file__).parents[1] / text).read_text("utf-8")
+    for name in preset_names():
+        assert f"`{name}`" in page
+        assert f"``{name}``" in (mmkd.train.__doc__ or "")
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLE)
+def test_a_class_or_function_has_an_example_that_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -37,7 +37,7 @@ _TrustCode = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="A package or module outside mmkd whose classes may be imported; repeatable.",
+        help="A package or module outside mmkd that may be imported, or model:NAME; repeatable.",
     ),
 ]
 

@@ -20,6 +20,7 @@ from mmkd.cli.arguments import (
     told,
 )
 from mmkd.errors import RecipeError
+from mmkd.files import yaml_names
 
 if TYPE_CHECKING:
     from mmkd.config.plan import Plan
@@ -39,7 +40,8 @@ def init(
         str, typer.Option(help="leave_one_out, cold_items, ratio or temporal.")
     ] = "leave_one_out",
     preset: Annotated[
-        str | None, typer.Option(help="What to start from: id, fused, kdsr or emkd.")
+        str | None,
+        typer.Option(help=f"What to start from: {', '.join(yaml_names('recipes', 'presets'))}."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     json: AsJson = False,

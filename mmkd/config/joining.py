@@ -5,6 +5,7 @@ whoever made it. A preset, which has no data section, is fitted to the data firs
 """
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from mmkd.config.recipe import (
 from mmkd.data.dataset import Dataset
 from mmkd.encoders import Encoder, EncoderCard
 from mmkd.errors import DataError
-from mmkd.runs.folder import RunFolder
+from mmkd.runs.frames import frame_file
 
 Layer = tuple[str, Mapping[str, object]]
 Encoders = Mapping[str, str | Path | EncoderCard | Encoder | None]
@@ -107,7 +108,7 @@ def data_section(data: Dataset, *, folder: Path | None = None) -> dict[str, obje
     for name in ("items", "interactions"):
         options = dict(data.options[name])
         if name in data.frames:
-            options["path"] = str(RunFolder(folder or Path()).frame(name).absolute())
+            options["path"] = os.path.abspath(frame_file(folder or Path(), name))
         section[name] = options
     return section
 

@@ -131,6 +131,12 @@ def plan(
 ) -> Plan:
     """Check all options of a recipe.
 
+        >>> import mmkd
+        >>> recipe = mmkd.load_recipe("quickstart", ["data.root=.", "training.batch_size=64"])
+        >>> planned = mmkd.plan(recipe)
+        >>> planned.training.batch_size, planned.cards["text"].kind
+        (64, 'hashed_text')
+
     Args:
         recipe: The recipe.
         needs_data: Whether a missing data folder is a mistake too.
@@ -273,6 +279,7 @@ def _cards(
             own = given.get(name)  # an override may have named another
             cards[name] = own if own is not None and own.name == card else load_card(card)
             untrained = cards[name].untrained
+            cards[name].check_trust()
         except EncoderError as error:
             checks.problem(f"encoders.{name}", str(error))
             continue

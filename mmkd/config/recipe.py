@@ -29,7 +29,8 @@ from pydantic import (
 from mmkd.config.layers import merge, merge_layers
 from mmkd.config.options import model_problems
 from mmkd.errors import RecipeError, closest, outside
-from mmkd.files import read_yaml, write_text, yaml_folders
+from mmkd.files import read_yaml, write_text, yaml_folders, yaml_names
+from mmkd.runs.frames import from_folder, to_absolute
 from mmkd.trust import trust_code as trust
 
 SUFFIXES = (".yaml", ".yml")
@@ -172,9 +173,17 @@ class Recipe(Section):
         """The start of a message about a section, such as `recipes/x.yaml: distiller`."""
         return f"{self._source or self.name}: {section}"
 
-    def to_yaml(self) -> str:
-        """The whole recipe, bases and overrides resolved; reading it gives an equal recipe."""
-        return OmegaConf.to_yaml(OmegaConf.create(self.layer[1]))
+    def to_yaml(self, folder: Path | None = None) -> str:
+        """The whole recipe, bases and overrides resolved; reading it gives an equal recipe.
+
+        Args:
+            folder: Where it will lie, if that is a run's: tables that runs keep are named from
+                there, so that it may be moved.
+        """
+        content = self.model_dump() if folder is None else from_folder(self.model_dump(), folder)
+        return OmegaConf.to_yaml(
+            OmegaConf.create({key: _escaped(value) for key, value in content.items()})
+        )
 
     def save(self, path: Path) -> None:
         """Writes `to_yaml()` to a file, whole or not at all; its folder is made when missing."""
@@ -188,6 +197,11 @@ def load_recipe(
     trust_code: str | Sequence[str] | None = None,
 ) -> Recipe:
     """Reads a recipe, puts it over its base, applies overrides and checks the structure.
+
+        >>> from mmkd import load_recipe
+        >>> recipe = load_recipe("quickstart", ["seed=3", "training.epochs=2"])
+        >>> recipe.seed, recipe.training["epochs"], recipe.encoders["text"]
+        (3, 2, 'hashed-text')
 
     A recipe may name one `base`, a recipe beside it or a preset, and then holds just the
     differences. Mappings merge key by key and lists are replaced; a mapping whose `kind` changes is
@@ -304,19 +318,17 @@ def find_recipe(name_or_path: str) -> Path:
 
 def recipe_names() -> list[str]:
     """The names of all recipes that can be loaded by name, sorted."""
-    return sorted(
-        {path.stem for folder in yaml_folders("recipes") for path in folder.glob("*.yaml")}
-    )
+    return yaml_names("recipes")
 
 
 def preset_names() -> list[str]:
     """The names of all presets, sorted: recipes without data, for the base of one with data.
 
     >>> from mmkd.config.recipe import preset_names
-    >>> preset_names()
-    ['emkd', 'fused', 'id', 'kdsr']
+    >>> {"emkd", "fused", "id", "kdsr", "soft"} <= set(preset_names())
+    True
     """
-    return sorted({path.stem for folder in _presets() for path in folder.glob("*.yaml")})
+    return yaml_names("recipes", "presets")
 
 
 def read_layers(path: Path) -> list[tuple[str, dict[str, object]]]:
@@ -427,7 +439,7 @@ def _presets() -> Iterator[Path]:
 def _read(path: Path) -> dict[str, object]:
     source, also = display_path(path), (ValueError,)
     with outside(RecipeError, source, "not readable as YAML", remedy="correct the file", also=also):
-        return read_yaml(path)
+        return to_absolute(read_yaml(path), path.parent)
 
 
 def _plain(config: DictConfig) -> dict[str, object]:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from mmkd.errors import shown
 
+# Numbers that no one type holds, as written: whole ones that a float rounds, beside others.
+NUMBERS = pl.Struct({"number": pl.String})
 # One id among a million is searched for in 10 us, all are joined in 0.2 s.
 _JOIN_FROM = 0.001
 # difflib takes 10 us a candidate.
@@ -53,6 +55,11 @@ def why_no_ids(column: pl.Series) -> str | None:
                 "different ids may be one; write the column as whole numbers or as text"
             )
         return None
+    if dtype == NUMBERS:
+        return (
+            "holds numbers with a point or an exponent beside whole ones beyond 2^53, so that what "
+            "wrote them may have rounded some; write the column as whole numbers or as text"
+        )
     whole_decimal = dtype.is_decimal() and dtype.scale == 0  # type: ignore[attr-defined]
     texts = (pl.String, pl.Categorical, pl.Enum, pl.Null)
     if dtype in texts or dtype.is_integer() or whole_decimal:

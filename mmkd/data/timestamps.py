@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmkd.data.ids import rounds_from
+from mmkd.data.ids import NUMBERS, rounds_from
 
 Unit = Literal["s", "ms", "us", "ns"]
 # what fromisoformat would cut off
@@ -56,6 +56,7 @@ def parse_timestamps(
     Returns:
         [E] float64 and, True where the value is missing, not finite, or did not parse, [E] bool.
     """
+    column = _as_written(column)
     if format is not None and column.dtype not in (pl.Date, pl.Datetime):
         text = column.cast(pl.String, strict=False).str.strip_chars()
         return _finite(_parse_format(text, format))
@@ -77,6 +78,7 @@ def why_tied(column: pl.Series, values: NDArray[np.float64]) -> str | None:
         column: [E] as `parse_timestamps` takes it.
         values: [E] what it makes of them.
     """
+    column = _as_written(column)
     if column.dtype == pl.String:
         column = _as_numbers(column.str.strip_chars())
     if column.dtype.is_float():
@@ -112,11 +114,17 @@ def parse_numbers(column: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bo
     Returns:
         [E] float64 and, True where the value is missing, not finite, or no number, [E] bool.
     """
+    column = _as_written(column)
     if column.dtype == pl.String:
         return _finite(column.str.strip_chars().cast(pl.Float64, strict=False))
     if column.dtype.is_numeric():
         return _finite(column.cast(pl.Float64, strict=False))
     return _finite(pl.Series([None] * len(column), dtype=pl.Float64))
+
+
+def _as_written(column: pl.Series) -> pl.Series:
+    """Numbers that no one type holds, as text; any other column as it is."""
+    return column.struct.field("number") if column.dtype == NUMBERS else column
 
 
 def _finite(column: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -177,15 +177,13 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Image.init()  # not every build of Pillow has all formats
     known = [name for name in FORMATS if name in Image.OPEN]
     try:
-        with _opened(data, known) as image:
-            if image.width * image.height > max_pixels:
-                size = f"{image.width} x {image.height} pixels"
-                raise ImageProblem(f"too large: {size}, at most {max_pixels} are decoded")
-            image.load()
-            upright: Image.Image = image
-            with suppress(Exception):  # damaged EXIF data is no reason to lose a sound picture
-                upright = ImageOps.exif_transpose(image)
-            return _rgb(upright)
+        try:
+            return _decoded(data, known, max_pixels)
+        except ValueError:
+            if not data.startswith(_PNG):
+                raise
+        # Pillow refuses a sound PNG whose notes (an editor's history, say) are longer than it reads
+        return _decoded(_without_notes(data), known, max_pixels)
     except ImageProblem:
         raise
     except UnidentifiedImageError:
@@ -198,17 +196,16 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageProblem(f"damaged picture: {type(error).__name__}: {error}") from None
 
 
-def _opened(data: bytes, formats: list[str]) -> Image.Image:
-    """A picture that is yet to be decoded; what is noted in a PNG at length is left out.
-
-    Pillow refuses a sound PNG whose notes (an editor's history, say) are longer than it reads.
-    """
-    try:
-        return Image.open(BytesIO(data), formats=formats)
-    except ValueError:
-        if not data.startswith(_PNG):
-            raise
-    return Image.open(BytesIO(_without_notes(data)), formats=formats)
+def _decoded(data: bytes, formats: list[str], max_pixels: int) -> Image.Image:
+    with Image.open(BytesIO(data), formats=formats) as image:
+        if image.width * image.height > max_pixels:
+            size = f"{image.width} x {image.height} pixels"
+            raise ImageProblem(f"too large: {size}, at most {max_pixels} are decoded")
+        image.load()
+        upright: Image.Image = image
+        with suppress(Exception):  # damaged EXIF data is no reason to lose a sound picture
+            upright = ImageOps.exif_transpose(image)
+        return _rgb(upright)
 
 
 def _without_notes(png: bytes) -> bytes:

@@ -23,10 +23,11 @@ from pydantic import (
 )
 
 from mmkd.encoders.base import Encoder
-from mmkd.encoders.loading import content_identity
+from mmkd.encoders.loading import PACKAGE_PREFIX, content_identity
 from mmkd.encoders.registry import ENCODERS, check_kind, constructor_arguments, encoder_class
 from mmkd.errors import EncoderError, did_you_mean, outside
 from mmkd.files import read_yaml, yaml_folders
+from mmkd.trust import is_model_trusted, is_trusted, model_refusal, refusal
 from mmkd.trust import trust_code as trust
 
 # Raise when the meaning of the hashed text below changes. Fields at their default are left out of
@@ -68,7 +69,8 @@ class EncoderCard(BaseModel):
         image_std: Standard deviation per RGB channel that they are divided by.
         image_interpolation: How images are resized.
         image_resize_mode: Which side is brought to ``image_size``, or both.
-        trust_remote_code: Whether code from the model's repository may run here.
+        trust_remote_code: Whether code from the model's repository may run here; of a card's file
+            the user must trust the model as well (`mmkd.trust`).
         options: Settings that only this kind has. Those that the kind's class names in
             ``local_options`` may be local paths, and count by the files' contents like ``model``.
         dim: Width of the vectors, checked when the encoder is built.
@@ -108,6 +110,7 @@ class EncoderCard(BaseModel):
     size_mb: float | None = Field(default=None, ge=0)
     notes: str | None = None
     _encoder: Encoder | None = PrivateAttr(default=None)
+    _of_file: bool = PrivateAttr(default=False)
 
     if not TYPE_CHECKING:  # or a type checker would lose the fields
 
@@ -194,6 +197,7 @@ class EncoderCard(BaseModel):
         encoder = self._encoder
         if encoder is None:
             self.check_settings()
+            self.check_trust()
             kind = encoder_class(self.kind)
             if device == "auto" and not getattr(kind, "spreads", False):
                 import torch
@@ -319,6 +323,19 @@ class EncoderCard(BaseModel):
         if faults:
             raise EncoderError(f"card {self.name}: {'; '.join(faults)}")
 
+    def check_trust(self) -> None:
+        """Raises EncoderError where building runs code that the user does not trust; see `trust`.
+
+        A package that carries the model is imported; and in a file, which somebody else may have
+        written, ``trust_remote_code`` is a wish of the file.
+        """
+        model = self.model or ""
+        package = model.removeprefix(PACKAGE_PREFIX)
+        if model.startswith(PACKAGE_PREFIX) and not is_trusted(package):
+            raise EncoderError(f"card {self.name}: model {refusal(model, package)}")
+        if self._of_file and self.trust_remote_code and not is_model_trusted(self.model):
+            raise EncoderError(f"card {self.name}: {model_refusal(self.model)}")
+
     @property
     def _kind(self) -> Any:
         """Who says what a kind is like: its class, or the object that the card was made of."""
@@ -414,9 +431,11 @@ def _read(path: Path) -> EncoderCard:
     if isinstance(options := content.get("options"), dict):
         _make_absolute(options, _local_options(content.get("kind"), options), path.parent)
     try:
-        return EncoderCard(**content)
+        card = EncoderCard(**content)
     except EncoderError as error:
         raise EncoderError(f"{path}: {error}") from error
+    card._of_file = True
+    return card
 
 
 def _make_absolute(settings: dict[str, Any], names: Iterable[str], folder: Path) -> None:

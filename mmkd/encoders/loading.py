@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mmkd.errors import EncoderError, outside
+from mmkd.trust import is_trusted, refusal
 
 PACKAGE_PREFIX = "package:"
 _PROBE_S = 3.0
@@ -329,7 +330,7 @@ def resolve_model(model: str, *, revision: str | None) -> tuple[str, str | None]
 
     Raises:
         EncoderError: The path or package does not exist, the package has another version than
-            ``revision``, or a local path has a revision.
+            ``revision`` or is not trusted (`mmkd.trust`), or a local path has a revision.
     """
     if model.startswith(PACKAGE_PREFIX):
         return str(_package_folder(model.removeprefix(PACKAGE_PREFIX), revision)), None
@@ -349,7 +350,20 @@ def resolve_model(model: str, *, revision: str | None) -> tuple[str, str | None]
     return model, revision
 
 
+def is_installed(package: str) -> bool:
+    """Whether ``package:NAME`` is here and may be imported, which it is not to say so."""
+    try:
+        if importlib.util.find_spec(package.partition(".")[0]) is None:
+            return False
+        # the module that it lies in is imported to look for it
+        return is_trusted(package) and importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
 def _package_folder(package: str, revision: str | None) -> Path:
+    if not is_trusted(package):
+        raise EncoderError(f"model {refusal(PACKAGE_PREFIX + package, package)}")
     try:
         module = importlib.import_module(package)
     except ImportError as error:

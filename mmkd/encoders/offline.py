@@ -4,12 +4,11 @@ From a card to nothing, or to one EncoderError at once: which cards work here wi
 how weights are brought. Asked before any work starts; libraries left alone try for minutes.
 """
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 from mmkd.encoders.card import EncoderCard, list_cards
-from mmkd.encoders.loading import PACKAGE_PREFIX, hub_reachable, local_path
+from mmkd.encoders.loading import PACKAGE_PREFIX, hub_reachable, is_installed, local_path
 from mmkd.errors import EncoderError
 
 HubModel = tuple[str, str | None]  # a repository's id and revision
@@ -77,7 +76,7 @@ def _at_hand(card: EncoderCard) -> bool:
         # without weights; a file of vectors or somebody's own kind suits no other catalogue
         return card.kind in ("hashed_text", "color_image")
     if (model := card.model or "").startswith(PACKAGE_PREFIX):
-        return importlib.util.find_spec(model.removeprefix(PACKAGE_PREFIX)) is not None
+        return is_installed(model.removeprefix(PACKAGE_PREFIX))
     for place in (card.model, card.pretrained):
         if place and (path := local_path(place)) is not None and not path.exists():
             return False

@@ -332,6 +332,7 @@ def _read_ids(
     """The ids, the lines of a ``.txt`` file or a table's column; and their rows, where it says."""
     if path.suffix.lower() != ".txt":
         table = _read_table(path)
+        column = _id_column(table, column)
         ids = _ids(table, column)
         if row_column is not None:
             return ids, _row_numbers(table, row_column)
@@ -360,7 +361,7 @@ def _row_numbers(table: "Table", column: str) -> list[int]:
     return [int(cell) for cell in cells]
 
 
-def _check_order(table: "Table", id_column: str | None) -> None:
+def _check_order(table: "Table", id_column: str) -> None:
     """Raise EncoderError where a column numbers the rows, and in another order than they have."""
     from mmkd.data.ids import ids_as_text
 
@@ -377,16 +378,20 @@ def _check_order(table: "Table", id_column: str | None) -> None:
             )
 
 
-def _ids(table: "Table", column: str | None) -> list[str]:
-    from mmkd.data.readers.columns import read_ids
-
+def _id_column(table: "Table", named: str | None) -> str:
     names = table.frame.columns
-    if column is None and len(names) != 1:
+    if named is None and len(names) != 1:
         raise EncoderError(
             f"{table.source} has the columns {', '.join(names[:8])}; name the ids' in "
             "options.id_column"
         )
-    return read_ids(table, column or names[0], setting="options.id_column").to_list()
+    return named or names[0]
+
+
+def _ids(table: "Table", column: str) -> list[str]:
+    from mmkd.data.readers.columns import read_ids
+
+    return read_ids(table, column, setting="options.id_column").to_list()
 
 
 def _row_of_id(
@@ -406,6 +411,11 @@ def _row_of_id(
         )
     found = dict(zip(ids, rows, strict=True))
     if len(found) != len(ids):
-        repeated = next(one for place, one in enumerate(ids) if one in ids[:place])
-        raise EncoderError(f"{where}: id {repeated!r} is there twice; keep one row an item")
+        from polars import Series
+
+        from mmkd.data.ids import repeated
+
+        raise EncoderError(
+            f"{where}: id {repeated(Series(ids))[0]!r} is there twice; keep one row an item"
+        )
     return found

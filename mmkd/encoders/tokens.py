@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 POOLINGS = ("mean", "weighted_mean", "last", "eos", "cls", "max")
 # a fast tokenizer's encodings are many times larger than the ids that are kept of them
 _TEXTS_PER_CALL = 4096
+_KNOWN = 32  # words that find out where a prompt ends and its text begins
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def tokenise(
         texts: n strings.
         tokenizer: A transformers tokenizer.
         max_length_tokens: Longer texts are cut to this many tokens, special ones and those of
-            ``before`` and ``after`` included.
+            ``before`` and ``after`` included; at the side that the tokenizer cuts.
         append: A token put behind every text that does not end with it already.
         before: A prompt put before every text.
         after: What a template has behind every text; it is never cut, the text before it is.
@@ -71,18 +72,22 @@ def tokenise(
     if room is not None and append is not None and not _ends_with(tokenizer, append):
         room -= 1
     found: list[NDArray[np.int32]] = []
-    tail = _tail(tokenizer, before, after)
+    head, tail = _around(tokenizer, before, after)
     if room is not None and len(tail) >= room:
         raise EncoderError(
             f"max_length_tokens {max_length_tokens} leaves no room for the text: the prompt's end "
             f"{after!r} takes {len(tail)}; raise it"
         )
+    from_left = getattr(tokenizer, "truncation_side", "right") == "left"
     cut = 0
     for start in range(0, len(texts), _TEXTS_PER_CALL):
         part = [f"{before}{text}{after}" for text in texts[start : start + _TEXTS_PER_CALL]]
         for one in map(_as_ids, _ids(tokenizer, part)):
             if room is not None and len(one) > room:
-                one, cut = np.concatenate([one[: room - len(tail)], tail]), cut + 1
+                first = room - len(tail)
+                first = min(first, len(head)) if from_left else first
+                one = np.concatenate([one[:first], one[len(one) - (room - first) :]])
+                cut += 1
             found.append(one)
     if append is not None:
         end = np.asarray([append], np.int32)
@@ -228,13 +233,40 @@ def _as_ids(ids: list[int]) -> NDArray[np.int32]:
     return np.asarray(ids, np.int32)
 
 
-def _tail(tokenizer: Any, before: str, after: str) -> NDArray[np.int32]:
-    """The ids that end every text, whatever it is: those of ``after`` and special ones."""
-    one, other = _ids(tokenizer, [f"{before}{word}{after}" for word in ("red", "blue")])
-    same = 0
-    while same < min(len(one), len(other)) and one[-same - 1] == other[-same - 1]:
-        same += 1
-    return _as_ids(one[len(one) - same :])
+def _around(tokenizer: Any, before: str, after: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The ids that begin and end every text, whatever it is: the prompt's and special ones."""
+
+    def whole(words: Sequence[str]) -> list[list[int]]:
+        return _ids(tokenizer, [f"{before}{word}{after}" for word in words])
+
+    found = whole(("red", "blue"))
+    unknown = tokenizer.unk_token_id
+    if found[0] == found[1] or any(unknown in one for one in found):
+        found += whole(_known_words(tokenizer))  # those two may be one to this tokenizer
+    head = _same_start(found)
+    tail = _same_start([one[head:][::-1] for one in found])
+    return _as_ids(found[0][:head]), _as_ids(found[0][len(found[0]) - tail :])
+
+
+def _known_words(tokenizer: Any) -> list[str]:
+    """Some of the tokenizer's own vocabulary, special tokens left out."""
+    size = len(tokenizer)
+    ids = sorted({size * n // _KNOWN for n in range(_KNOWN)} - {*tokenizer.all_special_ids})
+    words = (tokenizer.convert_tokens_to_string([token]) for token in _tokens_of(tokenizer, ids))
+    return [word.strip() for word in words if word.strip()]
+
+
+def _tokens_of(tokenizer: Any, ids: list[int]) -> list[str]:
+    return [token for token in tokenizer.convert_ids_to_tokens(ids) if token is not None]
+
+
+def _same_start(sequences: Sequence[Sequence[int]]) -> int:
+    """How many first ids are the same in all."""
+    columns = zip(*sequences, strict=False)
+    return next(
+        (place for place, column in enumerate(columns) if len(set(column)) > 1),
+        min(map(len, sequences)),
+    )
 
 
 def _ends_with(tokenizer: Any, token: int) -> bool:

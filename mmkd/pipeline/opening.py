@@ -20,6 +20,7 @@ from mmkd.data.items import AttributeVocabulary
 from mmkd.data.splits import SequenceSplit
 from mmkd.errors import RunError
 from mmkd.runs.folder import RunFolder
+from mmkd.runs.frames import TABLES
 from mmkd.student import Ensemble
 from mmkd.training.trainer import Trainer
 
@@ -99,12 +100,14 @@ def opened(
             if main and run.started and not run.bare and resume and not overwrite:
                 run.check_data(digests)
                 run.check_teacher(teacher_digest)
+                run.write(frames=data.frames)  # it may have been killed before they were
             elif main:
-                run.clear()
+                # what it trains on may lie here and nowhere else
+                run.clear(keeping=[run.frame(n) for n in TABLES if _reads(planned, run.frame(n))])
                 # first: what follows is then known to be a run's
                 run.write(
                     marker={"recipe": recipe.name, "data": digests, "teacher": teacher_digest},
-                    recipe=recipe.to_yaml(),
+                    recipe=recipe.to_yaml(folder),
                     frames=data.frames,
                 )
         yield OpenRun(run, data, accelerator, vocabulary, teacher)
@@ -171,6 +174,13 @@ def _check_open(run: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool
             f"{run.path}: holds {state} already; give {remedy}--overwrite to start anew, or "
             "another folder with --out"
         )
+
+
+def _reads(planned: Plan, file: Path) -> bool:
+    """Whether a plan's data is read from a file."""
+    root = planned.recipe.data.folder
+    paths = (planned.items["path"], planned.interactions["path"])
+    return any((root / path).resolve() == file.resolve() for path in paths)
 
 
 def _announcement(recipe: Recipe, split: SequenceSplit, accelerator: Accelerator) -> str:

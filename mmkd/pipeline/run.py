@@ -305,6 +305,17 @@ def load(
 ) -> Run:
     """Open a trained run.
 
+        >>> import mmkd
+        >>> from mmkd.demo import make_synthetic
+        >>> _ = make_synthetic("shop", items=60, users=120)
+        >>> recipe = mmkd.load_recipe(
+        ...     "quickstart", ["data.root=shop", "training.epochs=1", "training.cpu=true"]
+        ... )
+        >>> made = mmkd.train(recipe, folder="runs/shop")
+        >>> run = mmkd.load("shop")
+        >>> len(run.recommend(run.items.ids[1:3], k=2))
+        2
+
     Args:
         folder: Its folder, or its name below ``runs``.
         runs: Where runs are kept; None for MMKD_RUNS, or ``runs`` where that is not set.
@@ -347,9 +358,9 @@ def train(
 
     Args:
         data: What to train on; or, in its place, a recipe with data of its own.
-        recipe: A preset by its name (``id``, ``fused``, ``kdsr``, ``emkd``; None is ``kdsr``), or
-            another recipe by its name, path or as an object, of which the dataset takes the data
-            section's place.
+        recipe: A preset by its name (``id``, ``fused``, ``kdsr``, ``soft``, ``emkd``; None is
+            ``kdsr``), or another recipe by its name, path or as an object, of which the dataset
+            takes the data section's place.
         encoders: Modality to the name or path of a card, an `EncoderCard`, or an encoder object.
             They take the place of the recipe's own; ``{}`` learns item ids only. None keeps the
             recipe's own; a preset has none, so it learns ids only.

@@ -14,9 +14,10 @@ all; none is a pickle.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,20 +46,23 @@ from mmkd.files import (
     write_sealed_json,
     write_text,
 )
+from mmkd.runs.frames import TABLES, frame_file
 from mmkd.runs.placement import Placement, read_placements, write_placements
 from mmkd.student import Ensemble, StudentSpec, backbone_class
 
 _MARKER = "run.json"
 _LOCK = ".lock"
+_SETTLED_NS = 100_000_000  # many ticks of a file system's clock: another write has another time
 _KEPT = (  # what a run with added items has from the run it was
     "attributes.json",
+    "data_interactions.parquet",
+    "data_items.parquet",
     "history.json",
     "recipe.yaml",
     "reduction.safetensors",
     "users.parquet",
 )
-_FILES = (  # result.json first: a run whose deletion is cut short must not look finished
-    "result.json",
+_FILES = (
     "attributes.json",
     "data_interactions.parquet",
     "data_items.parquet",
@@ -66,6 +70,7 @@ _FILES = (  # result.json first: a run whose deletion is cut short must not look
     "items.parquet",
     "recipe.yaml",
     "reduction.safetensors",
+    "result.json",
     "student.json",
     "student.safetensors",
     "test_ranks.parquet",
@@ -91,6 +96,10 @@ class RunFolder:
     """
 
     path: Path
+    # of files that were read: name to what told then that they are as they were, and digest
+    _digests: dict[str, tuple[tuple[int, ...], str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def recipe(self) -> Path:
@@ -99,7 +108,7 @@ class RunFolder:
 
     def frame(self, name: str) -> Path:
         """The file of a table that was given as a frame, ``items`` or ``interactions``."""
-        return self.path / f"data_{name}.parquet"
+        return frame_file(self.path, name)
 
     @property
     def started(self) -> bool:
@@ -113,8 +122,9 @@ class RunFolder:
 
     @property
     def bare(self) -> bool:
-        """Whether a run was begun and killed before anything followed its marker."""
-        return self.started and self._content() == [_MARKER]
+        """Whether a run was begun and killed before its recipe followed its marker."""
+        kept = {self.frame(name).name for name in TABLES}
+        return self.started and set(self._content()) - kept == {_MARKER}
 
     def write(
         self,
@@ -270,8 +280,8 @@ class RunFolder:
 
     def weights_digest(self) -> str:
         """SHA-256 of the trained weights, hexadecimal."""
-        with self._reading("student.safetensors") as path:
-            return file_digest(path)
+        with self._reading("student.safetensors"):
+            return self._digest("student.safetensors")
 
     def ranks(self) -> CaseRanks:
         """Every test case's rank; RunError where the training ended without a test."""
@@ -339,8 +349,14 @@ class RunFolder:
                 f"{', '.join(found[:3])}); give another folder with --out"
             )
 
-    def clear(self) -> None:
+    def clear(self, *, keeping: Collection[Path] = ()) -> None:
         """Delete a run's own files; whatever else lies in the folder stays.
+
+        Its recipe stays until the next one takes its place: both may be all that is left of what
+        is to be trained.
+
+        Args:
+            keeping: Files that stay too, such as tables that are to be trained on again.
 
         Raises:
             RunError: The folder holds something that is no run.
@@ -351,11 +367,15 @@ class RunFolder:
         self.marker()  # somebody else's run.json is refused
         remedy = "give another folder with --out"
         with outside(RunError, self.path, "can't be cleared", remedy=remedy):
-            for name in _FILES:
-                (self.path / name).unlink(missing_ok=True)
+            kept = {path.resolve() for path in keeping} | {(self.path / "recipe.yaml").resolve()}
+            # first: a run whose deletion is cut short must not look finished
+            (self.path / "result.json").unlink(missing_ok=True)
             checkpoints = self.path / "checkpoints"
             if checkpoints.is_dir() and not checkpoints.is_symlink():
                 shutil.rmtree(checkpoints)
+            for name in _FILES:
+                if (self.path / name).resolve() not in kept:
+                    (self.path / name).unlink(missing_ok=True)
             sync(self.path)
 
     @contextmanager
@@ -447,13 +467,26 @@ class RunFolder:
             )
         if known:
             with outside(RunError, path, "can't be read", remedy=put_back):
-                digest = file_digest(path)
+                digest = self._digest(name)
             if known.get(name) != digest:  # one that is not listed is none of this run either
                 raise RunError(
                     f"{path}: damaged (altered, or of another run: its digest is not the one in "
                     f"run.json); {put_back}"
                 )
         return path
+
+    def _digest(self, name: str) -> str:
+        """A file's digest, taken once while nothing writes it; OSError where it can't be read."""
+        path = self.path / name
+        status = path.stat()
+        told = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if (known := self._digests.get(name)) is not None and known[0] == told:
+            return known[1]
+        settled = time.time_ns() - status.st_ctime_ns > _SETTLED_NS
+        digest = file_digest(path)
+        if settled:
+            self._digests[name] = told, digest
+        return digest
 
     def _check_same(self, what: str, then: Mapping[str, str], now: Mapping[str, str]) -> None:
         changed = sorted(k for k in {*then, *now} if then.get(k) != now.get(k))

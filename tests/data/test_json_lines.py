@@ -7,7 +7,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from mmkd.data.readers import Table
+from mmkd.data.readers.columns import read_ids, read_text, read_timestamps
 from mmkd.data.readers.json_lines import parse_json_lines
+from mmkd.data.timestamps import parse_numbers
 from mmkd.errors import DataError
 
 
@@ -53,6 +56,60 @@ def test_types_are_found_over_all_parts(monkeypatch: pytest.MonkeyPatch) -> None
                     one if one is None or isinstance(one, str) else str(one) for one in values
                 ]
             assert found[key].to_list() == values
+
+
+VALUES: list[Any] = [
+    None,
+    True,
+    3,
+    -1.5,
+    2**53 + 1,
+    2**70,
+    1e300,
+    "x",
+    "3",
+    [],
+    [2],
+    [2, 0.5],
+    [[2**53 + 1], None],
+    ["é", 1],
+    {"a": 1},
+    [{"a": "b"}],
+]
+
+
+def test_a_cell_does_not_depend_on_where_the_file_is_parted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = random.Random(0)
+    for _ in range(150):
+        chosen = draw.sample(VALUES, k=draw.randint(1, 4))
+        rows = [json.dumps({"a": draw.choice(chosen), "b": n}) for n in range(6)]
+        rows[draw.randrange(6)] = '{"b": null}'
+        found = []
+        for lines in (1, 2, 4, 50):
+            monkeypatch.setattr("mmkd.data.readers.json_lines._LINES", lines)
+            found.append(parse(*rows))
+        for other in found[1:]:
+            assert other.schema == found[0].schema
+            assert other.equals(found[0])
+
+
+@pytest.mark.parametrize("lines", [1, 2, 50])
+def test_whole_numbers_stay_exact_beside_floats(
+    lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmkd.data.readers.json_lines._LINES", lines)
+    table = Table(parse(*(f'{{"a": {n}}}' for n in (2**53 + 1, 0.5, "null", -7))), "t.jsonl")
+    text = read_text(table, "a", setting="text")
+    assert text.to_list() == ["9007199254740993", "0.5", None, "-7"]
+    with pytest.raises(DataError, match=r"column 'a' \(id\) holds numbers .*beyond 2\^53"):
+        read_ids(table, "a", setting="id")
+    numbers, bad = parse_numbers(table.frame["a"])
+    assert bad.tolist() == [False, False, True, False] and numbers[1] == 0.5
+    whole = Table(table.frame.filter(pl.Series([True, True, False, True])), "t.jsonl")
+    with pytest.raises(DataError, match="which it rounds, so that different ones tie"):
+        read_timestamps(whole, "a", setting="timestamp")
 
 
 @pytest.mark.parametrize(

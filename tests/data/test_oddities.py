@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -56,6 +57,10 @@ def test_lists_of_objects_are_refused(cell: Any) -> None:
         ('["a", "b"]', ["a", "b"]),
         ("['a' 'b'\n 'c']", ["a", "b", "c"]),  # as NumPy writes an array
         ("[1, 2]", ["1", "2"]),
+        ("[1e3, -1.50]", ["1e3", "-1.50"]),
+        # quotes and blanks inside a label part nothing
+        (repr(["it's 'odd' 'so'", 'a" "b', "\\' '"]), ["it's 'odd' 'so'", 'a" "b', "\\' '"]),
+        (str(np.array(["it's 'x' 'y'", "b  c"])), ["it's 'x' 'y'", "b  c"]),
         ("[]", []),
         ("[a|b]", ["[a", "b]"]),  # no list: brackets are brackets
         ("[{'a': 1}]", ["[{'a': 1}]"]),

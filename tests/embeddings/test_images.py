@@ -178,6 +178,25 @@ def test_what_an_editor_noted_in_a_png_is_no_damage(length: int) -> None:
     assert np.array_equal(np.asarray(found), np.asarray(picture))
 
 
+@pytest.mark.parametrize("count", [1, 40])  # one is too long, or all of them together
+def test_notes_behind_the_pixels_of_a_png_are_no_damage_either(count: int) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    picture = Image.effect_noise((32, 20), 60).convert("RGB")
+    note = zlib.compress(b"x" * ((80 << 20) // 40 if count > 1 else 3 << 20))
+    notes = [
+        chunk(b"zTXt", b"Comment%d\0\0" % n + note)
+        + chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + note)
+        for n in range(count)
+    ]
+    sound = encoded(picture)
+    end = sound.rindex(b"IEND") - 4
+    found = decode_image(sound[:end] + b"".join(notes) + sound[end:])
+    assert np.array_equal(np.asarray(found), np.asarray(picture))
+
+
 def test_a_damaged_png_stays_damaged_without_its_notes() -> None:
     sound = encoded(Image.effect_noise((64, 64), 50))
     broken = bytearray(sound)

@@ -1,6 +1,7 @@
 """A user's own vectors: the numbers of the file, by id or by row, and nothing made up."""
 
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,24 @@ def test_a_mapping_in_another_order_is_not_read_as_the_rows_order(
     ):
         look_up(npy, IDS, **options)
     np.testing.assert_array_equal(look_up(npy, IDS, row_column="itemID", **options), VECTORS)
+
+
+def test_ids_that_are_the_numbers_of_rows_themselves_are_ids(npy: Path, tmp_path: Path) -> None:
+    ids = ["3", "1", "0", "2"]
+    pl.DataFrame({"item": ids}).write_csv(tmp_path / "ids.csv")
+    pl.DataFrame({"item": ids}).write_parquet(tmp_path / "ids.parquet")
+    for name in ("ids.csv", "ids.parquet"):
+        np.testing.assert_array_equal(look_up(npy, ids, ids=tmp_path / name), VECTORS)
+
+
+def test_a_repeated_id_among_many_is_found_at_once(tmp_path: Path) -> None:
+    ids = [str(n) for n in range(60_000)]
+    np.save(tmp_path / "v.npy", np.ones((60_001, 1), np.float32))
+    (tmp_path / "ids.txt").write_text("\n".join([*ids, "59999"]), encoding="utf-8")
+    start = time.process_time()
+    with pytest.raises(EncoderError, match="id '59999' is there twice"):
+        look_up(tmp_path / "v.npy", ["1"], ids=tmp_path / "ids.txt")
+    assert time.process_time() - start < 5  # each id compared with all before it: a minute
 
 
 def test_an_id_may_hold_what_ends_lines_elsewhere(npy: Path, tmp_path: Path) -> None:

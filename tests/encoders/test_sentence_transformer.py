@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from mmkd.encoders import Encoder, EncoderCard
 from mmkd.encoders.sentence_transformer import SentenceTransformerEncoder
 from mmkd.errors import EncoderError
+from mmkd.trust import trust_code
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +151,7 @@ def test_missing_hub_model_names_model_cache_and_remedy() -> None:
     ],
 )
 def test_wrong_sources_are_explained(fields: dict[str, Any], message: str) -> None:
+    trust_code(["json", "no_such_package"])
     with pytest.raises(EncoderError, match=message):
         card(**fields).build()
 

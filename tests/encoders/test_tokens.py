@@ -1,9 +1,13 @@
 """Token batches cover every text once, within their budget; pooling against a loop over texts."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from encoders.language_models import tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from mmkd.encoders.tokens import (
     POOLINGS,
@@ -91,6 +95,48 @@ def test_a_templates_end_is_kept_and_the_text_is_cut(sort: str) -> None:
     assert len(found[1]) == 16
     with pytest.raises(EncoderError, match="leaves no room for the text"):
         tokenise(texts, own, max_length_tokens=3, before=before, after=after * 3)
+
+
+@pytest.mark.parametrize("sort", ["bare", "bos", "eos", "bert"])
+def test_a_tokenizer_that_cuts_on_the_left_keeps_the_end_of_texts(sort: str) -> None:
+    own = tokenizer(sort)
+    own.truncation_side = "left"
+    texts = ["A cowboy doll", "A crew meets an alien in the ship " * 9]
+    found, cut = tokenise(texts, own, max_length_tokens=12)
+    assert cut == 1
+    for one, text in zip(found, texts, strict=True):
+        assert one.tolist() == own(text, truncation=True, max_length=12)["input_ids"]
+    before, after = "query: ", " means one word :"
+    found, _ = tokenise(texts, own, max_length_tokens=30, before=before, after=after)
+    whole = own(f"{before}{texts[1]}{after}")["input_ids"]
+    assert len(found[1]) == 30
+    prompt = own(before, add_special_tokens=False)["input_ids"][:-1]  # without the blank's own
+    start = found[1].tolist().index(prompt[0])
+    assert found[1].tolist()[start : start + len(prompt)] == prompt
+    assert found[1].tolist()[-20:] == whole[-20:]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("words", ["tea cup rug : a", "blue : one a", "a : word"])
+def test_a_templates_end_is_kept_by_a_tokenizer_of_few_words(words: str, side: str) -> None:
+    """To which the words of most texts are one and the same, the unknown one."""
+    vocabulary = {word: n for n, word in enumerate(["<s>", "<unk>", *words.split()])}
+    model = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    model.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    made: Any = PreTrainedTokenizerFast
+    own = made(tokenizer_object=model, bos_token="<s>", unk_token="<unk>", truncation_side=side)
+    text = " ".join(f"word{n}" for n in range(9)) + " a"
+    found, cut = tokenise([text, "x"], own, max_length_tokens=8, before="a b ", after=" means :")
+    start, unknown, a, colon = 0, 1, vocabulary["a"], vocabulary[":"]
+    middle = [unknown, unknown, a] if side == "left" else [unknown] * 3
+    assert cut == 1
+    assert found[0].tolist() == [start, a, unknown, *middle, unknown, colon]
+    assert found[1].tolist() == [start, a, unknown, unknown, unknown, colon]
+    with pytest.raises(EncoderError, match=r"no room for the text: .* takes 2"):
+        tokenise([text], own, max_length_tokens=2, before="a b ", after=" means :")
 
 
 @pytest.mark.parametrize("sort", ["bare", "bos", "eos", "bert"])

@@ -1,6 +1,7 @@
 """``mmkd.train``: from frames and an encoder object to a run that another process reads."""
 
 import doctest
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -175,3 +176,89 @@ def test_a_plan_is_not_changed(synthetic: list[str]) -> None:
 @pytest.mark.parametrize("module", [mmkd.pipeline.run, mmkd.config.joining])
 def test_the_examples_run(module: ModuleType) -> None:
     assert doctest.testmod(module).failed == 0
+
+
+def test_overwriting_a_run_of_frames_keeps_the_only_copy_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = mmkd.Dataset.load(items=ITEMS, events=LOG)
+    first = mmkd.train(data, folder="runs/shop", overrides=IDS)
+    expected = first.recommend(users=["u3"], k=5)
+    recipe = "runs/shop/recipe.yaml"
+
+    def killed(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mmkd.training.trainer.Trainer.fit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            mmkd.train(recipe, folder="runs/shop", overwrite=True)
+    assert not first.folder.finished
+    again = mmkd.train(recipe, folder="runs/shop", overwrite=True)
+    assert again.recommend(users=["u3"], k=5).equals(expected)
+    # killed between the end of the old run and the first word of the new one
+    with monkeypatch.context() as patched:
+        patched.setattr("mmkd.pipeline.opening.RunFolder.write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            mmkd.train(recipe, folder="runs/shop", overwrite=True)
+    assert mmkd.train(recipe, folder="runs/shop", overwrite=True).data.digests() == data.digests()
+
+
+def test_a_run_overwritten_by_one_of_other_data_keeps_no_frames_of_the_old(
+    synthetic: list[str],
+) -> None:
+    run = mmkd.train(mmkd.Dataset.load(items=ITEMS, events=LOG), folder="runs/x", overrides=IDS)
+    assert run.folder.frame("items").is_file()
+    other = recipe_of(synthetic, "training.epochs=1")
+    mmkd.train(other, folder="runs/x", overwrite=True)
+    assert not run.folder.frame("items").exists()
+    assert not run.folder.frame("interactions").exists()
+
+
+def test_a_run_of_frames_may_be_moved(tmp_path: Path) -> None:
+    data = mmkd.Dataset.load(items=ITEMS, events=LOG)
+    overrides = {**SMALL, "cache.folder": tmp_path / "cache"}
+    texts = {"text": "hashed-text"}
+    run = mmkd.train(data, "fused", encoders=texts, folder="runs/shop", overrides=overrides)
+    expected = run.recommend(users=["u3"], k=5)
+    shutil.move("runs", "elsewhere")
+    moved = mmkd.load("elsewhere/shop")
+    assert str(tmp_path) not in (moved.folder.path / "recipe.yaml").read_text().replace(
+        str(tmp_path / "cache"), ""
+    )
+    assert moved.recommend(users=["u3"], k=5).equals(expected)
+    assert evaluate(moved.folder.path)["metrics"] == pytest.approx(moved.result["test"]["metrics"])
+    again = mmkd.train(
+        data,
+        "fused",
+        encoders=texts,
+        folder="elsewhere/shop",
+        overrides={**overrides, "name": "shop"},
+        resume=True,
+    )
+    assert again.result == moved.result
+    added = moved.add_items(pl.DataFrame({"sku": [99], "name": ["red rug"]}), out="elsewhere/more")
+    assert added.items.titles[-1] == "red rug"
+    shutil.move("elsewhere/more", "more")
+    with pytest.raises(RunError, match="holds 1 items that were added without training"):
+        mmkd.load("more").data  # noqa: B018
+
+
+def test_an_unfinished_run_of_frames_resumes_where_it_was_moved_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = mmkd.Dataset.load(items=ITEMS, events=LOG)
+    whole = mmkd.train(data, folder="runs/whole", overrides={**IDS, "name": "shop"})
+
+    def killed(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mmkd.training.trainer.Trainer.fit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            mmkd.train(data, folder="runs/shop", overrides=IDS)
+    shutil.move("runs/shop", "shop")
+    (Path("shop") / "data_items.parquet").unlink()  # killed before that was written
+    resumed = mmkd.train(data, folder="shop", overrides=IDS, resume=True)
+    assert resumed.data.digests() == data.digests()
+    assert resumed.recommend(users=["u3"], k=5).equals(whole.recommend(users=["u3"], k=5))

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import stat
+import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from safetensors.torch import save_file
 from mmkd.data.items import ItemTable
 from mmkd.errors import RunError
 from mmkd.evaluation import CaseRanks
+from mmkd.files import file_digest
 from mmkd.runs.folder import RunFolder, run_folders
 from mmkd.student import StudentSpec
 
@@ -248,6 +251,33 @@ def test_a_flip_a_foreign_file_and_a_missing_one_are_told(tmp_path: Path, name: 
     else:
         with pytest.raises(RunError, match=rf"{name}: missing, though the run was finished"):
             use_all(run)
+
+
+def test_an_opened_run_reads_its_files_digests_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished(tmp_path)
+    time.sleep(0.15)  # files that were written just now are not taken for settled
+    hashed: Counter[str] = Counter()
+
+    def counted(path: Path) -> str:
+        hashed[path.name] += 1
+        return file_digest(path)
+
+    monkeypatch.setattr("mmkd.runs.folder.file_digest", counted)
+    run = RunFolder(tmp_path)
+    run.check_files()
+    for _ in range(2):
+        use_all(run)
+        run.weights_digest()
+    assert hashed["student.safetensors"] == 1 and set(hashed.values()) == {1}
+    weights = tmp_path / "student.safetensors"
+    flipped = bytearray(weights.read_bytes())
+    flipped[-1] ^= 1
+    with weights.open("r+b") as file:  # in place: the same file, of the same size
+        file.write(flipped)
+    with pytest.raises(RunError, match=r"student\.safetensors: damaged"):
+        run.student()
 
 
 def test_a_run_of_release_0_1_lists_no_file_and_is_read(tmp_path: Path) -> None:

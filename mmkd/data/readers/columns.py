@@ -11,10 +11,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmkd.data.ids import ids_as_text, why_no_ids
+from mmkd.data.ids import NUMBERS, ids_as_text, why_no_ids
 from mmkd.data.readers.tables import Table
 from mmkd.data.timestamps import Unit, parse_numbers, parse_timestamps, why_tied
 from mmkd.errors import DataError, shown
+
+# a text of Python with its quotes, whole, and the gap before the next one
+_TEXT_AND_GAP = re.compile(r"""(?s)('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(\s+(?=['"]))?""")
 
 
 def read_ids(table: Table, name: str, *, setting: str) -> pl.Series:
@@ -59,6 +62,8 @@ def read_text(table: Table, name: str, *, setting: str) -> pl.Series:
         text = _lists(table, column, setting).list.drop_nulls().list.join(", ")
     elif (whole := ids_as_text(column)) is not None:
         text = whole
+    elif dtype == NUMBERS:
+        text = column.struct.field("number")
     elif dtype.is_float():
         text = column.fill_nan(None).cast(pl.String)
     elif dtype.is_decimal() or dtype in (pl.Boolean, pl.Date, pl.Datetime):
@@ -175,12 +180,23 @@ def written_lists(text: pl.Series) -> list[list[str] | None]:
 
 
 def _written_list(cell: str) -> list[str] | None:
+    # NumPy writes no commas, and Python joins texts that follow one another
+    parted = _TEXT_AND_GAP.sub(lambda found: found[1] + (", " if found[2] else ""), cell)
     with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-        # NumPy writes no commas, and Python joins texts that follow one another
-        parts = ast.literal_eval(re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", cell))
-        if isinstance(parts, list) and all(isinstance(one, str | int | float) for one in parts):
-            return [str(one) for one in parts]
+        expression = ast.parse(parted, mode="eval").body
+        if isinstance(expression, ast.List):
+            return [_written(part, parted) for part in expression.elts]
     return None
+
+
+def _written(part: ast.expr, cell: str) -> str:
+    """A text, or a number as it is written; ValueError for anything else."""
+    value = ast.literal_eval(part)
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, int | float):
+        raise ValueError
+    return ast.get_source_segment(cell, part) or str(value)
 
 
 def _lists(table: Table, column: pl.Series, setting: str) -> pl.Series:

@@ -1,8 +1,9 @@
 """JSON lines, one object a line, to columns, as Python's ``json`` reads them but for NaN.
 
 A column's type is found from all its values: whole numbers, numbers, text, true and false, or lists
-of them. Where kinds are mixed the column is text as written, ``7`` and ``"007"`` alike. Lists in
-lists are one list. What is no JSON (NaN, a number too large), a key that occurs twice and half of a
+of them. Where kinds are mixed the column is text as written, ``7`` and ``"007"`` alike; and whole
+numbers that a float would round stay as they are beside floats (`NUMBERS`). Lists in lists are one
+list. What is no JSON (NaN, a number too large), a key that occurs twice and half of a
 surrogate pair are refused with their line.
 """
 
@@ -10,17 +11,22 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
 from itertools import chain
+from operator import or_
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from mmkd.data.ids import NUMBERS
 from mmkd.data.readers.delimited import opened
 from mmkd.errors import DataError
 
 _LINES = 50_000  # bounds the Python objects of one part
 _INT64 = range(-(2**63), 2**63)
+_EXACT = 2**53  # float64 holds every whole number up to here
 _OBJECT = pl.Struct({"object": pl.String})  # its JSON; no reader takes it for text
 
 
@@ -34,7 +40,7 @@ def parse_json_lines(content: Path | bytes, source: str) -> pl.DataFrame:
     Raises:
         DataError: A line is no JSON object, or holds what is refused; the line is named.
     """
-    parts: list[dict[str, pl.Series]] = []
+    parts: list[dict[str, _Part]] = []
     heights: list[int] = []
     with opened(content) as file:
         lines = enumerate(file, start=1)
@@ -48,7 +54,7 @@ def parse_json_lines(content: Path | bytes, source: str) -> pl.DataFrame:
             heights.append(len(rows))
             parts.append(
                 {
-                    key: _column(column + [None] * (len(rows) - len(column)), key, rows, source)
+                    key: _part(column + [None] * (len(rows) - len(column)), key, rows, source)
                     for key, column in values.items()
                 }
             )
@@ -116,17 +122,137 @@ _DECODER = json.JSONDecoder(
 # ---- values to columns
 
 
-def _column(
+@dataclass(frozen=True)
+class _Facts:
+    """What a column's type is chosen by.
+
+    Attributes:
+        kinds: Of the values, or of what their lists hold; null left out.
+        lists: Whether there is a list.
+        objects: Whether there is an object.
+        long: Whether a whole number is too long for 64 bits.
+        rounds: Whether float64 would round a whole number.
+    """
+
+    kinds: frozenset[type] = frozenset()
+    lists: bool = False
+    objects: bool = False
+    long: bool = False
+    rounds: bool = False
+
+    @classmethod
+    def of(cls, values: list[Any]) -> "_Facts":
+        lists = list in set(map(type, values))
+        flat = [*chain.from_iterable(map(_flat, values))] if lists else values
+        kinds = frozenset(map(type, flat)) - {type(None)}
+        whole = [value for value in flat if type(value) is int] if int in kinds else []
+        return cls(
+            kinds,
+            lists,
+            dict in kinds,
+            any(value not in _INT64 for value in whole),
+            any(abs(value) > _EXACT for value in whole),
+        )
+
+    def __or__(self, other: "_Facts") -> "_Facts":
+        return _Facts(
+            self.kinds | other.kinds,
+            self.lists or other.lists,
+            self.objects or other.objects,
+            self.long or other.long,
+            self.rounds or other.rounds,
+        )
+
+    def dtype(self) -> Any:
+        """The column's type, `_OBJECT` where no reader takes it."""
+        if self.objects:
+            return _OBJECT
+        one = self._scalar()
+        return pl.List(pl.String if one == NUMBERS else one) if self.lists else one
+
+    def _scalar(self) -> Any:
+        if not self.kinds:
+            return pl.Null()
+        if self.kinds == {bool}:
+            return pl.Boolean()
+        if self.kinds == {int} and not self.long:
+            return pl.Int64()
+        if self.kinds <= {int, float} and float in self.kinds:
+            return NUMBERS if self.rounds else pl.Float64()
+        return pl.String()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A column's values of one part of the file, none of them altered.
+
+    Attributes:
+        facts: What of the column's type they ask for.
+        cells: The values, where one type holds them as they are; else as JSON.
+        as_json: Whether they are JSON.
+    """
+
+    facts: _Facts
+    cells: pl.Series
+    as_json: bool
+
+    @classmethod
+    def of(cls, name: str, values: list[Any]) -> "_Part":
+        facts = _Facts.of(values)
+        one_type = len(facts.kinds) < 2 and not (facts.objects or facts.long)
+        if one_type and (not facts.lists or all(map(_is_flat, values))):
+            return cls(facts, pl.Series(name, values, dtype=facts.dtype()), False)
+        texts = [None if one is None else json.dumps(one, ensure_ascii=False) for one in values]
+        return cls(facts, pl.Series(name, texts, dtype=pl.String), True)
+
+    def column(self, dtype: Any) -> pl.Series:
+        """As a column of a type that all parts can have."""
+        if self.cells.dtype == dtype and not self.as_json:
+            return self.cells
+        values = self.cells.to_list()
+        if self.as_json:
+            values = [None if one is None else json.loads(one) for one in values]
+        return pl.Series(self.cells.name, [_as(dtype, value) for value in values], dtype=dtype)
+
+
+def _part(
     values: list[Any], name: str, rows: list[tuple[int, dict[str, Any]]], source: str
-) -> pl.Series:
+) -> _Part:
     try:
-        return _series(name, values)
+        return _Part.of(name, values)
     except UnicodeEncodeError:
         broken = next(number for number, row in rows if not _is_text({name: row.get(name)}))
         raise DataError(
             f"{source}: line {broken}: {name!r} holds half of a surrogate pair, which is no text; "
             "remove it"
         ) from None
+
+
+def _joined(name: str, parts: list[dict[str, _Part]], heights: list[int]) -> pl.Series:
+    """A column of all parts; what it holds does not depend on where they were parted."""
+    facts = reduce(or_, (part[name].facts for part in parts if name in part))
+    dtype = facts.dtype()
+    return pl.concat(
+        [
+            part[name].column(dtype)
+            if name in part
+            else pl.Series(name, [None] * height, dtype=dtype)
+            for part, height in zip(parts, heights, strict=True)
+        ]
+    )
+
+
+def _as(dtype: Any, value: Any) -> Any:
+    """A value as its column has it."""
+    if value is None:
+        return None
+    if dtype == _OBJECT:
+        return {"object": _text(value)}
+    if dtype == NUMBERS:
+        return {"number": _text(value)}
+    if isinstance(dtype, pl.List):
+        return [_as(dtype.inner, part) for part in _flat(value)]
+    return _text(value) if dtype == pl.String else value
 
 
 def _is_text(value: Any) -> bool:
@@ -137,39 +263,16 @@ def _is_text(value: Any) -> bool:
     return True
 
 
-def _series(name: str, values: list[Any]) -> pl.Series:
-    kinds = {type(value) for value in values} - {type(None)}
-    if dict in kinds or (list in kinds and any(_holds_objects(value) for value in values)):
-        texts = [None if one is None else {"object": _text(one)} for one in values]
-        return pl.Series(name, texts, dtype=_OBJECT)
-    if list in kinds:
-        lists = [None if one is None else [*_flat(one)] for one in values]
-        parts = [*chain.from_iterable(one for one in lists if one is not None)]
-        dtype = _dtype({type(part) for part in parts} - {type(None)}, parts)
-        if dtype == pl.String:
-            lists = [None if one is None else [*map(_text, one)] for one in lists]
-        return pl.Series(name, lists, dtype=pl.List(dtype))
-    dtype = _dtype(kinds, values)
-    return pl.Series(name, [*map(_text, values)] if dtype == pl.String else values, dtype=dtype)
-
-
-def _dtype(kinds: set[type], values: list[Any]) -> Any:
-    if not kinds:
-        return pl.Null
-    if kinds == {bool}:
-        return pl.Boolean
-    if kinds == {int} and all(one is None or one in _INT64 for one in values):
-        return pl.Int64
-    if kinds <= {int, float} and float in kinds:
-        return pl.Float64
-    return pl.String
-
-
 def _text(value: Any) -> str | None:
     """A value as JSON writes it, text without its quotes."""
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether it is null, or a list without lists."""
+    return value is None or (isinstance(value, list) and list not in set(map(type, value)))
 
 
 def _flat(value: Any) -> Iterator[Any]:
@@ -178,20 +281,3 @@ def _flat(value: Any) -> Iterator[Any]:
             yield from _flat(part)
     else:
         yield value
-
-
-def _holds_objects(value: Any) -> bool:
-    return any(isinstance(part, dict) for part in _flat(value))
-
-
-def _joined(name: str, parts: list[dict[str, pl.Series]], heights: list[int]) -> pl.Series:
-    """A column of all parts, in one type."""
-    pieces = [
-        part[name] if name in part else pl.Series(name, [None] * height, dtype=pl.Null)
-        for part, height in zip(parts, heights, strict=True)
-    ]
-    kinds = {piece.dtype for piece in pieces} - {pl.Null()}
-    if len(kinds) > 1:
-        return _series(name, [value for piece in pieces for value in piece.to_list()])
-    dtype = next(iter(kinds), pl.Null())
-    return pl.concat([piece.cast(dtype) for piece in pieces])
