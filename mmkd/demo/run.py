@@ -102,8 +102,8 @@ def _share_a_mood(
     shop: SyntheticCatalogue, first: NDArray[np.int64], second: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """[P] for pairs of rows [P]: whether they have every facet of at least one mood in common."""
-    moods = (
-        np.all([shop.facets[facet][first] == shop.facets[facet][second] for facet in mood], axis=0)
-        for mood in MOODS
-    )
-    return np.any(list(moods), axis=0)
+    matching: NDArray[np.bool_] = np.zeros(len(first), dtype=np.bool_)
+    for mood in MOODS:
+        shared = [shop.facets[name][first] == shop.facets[name][second] for name in mood]
+        matching |= np.all(shared, axis=0)
+    return matching
