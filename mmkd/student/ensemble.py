@@ -25,6 +25,7 @@ Inference = Literal["logits", "probabilities", "standardized"]
 ModalityTables = Literal["shared", "own"]
 Weights = Literal["validation"] | Sequence[float] | None
 Offset = Literal["validation"] | float | None
+_LAST = -4.0  # standard deviations of a list's scores
 
 
 class Ensemble(nn.Module):
@@ -334,8 +335,8 @@ def build_ensemble(
         inference: As for `Ensemble`.
         weights: As for `Ensemble`; `validation` starts with equal ones, to be chosen after
             training (`choose_weights`).
-        untrained_offset: As for `Ensemble`; `validation` starts with 0, to be chosen after training
-            (`choose_offset`).
+        untrained_offset: As for `Ensemble`; `validation` ranks untrained items last until one is
+            chosen after training (`choose_offset`), so that epochs are compared by the others.
         untrained_price: Share of the best validation metric that may be given for untrained items,
             see `choose_offset`.
         trained: [I+1] bool, False where no event of the item trains; None where the state dict says
@@ -362,7 +363,7 @@ def build_ensemble(
         if modality_tables == "shared":
             _share_tables(networks)
     chosen = [1.0] * len(networks) if weights == "validation" else weights
-    offset = 0.0 if untrained_offset == "validation" else untrained_offset
+    offset = _LAST if untrained_offset == "validation" else untrained_offset
     ensemble = Ensemble(networks, inference=inference, weights=chosen, untrained_offset=offset)
     if ensemble.untrained is not None and trained is not None:
         ensemble.untrained.copy_(~trained[1:])

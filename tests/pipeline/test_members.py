@@ -339,6 +339,9 @@ def test_the_place_of_untrained_items_is_chosen_kept_and_given_to_new_ones(
     assert float(student.untrained_offset) == chosen
     curve = {point["offset"]: point for point in result["untrained_offsets"]}
     assert curve[chosen]["all"] == max(point["all"] for point in curve.values())
+    # epochs are compared with untrained items last
+    (epoch,) = run.history["valid.NDCG@10"]
+    assert epoch == pytest.approx(curve[-4.0]["all"]) and curve[-4.0]["cold"] == 0
     # the curve's figure is what validation then gives, and what the run gives when it is read again
     assert result["validation"]["metrics"]["NDCG@10"] == pytest.approx(curve[chosen]["all"])
     assert result["valid"]["NDCG@10"] == pytest.approx(curve[chosen]["all"])
