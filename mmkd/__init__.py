@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mmkd.evaluation import ItemKNN as ItemKNN
     from mmkd.evaluation import Popularity as Popularity
     from mmkd.evaluation import Transition as Transition
+    from mmkd.evaluation import teacher_worth as teacher_worth
     from mmkd.losses.attributes import AttributeLoss as AttributeLoss
     from mmkd.losses.compression import CompressionLoss as CompressionLoss
     from mmkd.losses.contrastive import ContrastiveLoss as ContrastiveLoss
@@ -76,7 +77,10 @@ _HOMES = {
     "mmkd.embeddings": ("EmbeddingCache", "EmbeddingTable"),
     "mmkd.encoders": ("EncoderCard", "load_card"),
     "mmkd.errors": ("MmkdError",),
-    "mmkd.evaluation": ("ContentKNN", "Evaluator", "ItemKNN", "Popularity", "Transition"),
+    "mmkd.evaluation": (
+        *("ContentKNN", "Evaluator", "ItemKNN", "Popularity", "Transition"),
+        "teacher_worth",
+    ),
     "mmkd.losses.attributes": ("AttributeLoss",),
     "mmkd.losses.compression": ("CompressionLoss",),
     "mmkd.losses.contrastive": ("ContrastiveLoss",),

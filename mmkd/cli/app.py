@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from mmkd import __version__
-from mmkd.cli import STOPPED, cache, encoders, listing, recipes, runs, sweep
+from mmkd.cli import STOPPED, cache, encoders, listing, recipes, runs, sweep, tuning
 from mmkd.cli.arguments import RecipeCommand, trusting
 from mmkd.errors import Interrupted, MmkdError, world_told
 from mmkd.terminal import printable
@@ -42,6 +42,7 @@ for command in (
     recipes.embed,
     recipes.train,
     recipes.baselines,
+    tuning.teacher,
     recipes.compress,
     sweep.sweep,
     runs.evaluate,

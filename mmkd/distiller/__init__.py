@@ -10,7 +10,7 @@ from mmkd.distiller.correlation import (
     unit_rows,
 )
 from mmkd.distiller.distiller import CorrelationDistiller, CorrelationTargets, TeacherTable
-from mmkd.distiller.neighbours import TeacherNeighbours
+from mmkd.distiller.neighbours import TeacherNeighbours, TypeShares
 from mmkd.distiller.reduction import FittedReduction, fit_autoencoder, fit_pca, spread_over_facets
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Similarity",
     "TeacherNeighbours",
     "TeacherTable",
+    "TypeShares",
     "dissected_correlation",
     "dissected_matrix",
     "fit_autoencoder",

@@ -87,7 +87,10 @@ class TeacherNeighbours:
             )
         lift = {}
         if taken_together is not None:
-            lift = {name: _lift(distiller, name, *taken_together, seed=seed) for name in names}
+            lift = {
+                name: TypeShares.of(distiller, name, *taken_together, seed=seed).lift
+                for name in names
+            }
         count = len(distiller.reduced[names[0]])
         k = min(k, max(count - 2, 1))
         rng = np.random.default_rng(seed)
@@ -159,6 +162,68 @@ class TeacherNeighbours:
         )
 
 
+@dataclass(frozen=True)
+class TypeShares:
+    """How often each correlation type of a modality occurs, together and by chance.
+
+    Attributes:
+        together: [K] float32 P(type | taken together).
+        chance: [K] float32 P(type | by chance).
+        correlation: [K] float32 mean holistic correlation of a type's pairs, of both kinds.
+    """
+
+    together: Tensor
+    chance: Tensor
+    correlation: Tensor
+
+    @property
+    def lift(self) -> Tensor:
+        """[K] how many times more often a type occurs among items taken together."""
+        return self.together / self.chance
+
+    @classmethod
+    def of(
+        cls,
+        distiller: CorrelationDistiller,
+        name: str,
+        first: NDArray[np.int64],
+        second: NDArray[np.int64],
+        *,
+        seed: int = 0,
+    ) -> Self:
+        """Count the types of pairs that were taken together, and of the same items dealt anew.
+
+        Args:
+            distiller: Fitted.
+            name: The modality; pairs that lack it do not count.
+            first: [P] rows.
+            second: [P] rows; dealt out anew they are as popular as before.
+            seed: Deals.
+
+        Raises:
+            ValueError: No pair has the modality.
+        """
+        here = distiller.present[name].cpu().numpy()
+        other = second[np.random.default_rng(seed).permutation(len(second))]
+        seen, correlated = [], []
+        for a, b in ((first, second), (first, other)):
+            kept = here[a] & here[b] & (a != b)
+            if not kept.any():
+                raise ValueError(
+                    f"{name}: no two items that were taken together have it; leave `types` out"
+                )
+            types, correlations = _summed_types(distiller, name, np.stack([a[kept], b[kept]]))
+            seen.append(types)
+            correlated.append(correlations)
+        together, chance = (_PRIOR + types for types in seen)
+        total = (seen[0] + seen[1]).clamp(min=1e-12)
+        return cls(
+            together / together.sum(),
+            chance / chance.sum(),
+            (correlated[0] + correlated[1]) / total,
+        )
+
+
 def _candidates(
     distiller: CorrelationDistiller, names: Sequence[str], count: int, rng: np.random.Generator
 ) -> Tensor:
@@ -204,49 +269,32 @@ def _log_lift(
     """[n, c] expected log lift of each pair's types; 0 where one lacks the modality."""
     both = distiller.present[name].cpu()[items][:, None] & distiller.present[name].cpu()[others]
     first, second = _flat(items, others)
-    types = _types(distiller, name, first, second)
+    _, types = _types(distiller, name, first, second)
     return torch.where(both, (types @ lift.log()).view(others.shape), 0.0)
 
 
-def _lift(
-    distiller: CorrelationDistiller,
-    name: str,
-    first: NDArray[np.int64],
-    second: NDArray[np.int64],
-    *,
-    seed: int,
-) -> Tensor:
-    """[K] P(type | taken together) / P(type | by chance)."""
-    here = distiller.present[name].cpu().numpy()
-    other = second[np.random.default_rng(seed).permutation(len(second))]
-    seen = []
-    for a, b in ((first, second), (first, other)):
-        kept = here[a] & here[b] & (a != b)
-        if not kept.any():
-            raise ValueError(
-                f"{name}: no two items that were taken together have it; leave `types` out"
-            )
-        total = _PRIOR + _summed_types(distiller, name, np.stack([a[kept], b[kept]]))
-        seen.append(total / total.sum())
-    return seen[0] / seen[1]
+def _summed_types(
+    distiller: CorrelationDistiller, name: str, pairs: NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
+    """[K] the types of pairs [2, n], and [K] those times the pairs' correlations, both summed."""
+    sums, weighted = torch.zeros(distiller.codes), torch.zeros(distiller.codes)
+    for at in range(0, pairs.shape[1], _CHUNK_PAIRS):
+        first, second = torch.from_numpy(pairs[:, at : at + _CHUNK_PAIRS])
+        rho, types = _types(distiller, name, first, second)
+        sums += types.sum(0)
+        weighted += rho @ types
+    return sums, weighted
 
 
-def _summed_types(distiller: CorrelationDistiller, name: str, pairs: NDArray[np.int64]) -> Tensor:
-    """[K] the types of pairs [2, n], summed a chunk at a time."""
-    sums = [
-        _types(distiller, name, *torch.from_numpy(pairs[:, at : at + _CHUNK_PAIRS])).sum(0)
-        for at in range(0, pairs.shape[1], _CHUNK_PAIRS)
-    ]
-    return torch.stack(sums).sum(0)
-
-
-def _types(distiller: CorrelationDistiller, name: str, first: Tensor, second: Tensor) -> Tensor:
-    """[P, K] shares of the correlation types of pairs."""
-    _, dissected = distiller.correlations(name, first, second)
+def _types(
+    distiller: CorrelationDistiller, name: str, first: Tensor, second: Tensor
+) -> tuple[Tensor, Tensor]:
+    """[P] holistic correlations and [P, K] shares of the correlation types of pairs."""
+    rho, dissected = distiller.correlations(name, first, second)
     codes = distiller.codebooks[name].assign(dissected).cpu()
-    if codes.ndim == 2:
-        return codes
-    return torch.nn.functional.one_hot(codes, distiller.codes).to(torch.float32)
+    if codes.ndim == 1:
+        codes = torch.nn.functional.one_hot(codes, distiller.codes).to(torch.float32)
+    return rho.cpu(), codes
 
 
 def _flat(items: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

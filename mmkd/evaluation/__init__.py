@@ -14,6 +14,7 @@ from mmkd.evaluation.offset import choose_offset
 from mmkd.evaluation.ranking import CaseRanks, rank_and_ties, top_k
 from mmkd.evaluation.retention import Retention, RetentionProbe
 from mmkd.evaluation.significance import bootstrap_intervals, compare, paired_permutation_test
+from mmkd.evaluation.teacher import teacher_worth
 from mmkd.evaluation.weights import choose_weights
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "popularity_bias",
     "rank_and_ties",
     "sliced_metrics",
+    "teacher_worth",
     "top_k",
     "warm_and_cold",
 ]

@@ -1,0 +1,74 @@
+"""The commands about encoders as teachers: what one is worth, and how it learns from the log."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from mmkd.cli.arguments import AsJson, Overrides, RecipeName, planned
+
+_TYPES = 5  # shown from either end
+
+
+def teacher(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CARD", help="A card to hold beside the recipe's; repeatable."),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """What each encoder knows of what goes together, before anything trains; test is not read."""
+    from mmkd.cli import show
+    from mmkd.cli.progress import EmbeddingProgress
+    from mmkd.pipeline.teacher import teachers
+
+    plan = planned(recipe, overrides)
+    with EmbeddingProgress() as encoding:
+        found = teachers(plan, against=against or (), progress=encoding.advance)
+    if json:
+        show.as_json(found)
+    else:
+        _show_teachers(found)
+
+
+def _show_teachers(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """A row an encoder, then which correlation types go together most and least."""
+    from mmkd.cli import show
+
+    names = ("encoder", "AUC", "HR@10", *show.SLICES, "hubs", "orphans", "popularity", "rank")
+    show.rows((*names, "seconds"), [_row(name, one) for name, one in found.items()])
+    pairs = ", ".join(f"{name} {one['pairs']}" for name, one in found.items())
+    typer.echo(
+        f"Validation pairs ({pairs}); no event that tests is read. AUC: a pair taken together is "
+        "nearer than one as\npopular. HR@10: neighbours of the last item, by how often the target "
+        "trains. hubs: share of all neighbours that\nare a few items. orphans: items that are "
+        "nobody's neighbour. popularity: Spearman of an item's and its\nneighbours'. rank: "
+        "directions that the vectors use."
+    )
+    for name, one in found.items():
+        typer.echo(f"\n{name}: correlation types that go together more, and less, than chance")
+        types = one["types"]
+        shown = types if len(types) <= 2 * _TYPES else [*types[:_TYPES], *types[-_TYPES:]]
+        show.rows(
+            ("type", "lift", "of pairs together", "by chance", "correlation"),
+            [[str(t["type"]), f"{t['lift']:.2f}", *_type_cells(t)] for t in shown],
+        )
+
+
+def _row(name: str, one: Mapping[str, Any]) -> list[str]:
+    from mmkd.cli.show import SLICES
+
+    hits = [one["hr@10"][part] for part in ("all", *SLICES)]
+    figures = [one["auc"], *hits, one["hubs"], one["orphans"], one["popularity"]]
+    return [
+        name if name == one["card"] else f"{name} ({one['card']})",
+        *("-" if figure is None else f"{figure:.4f}" for figure in figures),
+        f"{one['effective_rank']:.0f} of {one['dim']}",
+        f"{one['seconds']:.1f}",
+    ]
+
+
+def _type_cells(one: Mapping[str, float]) -> list[str]:
+    return [f"{one[key]:.4f}" for key in ("together", "chance", "correlation")]
