@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from mmkd.pipeline.run import Run as Run
     from mmkd.pipeline.run import load as load
     from mmkd.pipeline.run import train as train
+    from mmkd.pipeline.run import tune as tune
     from mmkd.student import Ensemble as Ensemble
     from mmkd.student import FusedItemEmbedding as FusedItemEmbedding
     from mmkd.student import Recommender as Recommender
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
     from mmkd.student.backbones.transformer import SASRec as SASRec
     from mmkd.training.arguments import TrainingArguments as TrainingArguments
     from mmkd.training.trainer import Trainer as Trainer
+    from mmkd.tuning import TrainingPairs as TrainingPairs
+    from mmkd.tuning import TuningArguments as TuningArguments
 
 _HOMES = {
     "mmkd.config.plan": ("plan",),
@@ -88,13 +91,14 @@ _HOMES = {
     "mmkd.losses.mutual": ("MutualLoss",),
     "mmkd.losses.objective": ("Objective",),
     "mmkd.losses.recommendation": ("GBCE", "NeighbourLoss", "SampledSoftmax", "Softmax"),
-    "mmkd.pipeline.run": ("Run", "load", "train"),
+    "mmkd.pipeline.run": ("Run", "load", "train", "tune"),
     "mmkd.student": ("Ensemble", "FusedItemEmbedding", "Recommender"),
     "mmkd.student.backbones.gru4rec": ("GRU4Rec",),
     "mmkd.student.backbones.rgat": ("RGAT",),
     "mmkd.student.backbones.transformer": ("BERT4Rec", "SASRec"),
     "mmkd.training.arguments": ("TrainingArguments",),
     "mmkd.training.trainer": ("Trainer",),
+    "mmkd.tuning": ("TrainingPairs", "TuningArguments"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -43,6 +43,7 @@ for command in (
     recipes.train,
     recipes.baselines,
     tuning.teacher,
+    tuning.tune,
     recipes.compress,
     sweep.sweep,
     runs.evaluate,

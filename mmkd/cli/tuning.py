@@ -1,11 +1,13 @@
 """The commands about encoders as teachers: what one is worth, and how it learns from the log."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mmkd.cli.arguments import AsJson, Overrides, RecipeName, planned
+from mmkd.cli.arguments import AsJson, Overrides, Overwrite, RecipeName, Resume, planned
 
 _TYPES = 5  # shown from either end
 
@@ -31,6 +33,57 @@ def teacher(
         show.as_json(found)
     else:
         _show_teachers(found)
+
+
+def tune(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    encoder: Annotated[str, typer.Option(help="Which of the recipe's encoders.")] = "text",
+    name: Annotated[
+        str | None, typer.Option(help="Of the new card; default RECIPE-ENCODER.")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Where cards are kept.")] = Path("encoders"),
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+) -> None:
+    """Tune an encoder on a recipe's training events: a new card, with weights of its own."""
+    from mmkd.cli import show
+    from mmkd.cli.progress import EmbeddingProgress, note
+    from mmkd.files import read_json
+    from mmkd.pipeline.tune import RECORD
+    from mmkd.pipeline.tune import tune as run_tune
+
+    plan = planned(recipe, overrides)
+    with EmbeddingProgress() as encoding:
+        card = run_tune(
+            plan,
+            encoder=encoder,
+            name=name,
+            folder=folder,
+            resume=resume,
+            overwrite=overwrite,
+            progress=encoding.advance,
+            announce=note,
+        )
+    if os.environ.get("RANK", "0") != "0":  # the first process speaks for all
+        return
+    found = read_json(folder / card.name / RECORD)
+    if json:
+        show.as_json({"card": card.name, **found})
+        return
+    best = found["history"][found["best_epoch"]]["valid"]
+    pairs = [(key, found["before"][key], best[key]) for key in ("HR@10", "NDCG@10")]
+    show.rows(
+        ("validation pairs", found["parent"], card.name),
+        [[key, f"{before:.4f}", f"{after:.4f}"] for key, before, after in pairs],
+    )
+    minutes = found["seconds"] / 60
+    typer.echo(
+        f"{found['pairs']:,} pairs in {minutes:.1f} min, best epoch {found['best_epoch'] + 1}.\n"
+        f"What it is worth: mmkd teacher {recipe} --against {card.name}\n"
+        f"Train with it:    mmkd train {recipe} encoders.{encoder}={card.name}"
+    )
 
 
 def _show_teachers(found: Mapping[str, Mapping[str, Any]]) -> None:

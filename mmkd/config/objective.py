@@ -4,7 +4,7 @@ A term whose weights are 0 is left out, so that such a recipe computes nothing f
 simpler recipe exactly.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ def plan_objective(
         options = {"candidates": "trained"} | options
     correlation = None
     if recipe.encoders:  # else it can't be, and the plan says so
-        correlation = _term(checks, CorrelationLoss, "correlation", "width", "codes", "similarity")
+        correlation = _correlation(checks)
     neighbours = _neighbours(checks)
     attributes = _term(checks, AttributeLoss, "attributes", "width", "count", "labels", "members")
     contrastive = _term(checks, ContrastiveLoss, "contrastive")
@@ -201,6 +201,37 @@ def _neighbours(checks: Checks) -> Options | None:
         )
     full = filled(soft_targets, checked)
     return checked if full["share"] or full["input_share"] else None
+
+
+def _correlation(checks: Checks) -> Options | None:
+    """Options of the correlation losses, of some modalities their own; None where none counts."""
+    section, names = checks.recipe.objective.correlation, ("width", "codes", "similarity")
+    if section is None:
+        return None
+    given, key = dict.fromkeys(names), "objective.correlation"
+    own = section.get("by_modality") or {}
+    shared = {name: value for name, value in section.items() if name != "by_modality"}
+    if not isinstance(own, Mapping):
+        checks.problem(f"{key}.by_modality", f"got {show(own)}, wanted modalities to options")
+        own = {}
+    found = checks.options(CorrelationLoss, shared, key, given=given)
+    by_modality = {}
+    for modality, options in own.items():
+        where = f"{key}.by_modality.{modality}"
+        if modality not in checks.recipe.encoders or not isinstance(options, Mapping):
+            wanted = f"a mapping, for one of {', '.join(checks.recipe.encoders)}"
+            checks.problem(where, f"got {show(options)}, wanted {wanted}")
+            continue
+        by_modality[modality] = checks.options(CorrelationLoss, options, where, given=given)
+    counted = [
+        weight
+        for modality in checks.recipe.encoders
+        for name, weight in filled(CorrelationLoss, found | by_modality.get(modality, {})).items()
+        if name.endswith("weight")
+    ]
+    if not any(counted):
+        return None
+    return found | ({"by_modality": by_modality} if by_modality else {})
 
 
 def _term(

@@ -28,6 +28,7 @@ from mmkd.student import FusedItemEmbedding, StudentSpec, backbone_class, build_
 from mmkd.student.layers import check_modality_name
 from mmkd.training.arguments import TrainingArguments
 from mmkd.training.optimizer import ASYNCHRONOUS, AsynchronousUpdate
+from mmkd.tuning.arguments import TuningArguments
 
 DEFAULT_WIDTH = 64
 
@@ -43,6 +44,7 @@ class Plan:
         split: For the split function of ``recipe.data.split.kind``.
         cards: Encoder card by modality name.
         cache: For ``EmbeddingCache``.
+        tuning: How encoders are tuned, by modality name; ``train`` tunes those of the recipe.
         encoding: How encoders are run.
         allow_random_weights: Whether a card may ask for an untrained model.
         distiller: For ``CorrelationDistiller``; None without encoders.
@@ -65,6 +67,7 @@ class Plan:
     split: dict[str, Any]
     cards: dict[str, EncoderCard]
     cache: dict[str, Any]
+    tuning: dict[str, TuningArguments]
     encoding: EncodingSettings
     allow_random_weights: bool
     distiller: dict[str, Any] | None
@@ -86,15 +89,34 @@ class Plan:
         return int(self.embedding["width"])
 
     def load_data(self) -> Dataset:
-        """Read catalogue and log, unless that is done, and split the sequences."""
-        if self.data is not None:
-            return self.data
-        return Dataset.load(
-            self.recipe.data.folder,
-            items=self.items,
-            interactions=self.interactions,
-            split={"kind": self.recipe.data.split.kind, **self.split},
-        )
+        """Read catalogue and log, unless that is done, and split the sequences.
+
+        Raises:
+            EncoderError: An encoder was tuned on another log, or another split of it.
+        """
+        data = self.data
+        if data is None:
+            data = Dataset.load(
+                self.recipe.data.folder,
+                items=self.items,
+                interactions=self.interactions,
+                split={"kind": self.recipe.data.split.kind, **self.split},
+            )
+        self._check_tuned(data)
+        return data
+
+    def _check_tuned(self, data: Dataset) -> None:
+        tuned = {name: card.tuned for name, card in self.cards.items() if card.tuned is not None}
+        digests = data.digests() if tuned else {}
+        for name, on in tuned.items():
+            changed = [part for part in ("events", "split") if getattr(on, part) != digests[part]]
+            if changed:
+                where, card = self.recipe.where(f"encoders.{name}"), self.cards[name].name
+                raise EncoderError(
+                    f"{where}: {card} was tuned on another {' and '.join(changed)}, so it may have "
+                    "read events that this recipe validates or tests on; tune "
+                    f"{on.parent} on this one (mmkd tune)"
+                )
 
     def inspect_data(self) -> Inspection:
         """Read catalogue and log, and tell what is wrong with them or what would train.
@@ -172,6 +194,7 @@ def plan(
         needs_teacher=needs_teacher,
     )
     asynchronous = checks.chosen(recipe.asynchronous, ASYNCHRONOUS, "asynchronous")
+    tuning = _tuning(checks, training)
     evaluation, tests, baselines = _evaluation(checks)
     _select_metric(checks, training, evaluation, members)
     if checks.problems:
@@ -196,6 +219,7 @@ def plan(
         split=split,
         cards=found,
         cache=cache,
+        tuning={name: TuningArguments(**options) for name, options in tuning.items()},
         encoding=EncodingSettings(**encoding),
         allow_random_weights=random_weights,
         distiller=distiller,
@@ -292,6 +316,19 @@ def _cards(
                 "cache.allow_random_weights: true",
             )
     return cards
+
+
+def _tuning(checks: Checks, training: Options) -> dict[str, Options]:
+    """Options of tuning, by modality; every modality has some."""
+    recipe = checks.recipe
+    shared = {name: training[name] for name in ("threads", "cpu") if name in training}
+    found = {name: dict(shared) for name in recipe.encoders}
+    for name, options in recipe.tune.items():
+        if name not in found:
+            checks.problem(f"tune.{name}", f"no such encoder; encoders has {', '.join(found)}")
+            continue
+        found[name] |= checks.options(TuningArguments, options, f"tune.{name}")
+    return found
 
 
 def _distiller(checks: Checks) -> Options | None:

@@ -115,7 +115,8 @@ class Recipe(Section):
 
     `task` is what the networks learn to predict, `objective` the losses by which they do.
     `encoders` maps a modality to the name of its encoder card and may be empty; a null card drops a
-    modality that a base recipe has. `distiller: null` is the distiller's own defaults; whether
+    modality that a base recipe has. `tune` maps such a modality to how its encoder is tuned on the
+    log before anything else. `distiller: null` is the distiller's own defaults; whether
     anything is distilled is said by `objective.correlation`.
     """
 
@@ -123,6 +124,7 @@ class Recipe(Section):
     seed: Annotated[StrictInt, Field(ge=0, le=2**32 - 1)] = 0  # what numpy and sklearn take
     data: DataSection
     encoders: dict[str, str] = Field(default_factory=dict)
+    tune: dict[str, Options] = Field(default_factory=dict)
     cache: Options = Field(default_factory=dict)
     embed: Options = Field(default_factory=dict)
     distiller: Options | None = None

@@ -6,6 +6,7 @@ batch.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -83,6 +84,32 @@ class PreparingEncoder(Encoder, Protocol):
         self, prepared: Sequence[NDArray[np.float32]], *, batch_size: int = 64
     ) -> NDArray[np.float32]:
         """Encodes n prepared images into ``[n, dim]`` float32, in order; see `Encoder.encode`."""
+        ...
+
+
+@runtime_checkable
+class TunableEncoder(Encoder, Protocol):
+    """An encoder whose model can learn on from what it encodes (see `mmkd.tuning`).
+
+    Attributes:
+        model: The ``torch.nn.Module`` that learns; a model of transformers, or one around it.
+    """
+
+    @property
+    def model(self) -> Any:
+        """See above."""
+        ...
+
+    def features(self, inputs: Sequence[str] | Sequence[Image.Image]) -> list[NDArray[Any]]:
+        """What the model takes of each of n inputs: token ids ``[l]``, or pixels."""
+        ...
+
+    def differentiable(self, features: Sequence[NDArray[Any]]) -> Any:
+        """Vectors ``[n, dim]`` with gradients, on the model's device, before any scaling."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the model as this kind reads it from a local path, weights as safetensors."""
         ...
 
 

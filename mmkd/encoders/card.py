@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
+from omegaconf import OmegaConf
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -26,7 +27,7 @@ from mmkd.encoders.base import Encoder
 from mmkd.encoders.loading import PACKAGE_PREFIX, content_identity
 from mmkd.encoders.registry import ENCODERS, check_kind, constructor_arguments, encoder_class
 from mmkd.errors import EncoderError, did_you_mean, outside
-from mmkd.files import read_yaml, yaml_folders
+from mmkd.files import read_yaml, write_text, yaml_folders
 from mmkd.trust import is_model_trusted, is_trusted, model_refusal, refusal
 from mmkd.trust import trust_code as trust
 
@@ -34,10 +35,31 @@ from mmkd.trust import trust_code as trust
 # it, so a new field whose default is the old behaviour keeps every old fingerprint. Hence: the
 # default of a field never changes.
 FINGERPRINT_FORMAT = 1
-LABELS = ("name", "license", "notes", "dim", "size_mb")
+LABELS = ("name", "license", "notes", "dim", "size_mb", "tuned")
+CARD_FILE = "card.yaml"  # of a folder that holds a card and its weights
 LOCAL_FIELDS = ("model", "pretrained")
 # what the caller decides at run time, never the card
 RUNTIME_ARGUMENTS = ("device", "batch_tokens", "allow_random_weights")
+
+
+class TunedOn(BaseModel):
+    """What an encoder was tuned on: nobody else may be judged by events that it has seen.
+
+    Attributes:
+        parent: Name of the card it was tuned from.
+        parent_fingerprint: That card's fingerprint.
+        events: Digest of the log's events, as ``Dataset.digests`` has it.
+        split: Digest of which of them train, likewise.
+        seed: Of the tuning.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parent: str
+    parent_fingerprint: str
+    events: str
+    split: str
+    seed: int
 
 
 class EncoderCard(BaseModel):
@@ -77,8 +99,10 @@ class EncoderCard(BaseModel):
         license: Licence of the weights.
         size_mb: Size of the download in megabytes.
         notes: Anything else a reader should know.
+        tuned: What it was tuned on, if it was (`mmkd tune`). A recipe with another log or split
+            refuses it.
 
-    The last four and ``name`` are labels: they never change the vectors or the fingerprint.
+    The last five and ``name`` are labels: they never change the vectors or the fingerprint.
 
     Raises:
         EncoderError: The fields are not valid, or the kind does not take them; all faults are
@@ -109,6 +133,7 @@ class EncoderCard(BaseModel):
     license: str | None = None
     size_mb: float | None = Field(default=None, ge=0)
     notes: str | None = None
+    tuned: TunedOn | None = None
     _encoder: Encoder | None = PrivateAttr(default=None)
     _of_file: bool = PrivateAttr(default=False)
 
@@ -401,6 +426,12 @@ def list_cards(*, folder: Path | None = None) -> list[EncoderCard]:
     return [_read(path) for _, path in sorted(_card_paths(folder).items())]
 
 
+def save_card(card: EncoderCard, path: Path) -> None:
+    """Write a card's file; paths in the card are written as they stand."""
+    content = card.model_dump(exclude_defaults=True)
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(content)))
+
+
 def card_path(name: str, *, folder: Path | None = None) -> Path:
     """The file of the card with this name; searched as in `load_card`.
 
@@ -417,16 +448,22 @@ def card_path(name: str, *, folder: Path | None = None) -> Path:
 
 
 def _card_paths(folder: Path | None) -> dict[str, Path]:
-    """Name to file; an earlier folder's card hides a later one's of the same name."""
-    places = reversed(yaml_folders("encoders", folder))
-    return {path.stem: path for place in places for path in place.glob("*.yaml")}
+    """Name to file; an earlier folder's card hides a later one's of the same name.
+
+    A card is a file ``NAME.yaml``, or a folder ``NAME`` with its weights beside it.
+    """
+    found = {}
+    for place in reversed(yaml_folders("encoders", folder)):
+        found |= {path.parent.name: path for path in place.glob(f"*/{CARD_FILE}")}
+        found |= {path.stem: path for path in place.glob("*.yaml")}
+    return found
 
 
 def _read(path: Path) -> EncoderCard:
     remedy = "write `field: value` lines"
     with outside(EncoderError, path, "cannot be read as YAML", remedy=remedy, also=(ValueError,)):
         content = read_yaml(path, resolve=True)
-    content.setdefault("name", path.stem)
+    content.setdefault("name", path.parent.name if path.name == CARD_FILE else path.stem)
     _make_absolute(content, LOCAL_FIELDS, path.parent)
     if isinstance(options := content.get("options"), dict):
         _make_absolute(options, _local_options(content.get("kind"), options), path.parent)

@@ -6,6 +6,7 @@ arXiv:2303.15343. Kind ``open_clip`` reads the same models in that library's for
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from mmkd.encoders.base import checked_texts, encode_in_batches
 from mmkd.encoders.images import ImageEncoder, ImageProcessor
-from mmkd.encoders.loading import check_length, check_weights, load_model, load_part
+from mmkd.encoders.loading import check_length, check_weights, load_model, load_part, quietly
 from mmkd.errors import EncoderError, refuse
 
 # No token of such a vocabulary is longer. It bounds the tokenizer's work on an endless text; one of
@@ -139,7 +140,7 @@ class ClipEncoder(TowerEncoder):
         refuse(self.check(modality=modality, **texts, **pixels))
         source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         auto = AutoImageProcessor if modality == "image" else AutoTokenizer
-        part = load_part(auto, model, **source)
+        self._part = part = load_part(auto, model, **source)
         self._model, missing = load_model(model, dtype=dtype, device=device, **source)
         if not hasattr(self._model, "get_image_features"):
             raise EncoderError(
@@ -165,18 +166,52 @@ class ClipEncoder(TowerEncoder):
             normalize=normalize,
         )
 
+    @property
+    def model(self) -> Any:
+        """Both towers; only the card's own learns. See `TunableEncoder`."""
+        return self._model
+
+    def features(self, inputs: Sequence[str] | Sequence[Image.Image]) -> list[NDArray[Any]]:
+        """Token ids of n texts, or pixels of n images; see `TunableEncoder`."""
+        if self.modality == "image":
+            images: Any = inputs
+            return super().features(images)
+        texts = checked_texts(inputs, batch_size=1)
+        ids = [self._ids([f"{self._prompt}{text}"])["input_ids"][0] for text in texts]
+        return [one.numpy() for one in ids]
+
+    def differentiable(self, features: Sequence[NDArray[Any]]) -> Any:
+        """``[n, dim]`` with gradients; see `TunableEncoder`."""
+        if self.modality == "image":
+            return super().differentiable(features)
+        batch = self._tokenizer.pad(
+            {"input_ids": [one.tolist() for one in features]}, return_tensors="pt"
+        )
+        return self._of_tokens(batch)
+
+    def save(self, folder: Path) -> None:
+        """Write both towers, and what makes this one's inputs; see `TunableEncoder`."""
+        with quietly():
+            self._model.save_pretrained(folder)
+        self._part.save_pretrained(folder)
+
     def _forward(self, pixels: Any) -> Any:
         return _projected(self._model.get_image_features(pixel_values=pixels))
 
     def _forward_texts(self, texts: list[str]) -> Any:
+        return self._of_tokens(self._ids(texts))
+
+    def _ids(self, texts: list[str]) -> Any:
         longest = CHARACTERS_PER_TOKEN * self._tokens
-        tokens = self._tokenizer(
+        return self._tokenizer(
             [text[:longest] for text in texts],
             padding=self._padding,
             truncation=True,
             max_length=self._tokens,
             return_tensors="pt",
         )
+
+    def _of_tokens(self, tokens: Any) -> Any:
         arguments = {"input_ids": tokens["input_ids"].to(self._device)}  # [b, tokens]
         if self._padding == "longest":
             arguments["attention_mask"] = tokens["attention_mask"].to(self._device)

@@ -77,6 +77,17 @@ class ImageEncoder:
         """Encodes n images that went through ``prepare``; see `PreparingEncoder`."""
         return encode_in_batches(prepared, self._vectors, dim=self.dim, batch_size=batch_size)
 
+    def features(self, inputs: Sequence[Image.Image]) -> list[NDArray[np.float32]]:
+        """Pixels of n images; see `TunableEncoder`."""
+        return [self.prepare(image) for image in checked_images(inputs, batch_size=1)]
+
+    def differentiable(self, features: Sequence[NDArray[np.float32]]) -> Any:
+        """``[n, dim]`` with gradients, of n prepared images; see `TunableEncoder`."""
+        import torch
+
+        pixels = torch.from_numpy(np.stack(features))  # [n, 3, height, width]
+        return self._forward(pixels.to(self._device, self._dtype))
+
     def _forward(self, pixels: Any) -> Any:
         """``[b, dim]`` tensor of a ``[b, 3, height, width]`` pixels, in inference mode."""
         raise NotImplementedError
@@ -84,10 +95,8 @@ class ImageEncoder:
     def _vectors(self, prepared: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         import torch
 
-        pixels = torch.from_numpy(np.stack(prepared))  # [b, 3, height, width]
         with torch.inference_mode():
-            found = self._forward(pixels.to(self._device, self._dtype))
-        return self._rows(found)
+            return self._rows(self.differentiable(prepared))
 
     def _rows(self, found: Any) -> NDArray[np.float32]:
         vectors: NDArray[np.float32] = found.float().cpu().numpy()  # [b, dim]

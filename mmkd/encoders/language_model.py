@@ -7,6 +7,7 @@ encoder-decoder model (T5), through transformers.
 
 import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,8 +21,17 @@ from mmkd.encoders.loading import (
     load_model,
     load_part,
     position_limit,
+    quietly,
 )
-from mmkd.encoders.tokens import POOLINGS, TokenBatch, encode_batches, pool, token_batches, tokenise
+from mmkd.encoders.tokens import (
+    POOLINGS,
+    TokenBatch,
+    encode_batches,
+    padded,
+    pool,
+    token_batches,
+    tokenise,
+)
 from mmkd.errors import EncoderError, refuse
 
 TEMPLATE_FIELD = "{text}"
@@ -160,15 +170,7 @@ class LanguageModelEncoder:
     def encode(self, inputs: Sequence[str], *, batch_size: int = 64) -> NDArray[np.float32]:
         """Encodes n texts into ``[n, dim]`` float32; see `Encoder`."""
         texts = checked_texts(inputs, batch_size=batch_size)
-        tokens, cut = tokenise(
-            texts,
-            self._tokenizer,
-            max_length_tokens=self._max_length_tokens,
-            append=self._append,
-            before=self._before,
-            after=self._after,
-        )
-        self.texts_cut += cut
+        tokens = self._tokens(texts)
         batches = token_batches(
             tokens,
             batch_size=batch_size,
@@ -178,6 +180,38 @@ class LanguageModelEncoder:
         )
         vectors = encode_batches(batches, self._vectors, count=len(texts), dim=self.dim)
         return unit_rows(vectors) if self._normalize else vectors
+
+    @property
+    def model(self) -> Any:
+        """See `TunableEncoder`."""
+        return self._model
+
+    def features(self, inputs: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Token ids of n texts, prompt among them; see `TunableEncoder`."""
+        return self._tokens(checked_texts(inputs, batch_size=1))
+
+    def differentiable(self, features: Sequence[NDArray[np.int32]]) -> Any:
+        """``[n, dim]`` with gradients; see `TunableEncoder`."""
+        rows = range(len(features))
+        return self._vectors(padded(features, rows, pad=self._pad, padding_side=self._padding_side))
+
+    def save(self, folder: Path) -> None:
+        """Write model and tokenizer as transformers does; see `TunableEncoder`."""
+        with quietly():
+            self._model.save_pretrained(folder)
+        self._tokenizer.save_pretrained(folder)
+
+    def _tokens(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        tokens, cut = tokenise(
+            texts,
+            self._tokenizer,
+            max_length_tokens=self._max_length_tokens,
+            append=self._append,
+            before=self._before,
+            after=self._after,
+        )
+        self.texts_cut += cut
+        return tokens
 
     @property
     def _pad(self) -> int:

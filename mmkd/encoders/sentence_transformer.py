@@ -5,6 +5,7 @@ Gurevych, *Sentence-BERT*, EMNLP 2019, arXiv:1908.10084, through the library of 
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from mmkd.encoders.base import checked_images, checked_texts, unit_rows
 from mmkd.encoders.images import check_resized, processor_side
 from mmkd.encoders.loading import check_length, loading, position_limit, quietly, resolve_model
-from mmkd.encoders.tokens import TokenBatch, encode_batches, token_batches, tokenise
+from mmkd.encoders.tokens import TokenBatch, encode_batches, padded, token_batches, tokenise
 from mmkd.errors import EncoderError, refuse
 
 if TYPE_CHECKING:
@@ -122,6 +123,35 @@ class SentenceTransformerEncoder:
         else:
             vectors = self._by_the_library(items, batch_size)
         return unit_rows(vectors) if self._normalize else vectors
+
+    @property
+    def model(self) -> Any:
+        """See `TunableEncoder`."""
+        return self._model
+
+    def features(self, inputs: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Token ids of n texts; see `TunableEncoder`.
+
+        Raises:
+            EncoderError: The model takes texts in another form than token ids, or pictures.
+        """
+        if self._features is None:
+            raise EncoderError(
+                "this sentence-transformers model makes its inputs in a way of its own, so it "
+                "cannot be tuned here; use kind language_model, clip or vision for its model"
+            )
+        return self._tokens(checked_texts(inputs, batch_size=1))
+
+    def differentiable(self, features: Sequence[NDArray[np.int32]]) -> Any:
+        """``[n, dim]`` with gradients; see `TunableEncoder`."""
+        return self._vectors(padded(features, range(len(features)), **self._padding()))
+
+    def save(self, folder: Path) -> None:
+        """Write the model as sentence-transformers does; see `TunableEncoder`."""
+        with quietly():
+            self._model.save_pretrained(
+                str(folder), create_model_card=False, safe_serialization=True
+            )
 
     def _vectors(self, batch: TokenBatch) -> Any:
         """``[n, dim]`` vectors of a batch, on the model's device."""

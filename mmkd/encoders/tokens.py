@@ -123,8 +123,6 @@ def token_batches(
     Raises:
         EncoderError: ``batch_tokens`` is not positive.
     """
-    import torch
-
     if batch_tokens is not None and batch_tokens < 1:
         raise EncoderError(f"batch_tokens {batch_tokens} is not positive; use 1 or more, or none")
     lengths = [len(one) for one in tokens]
@@ -137,13 +135,28 @@ def token_batches(
             count = min(count, max(1, batch_tokens // max(1, longest)))
         rows = order[start : start + count]
         start += count
-        ids = np.full((len(rows), longest), pad, np.int64)
-        mask = np.zeros((len(rows), longest), np.int64)
-        for place, row in enumerate(rows):
-            first = 0 if padding_side == "right" else longest - lengths[row]
-            own = slice(first, first + lengths[row])
-            ids[place, own], mask[place, own] = tokens[row], 1
-        yield TokenBatch(torch.tensor(rows), torch.from_numpy(ids), torch.from_numpy(mask))
+        yield padded(tokens, rows, pad=pad, padding_side=padding_side)
+
+
+def padded(
+    tokens: Sequence[NDArray[np.int32]],
+    rows: Sequence[int],
+    *,
+    pad: int = 0,
+    padding_side: Literal["left", "right"] = "right",
+) -> TokenBatch:
+    """Some texts as one batch, in the order of ``rows``; arguments as for `token_batches`."""
+    import torch
+
+    longest = max(len(tokens[row]) for row in rows)
+    ids = np.full((len(rows), longest), pad, np.int64)
+    mask = np.zeros((len(rows), longest), np.int64)
+    for place, row in enumerate(rows):
+        length = len(tokens[row])
+        first = 0 if padding_side == "right" else longest - length
+        own = slice(first, first + length)
+        ids[place, own], mask[place, own] = tokens[row], 1
+    return TokenBatch(torch.tensor(rows), torch.from_numpy(ids), torch.from_numpy(mask))
 
 
 def pool(states: "torch.Tensor", mask: "torch.Tensor", pooling: str) -> "torch.Tensor":

@@ -6,10 +6,11 @@ and SigLIP, through ``AutoModel`` and ``AutoImageProcessor``.
 """
 
 import inspect
+from pathlib import Path
 from typing import Any, ClassVar
 
 from mmkd.encoders.images import ImageEncoder, ImageProcessor
-from mmkd.encoders.loading import check_weights, load_model, load_part
+from mmkd.encoders.loading import check_weights, load_model, load_part, quietly
 from mmkd.errors import EncoderError, refuse
 
 _POOLINGS = (None, "cls", "mean", "max")
@@ -85,7 +86,7 @@ class VisionEncoder(ImageEncoder):
         }
         refuse(self.check(pooling=pooling, **changes))
         source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        processor = load_part(AutoImageProcessor, model, **source)
+        self._processor = processor = load_part(AutoImageProcessor, model, **source)
         loaded, missing = load_model(model, dtype=dtype, device=device, **source)
         # of a model with two towers, the image's
         self._model = getattr(loaded, "vision_model", loaded)
@@ -102,6 +103,17 @@ class VisionEncoder(ImageEncoder):
             dtype=self._model.dtype,
             normalize=normalize,
         )
+
+    @property
+    def model(self) -> Any:
+        """See `TunableEncoder`."""
+        return self._model
+
+    def save(self, folder: Path) -> None:
+        """Write backbone and image processor as transformers does; see `TunableEncoder`."""
+        with quietly():
+            self._model.save_pretrained(folder)
+        self._processor.save_pretrained(folder)
 
     def _forward(self, pixels: Any) -> Any:
         output = self._model(pixel_values=pixels, **self._arguments)

@@ -9,7 +9,7 @@ processor's cache; each one's gradient is formed right after its value, so that 
 the backward pass.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -115,13 +115,20 @@ class CorrelationLoss(nn.Module):
 
     @classmethod
     def of(
-        cls, distiller: CorrelationDistiller, *, width: int, **options: Any
+        cls,
+        distiller: CorrelationDistiller,
+        *,
+        width: int,
+        by_modality: Mapping[str, Mapping[str, Any]] | None = None,
+        **options: Any,
     ) -> "dict[str, CorrelationLoss]":
         """A loss for each modality of a fitted distiller, as ``Objective`` takes them.
 
         Args:
             distiller: Fitted.
             width: D of the student's tables.
+            by_modality: Options of some modalities alone, over those of all: such as the holistic
+                loss of one teacher and the dissected one of another.
             options: As for the constructor, the same for all.
 
         Raises:
@@ -130,8 +137,11 @@ class CorrelationLoss(nn.Module):
         if not distiller.reduced:
             raise ValueError("the distiller has no teacher; call fit first")
         codes, similarity = distiller.codes, distiller.similarity
+        own = by_modality or {}
         return {
-            name: cls(width=width, codes=codes, similarity=similarity, **options)
+            name: cls(
+                width=width, codes=codes, similarity=similarity, **{**options, **own.get(name, {})}
+            )
             for name in distiller.reduced
         }
 

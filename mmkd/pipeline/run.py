@@ -21,13 +21,14 @@ from mmkd.config.plan import Plan, plan
 from mmkd.config.recipe import Overrides, Recipe, read_recipe
 from mmkd.data.dataset import Dataset
 from mmkd.data.items import ItemTable
-from mmkd.encoders import Encoder, EncoderCard
+from mmkd.encoders import Encoder, EncoderCard, load_card
 from mmkd.errors import DataError, RecipeError, RunError, did_you_mean
 from mmkd.evaluation.significance import holm
 from mmkd.pipeline.add_items import add_items
 from mmkd.pipeline.embed import encoder_vectors
 from mmkd.pipeline.evaluate import compare_runs, evaluate
 from mmkd.pipeline.train import train as train_run
+from mmkd.pipeline.tune import tune as tune_encoder
 from mmkd.runs.folder import RunFolder, find_run
 from mmkd.runs.recommend import recommend, similar, student_vectors
 from mmkd.student import Ensemble
@@ -386,6 +387,48 @@ def train(
     train_run(planned, folder=path, **options)
     own = {name: card for name, card in planned.cards.items() if card.holds_object}
     return Run(path, encoders=own)
+
+
+def tune(
+    data: Dataset,
+    card: EncoderCard | Path | str,
+    *,
+    name: str,
+    folder: Path | str = "encoders",
+    arguments: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> EncoderCard:
+    """Tune an encoder on a log: a new card, with weights of its own.
+
+    >>> import mmkd
+    >>> mmkd.tune(mmkd.Dataset.load(items="items.csv", events="events.csv"), "minilm",
+    ...     name="shop-minilm", arguments={"epochs": 2})  # doctest: +SKIP
+
+    Args:
+        data: Its training events are learned from, its validation cases choose the best epoch.
+        card: What to tune, a card or its name or path.
+        name: Of the new card.
+        folder: Where cards are kept; the new one is in ``folder/name``.
+        arguments: Those of `TuningArguments` that differ from the defaults.
+        seed: Of pairs and dropout.
+        **options: ``resume``, ``overwrite``, ``progress``, ``announce`` of `mmkd.pipeline.tune`.
+
+    Returns:
+        The new card.
+
+    Raises:
+        MmkdError: As for `mmkd.pipeline.tune.tune`.
+    """
+    parent = card if isinstance(card, EncoderCard) else load_card(str(card))
+    planned = joined(
+        data,
+        "fused",
+        encoders={parent.modality: parent},
+        overrides={"seed": seed, f"tune.{parent.modality}": dict(arguments or {})},
+        folder=None,
+    )
+    return tune_encoder(planned, encoder=parent.modality, name=name, folder=Path(folder), **options)
 
 
 def _planned(

@@ -19,6 +19,7 @@ from mmkd.evaluation import choose_offset, choose_weights
 from mmkd.pipeline.baselines import evaluate_baselines, in_passing
 from mmkd.pipeline.embed import EmbedProgress, check_encoders, embed
 from mmkd.pipeline.opening import OpenRun, check_same, opened
+from mmkd.pipeline.tune import tune_first
 from mmkd.runs.folder import RunFolder
 from mmkd.runs.placement import Placement
 from mmkd.student import Ensemble
@@ -39,6 +40,8 @@ def train(
 ) -> dict[str, Any]:
     """The main job: to a run folder with a trained recommender, tested unless the recipe says no.
 
+    The encoders of the recipe's ``tune`` section are tuned first, into ``encoders/``.
+
     Args:
         planned: What to run; a recipe is planned first.
         folder: The run's folder; made.
@@ -58,6 +61,7 @@ def train(
         TrainingInterrupted: After SIGINT or SIGTERM, once a checkpoint is written.
     """
     planned = planned if isinstance(planned, Plan) else plan(planned)
+    planned = tune_first(planned, progress=progress, announce=announce)
     recipe, began = planned.recipe, time.monotonic()
     if resume and not overwrite and (done := RunFolder(folder)).finished:
         check_same(done, recipe)

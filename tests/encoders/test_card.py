@@ -59,6 +59,7 @@ LABEL_CHANGES = {
     "license": "MIT",
     "size_mb": 1.5,
     "notes": "new",
+    "tuned": {"parent": "a", "parent_fingerprint": "b", "events": "c", "split": "d", "seed": 1},
 }
 
 

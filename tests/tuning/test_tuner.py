@@ -1,0 +1,226 @@
+"""The loop: cached gradients, resuming, processes that share a batch, adapters, each family.
+
+All models are tiny and random.
+"""
+
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from encoders.image_models import save_vision_models
+from encoders.language_models import save
+from numpy.typing import NDArray
+from PIL import Image
+
+from mmkd.encoders import EncoderCard
+from mmkd.errors import TrainingError, TrainingInterrupted
+from mmkd.tuning import TrainingPairs, Tuner, TuningArguments
+from mmkd.tuning.adapters import merge_adapter, prepare
+from mmkd.tuning.contents import Contents
+from mmkd.tuning.tuner import TuningReport, VectorsOf
+
+WORDS = "red blue green pot cup tray jug pan small large old new".split()
+ITEMS = 24
+TEXTS = [
+    "",
+    *(f"{WORDS[n % 3]} {WORDS[3 + n % 5]} {' '.join(WORDS[8:][: n % 5])}" for n in range(ITEMS)),
+]
+ROWS = np.array([(1 + n % ITEMS, 1 + (n * 5 + 3) % ITEMS) for n in range(48)])
+PAIRS = TrainingPairs(ROWS, np.full(len(ROWS), 1 / len(ROWS)))
+ARGUMENTS = TuningArguments(
+    epochs=2, pairs=32, batch_size=8, lr=1e-3, threads=1, cpu=True, checkpoint_every_s=0
+)
+
+
+def _validate(vectors_of: VectorsOf) -> dict[str, float]:
+    """A figure that depends on the weights, and grows."""
+    vectors = vectors_of(np.arange(1, ITEMS + 1))
+    _validate.calls += 1  # type: ignore[attr-defined]
+    return {"NDCG@10": _validate.calls + float(vectors.abs().mean()) * 1e-3}  # type: ignore[attr-defined]
+
+
+_validate.calls = 0  # type: ignore[attr-defined]
+
+
+def _text(folder: Path, family: str = "llama", **fields: Any) -> Any:
+    if not folder.is_dir():
+        save(family, folder)
+    settings = {"pooling": "last", "max_length_tokens": 16, **fields}
+    return EncoderCard(
+        name="x", modality="text", kind="language_model", model=str(folder), **settings
+    ).build()
+
+
+def _fit(
+    encoder: Any, folder: Path, arguments: TuningArguments, **options: Any
+) -> tuple[TuningReport, NDArray[np.float32]]:
+    contents = Contents(encoder, TEXTS)
+    report = Tuner(arguments).fit(
+        encoder, contents, PAIRS, validate=_validate, folder=folder, **options
+    )
+    return report, encoder.encode(TEXTS[1:])
+
+
+def test_cached_gradients_are_the_plain_ones(tmp_path: Path) -> None:
+    found = []
+    for micro in (None, 3):
+        arguments = replace(ARGUMENTS, micro_batch=micro, keep=0.5)
+        encoder = _text(tmp_path / "llama")
+        parent = np.concatenate([np.zeros((1, encoder.dim)), encoder.encode(TEXTS[1:])])
+        before = parent[1:].copy()
+        report, vectors = _fit(
+            encoder, tmp_path / str(micro), arguments, parent=parent.astype(np.float32)
+        )
+        assert np.abs(vectors - before).max() > 1e-2
+        found.append((vectors, [one["losses"]["total"] for one in report.history]))
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=2e-4)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-4)
+
+
+def test_cached_gradients_draw_dropout_once(tmp_path: Path) -> None:
+    """Both passes drop out the same units, or the loss would not fall along its gradient."""
+    save("bert", tmp_path / "bert", hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.0)
+    encoder = _text(tmp_path / "bert", "bert", pooling="mean")
+    encoder.model.train()
+    contents = Contents(encoder, TEXTS)
+    seen: list[torch.Tensor] = []
+    plain = encoder.differentiable
+    encoder.differentiable = lambda features: seen.append(plain(features)) or seen[-1]
+    arguments = replace(ARGUMENTS, epochs=1, pairs=8, micro_batch=4)
+    Tuner(arguments).fit(encoder, contents, PAIRS, validate=_validate, folder=tmp_path / "fit")
+    # without gradients first, then with them, part by part
+    first = [one for one in seen if not one.requires_grad]
+    second = [one for one in seen if one.requires_grad]
+    assert len(second) > 1
+    for one, other in zip(first, second, strict=False):
+        torch.testing.assert_close(one, other.detach())
+
+
+@pytest.mark.parametrize("stop_at", [3, 6])
+def test_a_stopped_tuning_resumes_to_the_same_bits(tmp_path: Path, stop_at: int) -> None:
+    save("bert", tmp_path / "bert")  # with dropout
+    options = {"pooling": "mean"}
+    _, whole = _fit(_text(tmp_path / "bert", "bert", **options), tmp_path / "whole", ARGUMENTS)
+
+    encoder = _text(tmp_path / "bert", "bert", **options)
+    plain, calls = encoder.differentiable, 0
+
+    def interrupting(features: Any) -> Any:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        if calls == stop_at:
+            calls += 1
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(features)
+
+    encoder.differentiable = interrupting
+    with pytest.raises(TrainingInterrupted, match=f"epoch {1 if stop_at < 5 else 2}"):
+        _fit(encoder, tmp_path / "stopped", ARGUMENTS)
+    again = _text(tmp_path / "bert", "bert", **options)
+    report, resumed = _fit(again, tmp_path / "stopped", ARGUMENTS, resume=True)
+    assert len(report.history) == 2
+    assert resumed.tobytes() == whole.tobytes()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    save("llama", tmp_path / "llama")  # no dropout, which would differ by process
+    arguments = replace(ARGUMENTS, epochs=1, pairs=16, keep=0.3, micro_batch=3)
+    alone = _shared_fit(tmp_path, "alone", arguments)
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_worker, args=(rank, tmp_path, arguments)) for rank in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    for rank in (0, 1):
+        found = np.load(tmp_path / f"{rank}.npz")
+        np.testing.assert_allclose(found["vectors"], alone[1], atol=2e-4)
+        np.testing.assert_allclose(found["losses"], alone[0], rtol=1e-4)
+
+
+def _shared_fit(
+    folder: Path, name: str, arguments: TuningArguments
+) -> tuple[list[float], NDArray[np.float32]]:
+    encoder = _text(folder / "llama")
+    parent = np.concatenate([np.zeros((1, encoder.dim)), encoder.encode(TEXTS[1:])])
+    report, vectors = _fit(encoder, folder / name, arguments, parent=parent.astype(np.float32))
+    return [one["losses"]["total"] for one in report.history], vectors
+
+
+def _worker(rank: int, folder: Path, arguments: TuningArguments) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(29500 + os.getppid() % 1000),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    losses, vectors = _shared_fit(folder, "shared", arguments)
+    np.savez(folder / f"{rank}.npz", losses=losses, vectors=vectors)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_adapters_learn_alone_and_merge(tmp_path: Path, checkpointing: bool) -> None:
+    encoder = _text(tmp_path / "llama")
+    before = encoder.encode(TEXTS[1:])
+    arguments = replace(
+        ARGUMENTS, lora_rank=2, lr=1e-2, gradient_checkpointing=checkpointing, epochs=1
+    )
+    adapted = prepare(encoder.model, arguments, seed=0)
+    learned = {n for n, p in encoder.model.named_parameters() if p.requires_grad}
+    assert learned and all("lora_" in name for name in learned)
+    _, vectors = _fit(encoder, tmp_path / "fit", arguments)
+    assert np.abs(vectors - before).max() > 1e-3
+    merge_adapter(adapted)
+    assert not any("lora_" in name for name, _ in encoder.model.named_parameters())
+    np.testing.assert_allclose(encoder.encode(TEXTS[1:]), vectors, atol=1e-4)
+
+
+def test_pictures_learn_and_come_back_from_disk(tmp_path: Path) -> None:
+    folders = save_vision_models(tmp_path / "models")
+    files: list[Any] = [None]
+    rng = np.random.default_rng(0)
+    for n in range(ITEMS):
+        files.append(tmp_path / f"{n}.png")
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(files[-1])
+    texts: list[Any] = TEXTS
+    for name, fields, sources in (
+        ("vit", {"modality": "image", "kind": "vision", "pooling": "mean"}, files),
+        ("resnet", {"modality": "image", "kind": "vision"}, files),
+        ("clip", {"modality": "image", "kind": "clip"}, files),
+        ("clip", {"modality": "text", "kind": "clip"}, texts),
+    ):
+        card = EncoderCard(name="x", model=str(folders[name]), **fields)
+        encoder: Any = card.build()
+        inputs = sources[1:] if fields["modality"] == "text" else [*map(Image.open, files[1:])]
+        before = encoder.encode(inputs)
+        Tuner(replace(ARGUMENTS, epochs=1, pairs=16)).fit(
+            encoder,
+            Contents(encoder, sources, workers=0),
+            PAIRS,
+            validate=_validate,
+            folder=tmp_path / f"{name}-{fields['modality']}",
+        )
+        after = encoder.encode(inputs)
+        assert np.abs(after - before).max() > 1e-3
+        encoder.save(tmp_path / "saved" / name)
+        again = card.model_copy(update={"model": str(tmp_path / "saved" / name)}).build()
+        np.testing.assert_allclose(again.encode(inputs), after, atol=1e-5)
+
+
+def test_a_loss_that_is_no_number_ends_it(tmp_path: Path) -> None:
+    encoder = _text(tmp_path / "llama")
+    with torch.no_grad():
+        next(encoder.model.parameters()).fill_(torch.nan)
+    with pytest.raises(TrainingError, match="epoch 1, step 1: the loss is nan"):
+        _fit(encoder, tmp_path / "fit", ARGUMENTS)
