@@ -140,7 +140,7 @@ class Recipe(Section):
     _notices: tuple[str, ...] = PrivateAttr(default=())
     _notes: tuple[str, ...] = PrivateAttr(default=())
 
-    @field_validator("encoders", mode="before")
+    @field_validator("encoders", "tune", mode="before")
     @classmethod
     def _without_null(cls, value: object) -> object:
         if not isinstance(value, Mapping):

@@ -219,3 +219,8 @@ def test_the_record_tells_how_it_went(synthetic: list[str], parent: Path, tmp_pa
     assert record["finished"] and record["parent"] == "tiny" and record["seed"] == 0
     assert record["before"].keys() == record["history"][0]["valid"].keys()
     assert record["pairs"] == 64 and record["pairs_known"] > 64
+
+
+def test_nothing_to_tune_is_written_as_null(synthetic: list[str], parent: Path) -> None:
+    assert _planned(synthetic, parent, "tune=null").recipe.tune == {}
+    assert _planned(synthetic, parent, "tune.text=null").recipe.tune == {}
