@@ -452,7 +452,7 @@ def _card_paths(folder: Path | None) -> dict[str, Path]:
 
     A card is a file ``NAME.yaml``, or a folder ``NAME`` with its weights beside it.
     """
-    found = {}
+    found: dict[str, Path] = {}
     for place in reversed(yaml_folders("encoders", folder)):
         found |= {path.parent.name: path for path in place.glob(f"*/{CARD_FILE}")}
         found |= {path.stem: path for path in place.glob("*.yaml")}

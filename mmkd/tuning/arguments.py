@@ -71,7 +71,7 @@ class TuningArguments:
     gradient_clip: float | None = 1.0
     keep: float = 0.0
     lora_rank: int | None = None
-    lora_alpha: float | None = None
+    lora_alpha: int | None = None
     lora_dropout: float = 0.0
     gradient_checkpointing: bool = False
     precision: Precision = "no"
@@ -91,11 +91,11 @@ class TuningArguments:
         def given(*names: str) -> dict[str, Any]:
             return {name: options[name] for name in names if options.get(name) is not None}
 
-        counts = ("epochs", "pairs", "window", "micro_batch", "lora_rank", "validation_pairs")
-        problems = whole(1, **given(*counts, "threads"))
+        counts = ("epochs", "pairs", "window", "micro_batch", "validation_pairs")
+        problems = whole(1, **given(*counts, "lora_rank", "lora_alpha", "threads"))
         problems += whole(2, "a pair needs another one's items as negatives", **given("batch_size"))
         problems += positive("such as 0.05", **given("temperature"))
-        problems += positive(**given("lr", "gradient_clip", "lora_alpha"))
+        problems += positive(**given("lr", "gradient_clip"))
         problems += at_least(
             0, **given("popularity_power", "weight_decay", "keep", "checkpoint_every_s")
         )
