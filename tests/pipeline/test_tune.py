@@ -95,14 +95,20 @@ def test_weights_are_part_of_the_fingerprint(
     assert found[0] != found[1]
 
 
+@pytest.mark.parametrize("bits", [None, 4])
 def test_adapters_alone_are_kept_for_a_language_model(
-    synthetic: list[str], parent: Path, tmp_path: Path
+    synthetic: list[str], parent: Path, tmp_path: Path, bits: int | None
 ) -> None:
+    if bits:
+        content = yaml.safe_load(parent.read_text("utf-8"))
+        content |= {"model": str(parent.parent / "llama"), "options": {"quantize_bits": bits}}
+        parent = tmp_path / "bits.yaml"
+        parent.write_text(yaml.safe_dump(content))
     planned = _planned(synthetic, parent, "tune.text.lora_rank=2", "tune.text.epochs=1")
     card = tune(planned, name="low", folder=tmp_path)
     assert not (tmp_path / "low" / "model").exists()
     assert (tmp_path / "low" / "adapter" / "adapter_model.safetensors").is_file()
-    assert card.model == str(parent.parent / "llama")
+    assert card.model == load_card(str(parent)).model
     texts = ["a red pot", "a blue cup"]
     assert np.abs(card.build().encode(texts) - load_card(str(parent)).build().encode(texts)).max()
 
