@@ -41,7 +41,7 @@ _WEIGHTS, _ADAPTER = "model", "adapter"
 _LOCK = "writer.lock"
 _OWN = (RECORD, CARD_FILE, _WEIGHTS, _ADAPTER, "checkpoints")
 # arguments that a resumed tuning may be given anew
-_MAY_CHANGE = ("checkpoint_every_s", "threads", "cpu")
+_MAY_CHANGE = ("checkpoint_every_s", "cpu", "epochs", "threads")
 _COPIES = 4  # of the weights while they learn: themselves, gradients, two moments of AdamW
 
 
@@ -141,7 +141,7 @@ def tune(
             write_json(
                 path / RECORD,
                 {
-                    **marker,
+                    **record,
                     "finished": True,
                     "before": before,
                     **asdict(report),
@@ -235,7 +235,6 @@ def _marker(
     card: EncoderCard, arguments: TuningArguments, data: Dataset, *, seed: int
 ) -> dict[str, Any]:
     """What a resumed tuning must have in common with the one that began."""
-    kept = {key: value for key, value in asdict(arguments).items() if key not in _MAY_CHANGE}
     digests = data.digests()
     return {
         "parent": card.name,
@@ -243,7 +242,7 @@ def _marker(
         "events": digests["events"],
         "split": digests["split"],
         "seed": seed,
-        "arguments": kept,
+        "arguments": asdict(arguments),
     }
 
 
@@ -257,7 +256,7 @@ def _open(path: Path, marker: Mapping[str, Any], *, resume: bool, overwrite: boo
         )
     if (path / RECORD).is_file() and not overwrite:
         known = read_json(path / RECORD)
-        changed = [key for key, value in marker.items() if known.get(key) != value]
+        changed = _differing(known, marker)
         if changed:
             raise RunError(
                 f"{path}: was tuned with another {', '.join(changed)}; tune with the same, give "
@@ -281,6 +280,13 @@ def _open(path: Path, marker: Mapping[str, Any], *, resume: bool, overwrite: boo
         else:
             found.unlink(missing_ok=True)
     write_json(path / RECORD, {**marker, "finished": False})
+
+
+def _differing(known: Mapping[str, Any], marker: Mapping[str, Any]) -> list[str]:
+    """What keeps a tuning from being taken up, by name."""
+    then, now = known.get("arguments", {}), marker["arguments"]
+    found = [key for key in marker if key != "arguments" and known.get(key) != marker[key]]
+    return found + [key for key in now if key not in _MAY_CHANGE and then.get(key) != now[key]]
 
 
 def _write(

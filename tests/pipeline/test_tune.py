@@ -1,6 +1,7 @@
 """Tuning on a catalogue: a card with weights of its own, which another split refuses."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,13 @@ def test_a_stopped_tuning_is_resumed_and_others_are_refused(
     monkeypatch.setattr(_Fit, "_optimizer_step", plain)
     with pytest.raises(RunError, match="holds an unfinished tuning; give --resume"):
         tune(planned, name="mine", folder=tmp_path)
-    with pytest.raises(RunError, match="was tuned with another arguments"):
+    with pytest.raises(RunError, match="was tuned with another lr"):
         tune(_planned(synthetic, parent, "tune.text.lr=1"), name="mine", folder=tmp_path)
+    ended = tmp_path / "ended"
+    shutil.copytree(tmp_path, ended)
+    tune(_planned(synthetic, parent, "tune.text.epochs=1"), name="mine", folder=ended, resume=True)
+    record = read_json(ended / "mine" / "tuning.json")  # of what was asked at first, and done
+    assert record["arguments"]["epochs"] == 2 and len(record["history"]) == 1
     resumed = tune(planned, name="mine", folder=tmp_path, resume=True)
     whole = tune(planned, name="whole", folder=tmp_path)
     weights = [tmp_path / name / "model" / "model.safetensors" for name in ("mine", "whole")]
