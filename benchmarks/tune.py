@@ -158,8 +158,8 @@ def _theirs(
     from sentence_transformers import (
         SentenceTransformerTrainer,
         SentenceTransformerTrainingArguments,
-        losses,
     )
+    from sentence_transformers.sentence_transformer import losses
     from transformers import TrainerCallback
 
     class Timed(TrainerCallback):
@@ -174,13 +174,16 @@ def _theirs(
     dataset = Dataset.from_dict(
         {"anchor": [texts[a] for a, _ in rows], "positive": [texts[b] for _, b in rows]}
     )
+    both: dict[str, Any] = {
+        "scale": 20.0,
+        "directions": ("query_to_doc", "doc_to_query"),
+        "partition_mode": "per_direction",
+    }
     if micro is None:
-        loss: Any = losses.MultipleNegativesSymmetricRankingLoss(model, scale=20.0)
+        loss: Any = losses.MultipleNegativesRankingLoss(model, **both)
     else:
         # it counts sentences of one side, ours items of both
-        loss = losses.CachedMultipleNegativesSymmetricRankingLoss(
-            model, scale=20.0, mini_batch_size=micro
-        )
+        loss = losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=micro, **both)
     with tempfile.TemporaryDirectory() as folder:
         arguments = SentenceTransformerTrainingArguments(
             output_dir=folder,
