@@ -321,7 +321,7 @@ def _cards(
 def _tuning(checks: Checks, training: Options) -> dict[str, Options]:
     """Options of tuning, by modality; every modality has some."""
     recipe = checks.recipe
-    shared = {name: training[name] for name in ("threads", "cpu") if name in training}
+    shared: Options = {name: training[name] for name in ("threads", "cpu") if name in training}
     found = {name: dict(shared) for name in recipe.encoders}
     for name, options in recipe.tune.items():
         if name not in found:

@@ -170,7 +170,8 @@ def _neighbours(
     itself = places == np.arange(len(rows))[:, None]
     # of rows alike an item may miss itself: then its last goes
     itself[~itself.any(1), -1] = True
-    return places[~itself].reshape(len(rows), near)
+    others: NDArray[np.int64] = places[~itself].reshape(len(rows), near)
+    return others
 
 
 def _hubs(lists: NDArray[np.int64], items: int) -> dict[str, float | None]:

@@ -70,7 +70,7 @@ class Retrieval:
         """
         unit = F.normalize(vectors_of(self.rows).float().cpu(), dim=-1)
         ranks, ties = [], []
-        for part in torch.arange(len(self.first)).split(_CHUNK):
+        for part in torch.arange(len(self.first)).split(_CHUNK):  # type: ignore[no-untyped-call]
             first, second = self.first[part], self.second[part]
             scores = unit[first] @ unit.T  # [p, n]
             own = scores.gather(1, second[:, None])

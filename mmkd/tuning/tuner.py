@@ -227,7 +227,7 @@ class _Fit:
         if micro is None or len(rows) <= micro:
             loss = self._loss(self._vectors(features, parts), batch, places)
             self._check_finite(loss)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         else:
             loss = self._cached_backward(features, parts, batch, places)
         shared = loss.detach().to(torch.float64).cpu()
@@ -252,12 +252,13 @@ class _Fit:
         vectors.requires_grad_()
         loss = self._loss(vectors, batch, places)
         self._check_finite(loss)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         assert vectors.grad is not None
         for part, state in zip(parts, states, strict=True):
             with state.again():
                 at = torch.from_numpy(part)
-                self._vectors(features, [part])[at].backward(vectors.grad[at])
+                again = self._vectors(features, [part])[at]
+                again.backward(vectors.grad[at])  # type: ignore[no-untyped-call]
         return loss
 
     def _vectors(self, features: Features, parts: list[NDArray[np.int64]]) -> Tensor:
@@ -292,7 +293,8 @@ class _Fit:
         found = [p.grad for p in self.learned if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in found])
         torch.distributed.all_reduce(flat)
-        for gradient, part in zip(found, flat.split([g.numel() for g in found]), strict=True):
+        parts = torch.split(flat, [g.numel() for g in found])
+        for gradient, part in zip(found, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
     def _optimizer_step(self) -> None:

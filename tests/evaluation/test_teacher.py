@@ -43,7 +43,9 @@ def _table(seed: int = 1) -> EmbeddingTable:
 
 def _unit(table: EmbeddingTable) -> NDArray[np.float64]:
     vectors = np.asarray(table.vectors, np.float64)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: NDArray[np.float64] = vectors / np.maximum(norms, 1e-12)
+    return unit
 
 
 def test_auc_is_that_of_all_fair_negatives_within_what_the_draws_leave_open() -> None:

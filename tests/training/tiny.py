@@ -75,7 +75,7 @@ def tiny_step(
     """
     torch.manual_seed(5)
     networks = [_tiny_network(distiller, dropout) for _ in correlation]
-    weights = {"holistic_weight": 0.4, "dissected_weight": 0.1}
+    weights: dict[str, Any] = {"holistic_weight": 0.4, "dissected_weight": 0.1}
     losses = CorrelationLoss.of(distiller, width=WIDTH, **weights) if distil else None
     objective = Objective(Softmax(), correlation=losses, correlation_shares=correlation)
     return TrainStep(Ensemble(networks), objective)

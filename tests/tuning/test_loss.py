@@ -18,7 +18,7 @@ def test_loss_is_the_written_out_one() -> None:
         temperature=0.3,
     )
     expected = reference_pair_loss(
-        first.tolist(), second.tolist(), *contents.tolist(), temperature=0.3
+        first.tolist(), second.tolist(), contents[0].tolist(), contents[1].tolist(), temperature=0.3
     )
     assert float(found) == pytest.approx(expected, rel=1e-5)
 

@@ -23,7 +23,7 @@ def _log(seed: int = 0, users: int = 40, items: int = 30) -> InteractionLog:
     )
 
 
-def _naive(split: SequenceSplit, present: np.ndarray, window: int) -> list[tuple[int, int]]:  # type: ignore[type-arg]
+def _naive(split: SequenceSplit, present: np.ndarray, window: int) -> list[tuple[int, int]]:
     found = []
     for user in range(split.user_count):
         history = split.sequence(user)[: split.train_end[user]].tolist()

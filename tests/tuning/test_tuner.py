@@ -91,7 +91,12 @@ def test_cached_gradients_draw_dropout_once(tmp_path: Path) -> None:
     contents = Contents(encoder, TEXTS)
     seen: list[torch.Tensor] = []
     plain = encoder.differentiable
-    encoder.differentiable = lambda features: seen.append(plain(features)) or seen[-1]
+
+    def watched(features: Any) -> torch.Tensor:
+        seen.append(plain(features))
+        return seen[-1]
+
+    encoder.differentiable = watched
     arguments = replace(ARGUMENTS, epochs=1, pairs=8, micro_batch=4)
     Tuner(arguments).fit(encoder, contents, PAIRS, validate=_validate, folder=tmp_path / "fit")
     # without gradients first, then with them, part by part
