@@ -7,12 +7,15 @@ turns errors of the operating system and of the libraries that read files into s
 
 import difflib
 import errno
+import functools
+import inspect
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 
 class MmkdError(ValueError):
@@ -244,6 +247,39 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 
 
 # ---- ranges: a part's ``check`` joins these, its constructor and a recipe's check both call it
+
+
+class Checks(Protocol):
+    """A part that knows what is wrong with its constructor's options."""
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """A line for each of these options that is out of range; those not given pass."""
+
+
+Part = TypeVar("Part", bound=Checks)
+Given = ParamSpec("Given")
+
+
+def checked(
+    init: Callable[Concatenate[Part, Given], None],
+) -> Callable[Concatenate[Part, Given], None]:
+    """Make a constructor refuse, before it starts, what its class's ``check`` tells of its options.
+
+    Args:
+        init: An ``__init__`` with flat options; it raises ValueError with a line a problem.
+    """
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def checking(part: Part, /, *args: Given.args, **kwargs: Given.kwargs) -> None:
+        given = signature.bind(part, *args, **kwargs)
+        given.apply_defaults()
+        del given.arguments["self"]
+        refuse(part.check(**given.arguments))
+        init(part, *args, **kwargs)
+
+    return checking
 
 
 def refuse(problems: Sequence[str], kind: type[ValueError] = ValueError) -> None:

@@ -14,6 +14,7 @@ from mmkd.errors import (
     RecipeError,
     at_least,
     cause,
+    checked,
     one_of,
     outside,
     positive,
@@ -120,3 +121,28 @@ def test_ranges_tell_numbers_outside_and_what_is_no_number() -> None:
     with pytest.raises(DataError):
         refuse(["one"], DataError)
     assert issubclass(MmkdError, ValueError)
+
+
+def test_a_checked_constructor_refuses_what_check_tells_before_it_starts() -> None:
+    seen: list[dict[str, object]] = []
+
+    class Part:
+        @checked
+        def __init__(self, name: str, *, layers: int = 2, rate: float = 0.5) -> None:
+            assert layers >= 1, "started"
+            self.name = name
+
+        @staticmethod
+        def check(**options: object) -> list[str]:
+            seen.append(options)
+            return at_least(1, layers=options.get("layers"))
+
+    assert Part("a").name == "a"
+    with pytest.raises(ValueError, match=r"^layers: got 0, wanted at least 1; raise it$"):
+        Part(name="b", layers=0)
+    with pytest.raises(TypeError, match="layer"):
+        Part("c", layer=1)  # type: ignore[call-arg]
+    assert seen == [
+        {"name": "a", "layers": 2, "rate": 0.5},
+        {"name": "b", "layers": 0, "rate": 0.5},
+    ]

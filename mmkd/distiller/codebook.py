@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmkd.distiller.correlation import unit_rows
 from mmkd.distiller.nearest import nearest
-from mmkd.errors import at_least, one_of, positive, refuse
+from mmkd.errors import at_least, checked, one_of, positive
 
 Assignment = Literal["soft", "hard"]
 
@@ -42,6 +42,7 @@ class CorrelationCodebook:
     centroids: Tensor  # [K, F]; unused rows (fewer distinct pairs than K) are infinite
     temperature: float | None
 
+    @checked
     def __init__(
         self,
         *,
@@ -50,7 +51,6 @@ class CorrelationCodebook:
         temperature: float | None = None,
         seed: int = 0,
     ) -> None:
-        refuse(self.check(codes=codes, assignment=assignment, temperature=temperature))
         self.codes = codes
         self.assignment = assignment
         self.temperature = temperature

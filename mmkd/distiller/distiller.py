@@ -33,7 +33,7 @@ from mmkd.distiller.reduction import (
     present_rows,
     spread_over_facets,
 )
-from mmkd.errors import at_least, one_of, positive, refuse
+from mmkd.errors import at_least, checked, one_of, positive
 
 Reduction = Literal["pca", "autoencoder"]
 _CHUNK_PAIRS = 4096  # gathered vectors of one chunk stay in the processor's cache
@@ -121,6 +121,7 @@ class CorrelationDistiller:
     reductions: dict[str, FittedReduction]
     codebooks: dict[str, CorrelationCodebook]
 
+    @checked
     def __init__(
         self,
         *,
@@ -136,20 +137,6 @@ class CorrelationDistiller:
         max_pairs: int | None = None,
         seed: int = 0,
     ) -> None:
-        refuse(
-            self.check(
-                dim=dim,
-                reduction=reduction,
-                similarity=similarity,
-                facets=facets,
-                codes=codes,
-                assignment=assignment,
-                code_temperature=code_temperature,
-                sampled_pairs=sampled_pairs,
-                max_pairs=max_pairs,
-                seed=seed,
-            )
-        )
         self.dim = dim
         self.reduction = reduction
         self.center = center

@@ -32,7 +32,7 @@ from mmkd.embeddings.stores import (
 )
 from mmkd.embeddings.table import EmbeddingTable, new_table
 from mmkd.encoders import Encoder, EncoderCard
-from mmkd.errors import CacheError, at_least, refuse
+from mmkd.errors import CacheError, at_least, checked
 
 _logger = logging.getLogger(__name__)
 # files may change while they are read, and shards may turn out damaged: look again, but not forever
@@ -95,6 +95,7 @@ class EmbeddingCache:
         ValueError: An option is out of range; a line for each.
     """
 
+    @checked
     def __init__(
         self,
         folder: Path | str | None = None,
@@ -105,7 +106,6 @@ class EmbeddingCache:
         dtype: StoredDtype = "float32",
         index: str | None = None,
     ) -> None:
-        refuse(self.check(shard_size=shard_size, dtype=dtype, index=index))
         self.folder = default_cache_folder() if folder is None else Path(folder)
         self._dtype = dtype
         self._kind = index

@@ -22,7 +22,7 @@ from mmkd.embeddings.inputs import Loaded, Work, storable
 from mmkd.embeddings.pictures import PictureLoader
 from mmkd.embeddings.shards import NOT_IN_FILE, Outcome, ShardStore, StoreContents
 from mmkd.encoders import Encoder
-from mmkd.errors import CacheError, EmbeddingInterrupted, at_least, refuse
+from mmkd.errors import CacheError, EmbeddingInterrupted, at_least, checked
 from mmkd.threads import thread_count, use_threads
 
 _POLL_S = 0.2
@@ -48,6 +48,7 @@ class EncodingSettings:
         ValueError: A number is out of range; a line for each.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -56,7 +57,6 @@ class EncodingSettings:
         batch_tokens: int | None = None,
         workers: int | None = None,
     ) -> None:
-        refuse(self.check(batch_size=batch_size, batch_tokens=batch_tokens, workers=workers))
         self.device = device
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens

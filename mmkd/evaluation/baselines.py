@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmkd.data.splits import SequenceSplit
 from mmkd.distiller import unit_rows
-from mmkd.errors import at_least, refuse
+from mmkd.errors import at_least, checked
 
 _BLOCK_PAIRS = 20_000_000  # item pairs counted before they are cut to the nearest
 _EXACT_IN_FLOAT32 = 2**22  # whole numbers up to here keep a distance that is never rounded away
@@ -135,10 +135,10 @@ class ItemKNN:
         ValueError: `neighbours` is below 1 or `shrinkage` below 0.
     """
 
+    @checked
     def __init__(
         self, split: SequenceSplit, *, neighbours: int = 100, shrinkage: float = 10.0
     ) -> None:
-        refuse(self.check(neighbours=neighbours, shrinkage=shrinkage))
         self._near = _nearest(_bought(split), neighbours, shrinkage)
         popular, levels = _popularity_levels(split)
         self._popular = torch.from_numpy(popular - 1.0).to(_exact(levels))  # [I+1] in -1..0

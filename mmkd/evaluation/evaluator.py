@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmkd.data.splits import Cases, SequenceSplit
-from mmkd.errors import EvaluationError, at_least, one_of, refuse
+from mmkd.errors import EvaluationError, at_least, checked, one_of, refuse
 from mmkd.evaluation.metrics import (
     CUTOFFS,
     TAIL_MOST,
@@ -104,6 +104,7 @@ class Evaluator:
     1.0
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -125,9 +126,6 @@ class Evaluator:
         Raises:
             ValueError: A count below 1, no cut-off, or an unknown ``exclude_seen``.
         """
-        refuse(
-            self.check(exclude_seen=exclude_seen, ks=ks, batch_size=batch_size, resamples=resamples)
-        )
         self.exclude_seen = exclude_seen
         self.ks = tuple(ks)
         self.batch_size = batch_size

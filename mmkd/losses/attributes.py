@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd.errors import at_least, refuse
+from mmkd.errors import at_least, checked
 from mmkd.losses.distributed import global_mean, weight_problems
 
 
@@ -37,11 +37,11 @@ class AttributeLoss(nn.Module):
         ValueError: An option is out of range; a line for each.
     """
 
+    @checked
     def __init__(
         self, *, width: int, count: int, labels: Tensor, members: int = 1, weight: float = 1.0
     ) -> None:
         super().__init__()
-        refuse(self.check(width=width, count=count, members=members, weight=weight))
         self.weight = weight
         self.heads = nn.ModuleList(nn.Linear(width, count) for _ in range(members))
         self.register_buffer("labels", labels, persistent=False)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd.errors import positive, refuse
+from mmkd.errors import checked, positive
 from mmkd.losses.distributed import global_mean, weight_problems
 from mmkd.losses.recommendation import autocast_together, chunk_rows
 from mmkd.student.ensemble import Inference, standardized
@@ -42,11 +42,11 @@ class CompressionLoss(nn.Module):
         ValueError: A weight is below 0 or the temperature isn't above.
     """
 
+    @checked
     def __init__(
         self, *, weight: float = 1.0, states_weight: float = 1.0, temperature: float = 1.0
     ) -> None:
         super().__init__()
-        refuse(self.check(weight=weight, states_weight=states_weight, temperature=temperature))
         weights = {"compression": weight, "compression.states": states_weight}
         self.weights = {name: weight for name, weight in weights.items() if weight}
         self.temperature = temperature

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd.errors import positive, refuse
+from mmkd.errors import checked, positive
 from mmkd.losses.distributed import gather_rows, global_mean, weight_problems
 
 
@@ -47,15 +47,11 @@ class ContrastiveLoss(nn.Module):
         ValueError: A weight is below 0 or the temperature isn't above.
     """
 
+    @checked
     def __init__(
         self, *, intra_weight: float = 0.01, cross_weight: float = 0.01, temperature: float = 1.0
     ) -> None:
         super().__init__()
-        refuse(
-            self.check(
-                intra_weight=intra_weight, cross_weight=cross_weight, temperature=temperature
-            )
-        )
         weights = {"intra": intra_weight, "cross": cross_weight}
         self.weights = {name: weight for name, weight in weights.items() if weight}
         self.temperature = temperature

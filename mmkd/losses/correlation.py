@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmkd.distiller import CorrelationDistiller, CorrelationTargets
 from mmkd.distiller.correlation import Similarity, holistic_correlation, holistic_matrix
-from mmkd.errors import at_least, one_of, positive, refuse
+from mmkd.errors import at_least, checked, one_of, positive
 from mmkd.losses.distributed import global_mean, weight_problems
 
 PairScale = Literal["frobenius", "rms"]
@@ -66,6 +66,7 @@ class CorrelationLoss(nn.Module):
         ValueError: An option is out of range; a line for each.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -80,18 +81,6 @@ class CorrelationLoss(nn.Module):
         normalize: bool = False,
     ) -> None:
         super().__init__()
-        refuse(
-            self.check(
-                width=width,
-                codes=codes,
-                similarity=similarity,
-                holistic_weight=holistic_weight,
-                dissected_weight=dissected_weight,
-                temperature=temperature,
-                pair_scale=pair_scale,
-                hidden=hidden,
-            )
-        )
         weights = {"holistic": holistic_weight, "dissected": dissected_weight}
         self.weights = {name: weight for name, weight in weights.items() if weight}
         if holistic_weight:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmkd.errors import positive, refuse
+from mmkd.errors import checked, positive
 from mmkd.losses.distributed import global_mean, weight_problems
 from mmkd.losses.recommendation import autocast_together, chunk_rows
 
@@ -37,9 +37,9 @@ class MutualLoss(nn.Module):
         ValueError: ``weight`` is below 0 or the temperature isn't above.
     """
 
+    @checked
     def __init__(self, *, weight: float = 0.001, temperature: float = 1.0) -> None:
         super().__init__()
-        refuse(self.check(weight=weight, temperature=temperature))
         self.weight = weight
         self.temperature = temperature
 

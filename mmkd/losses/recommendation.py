@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmkd.distiller import TeacherNeighbours
-from mmkd.errors import at_least, one_of, refuse, within
+from mmkd.errors import at_least, checked, one_of, within
 
 Candidates = Literal["all", "trained"]
 Sampling = Literal["uniform", "popularity"]
@@ -76,11 +76,11 @@ class Softmax(nn.Module):
         ValueError: ``trained`` without counts.
     """
 
+    @checked
     def __init__(
         self, *, candidates: Candidates = "all", train_counts: Counts | None = None
     ) -> None:
         super().__init__()
-        refuse(self.check(candidates=candidates))
         self.candidates = _Candidates(candidates, train_counts)
 
     @staticmethod
@@ -132,6 +132,7 @@ class SampledSoftmax(nn.Module):
         ValueError: An option is out of range.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -141,7 +142,6 @@ class SampledSoftmax(nn.Module):
         candidates: Candidates = "all",
     ) -> None:
         super().__init__()
-        refuse(self.check(negatives=negatives, sampling=sampling, candidates=candidates))
         self.negatives = negatives
         self.candidates = _Candidates(candidates, train_counts)
         weights = self.candidates.sampling_weights(train_counts, sampling)
@@ -188,6 +188,7 @@ class GBCE(nn.Module):
         ValueError: An option is out of range.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -198,14 +199,6 @@ class GBCE(nn.Module):
         candidates: Candidates = "all",
     ) -> None:
         super().__init__()
-        refuse(
-            self.check(
-                negatives=negatives,
-                sampling=sampling,
-                calibration=calibration,
-                candidates=candidates,
-            )
-        )
         self.negatives = negatives
         self.candidates = _Candidates(candidates, train_counts)
         weights = self.candidates.sampling_weights(train_counts, sampling)

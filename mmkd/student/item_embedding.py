@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd.errors import at_least, one_of, positive, refuse, within
+from mmkd.errors import at_least, checked, one_of, positive, within
 from mmkd.student.fusion import FUSIONS, Fusion
 from mmkd.student.layers import check_dropout, check_modality_name, dropout
 
@@ -63,6 +63,7 @@ class FusedItemEmbedding(nn.Module):
     torch.Size([1, 3, 4])
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -106,22 +107,6 @@ class FusedItemEmbedding(nn.Module):
                 modality's name that torch cannot store, or a number out of range.
         """
         super().__init__()
-        refuse(
-            self.check(
-                item_count=item_count,
-                width=width,
-                modalities=modalities,
-                present=present,
-                ids=ids,
-                adapter=adapter,
-                fusion=fusion,
-                dropout=dropout,
-                id_dropout=id_dropout,
-                id_std=id_std,
-                modality_std=modality_std,
-                gate_width=gate_width,
-            )
-        )
         self.item_count = item_count
         self.width = width
         self.ids = ids

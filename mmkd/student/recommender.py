@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmkd.errors import DataError, MmkdError, at_least, one_of, refuse
+from mmkd.errors import DataError, MmkdError, at_least, checked, one_of, refuse
 from mmkd.student.backbones import Backbone, build_backbone, reads_items
 from mmkd.student.item_embedding import FusedItemEmbedding
 
@@ -81,6 +81,7 @@ class Recommender(nn.Module):
     torch.Size([2, 4])
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -102,7 +103,6 @@ class Recommender(nn.Module):
                 argument is out of range.
         """
         super().__init__()
-        refuse(self.check(score_with=score_with, max_length=max_length))
         if isinstance(backbone, type):
             backbone = build_backbone(backbone, width=embedding.width, max_length=max_length)
         if not (isinstance(backbone, nn.Module) and hasattr(backbone, "causal")):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmkd.errors import at_least, did_you_mean, one_of, refuse
+from mmkd.errors import at_least, checked, did_you_mean, one_of
 from mmkd.student import Ensemble
 
 MODALITY_GROUP = "modality"
@@ -400,8 +400,8 @@ class Ramp(NoAsynchrony):
         ValueError: ``gamma`` is not above 1.
     """
 
+    @checked
     def __init__(self, *, gamma: float = 2.0, milestones: Sequence[int] = (5, 10)) -> None:
-        refuse(self.check(gamma=gamma))
         self.gamma = gamma
         self.milestones = tuple(milestones)
 
@@ -427,8 +427,8 @@ class Interval(NoAsynchrony):
         ValueError: ``every`` is below 1.
     """
 
+    @checked
     def __init__(self, *, every: int = 10) -> None:
-        refuse(self.check(every=every))
         self.every = every
         self._steps = 0
         self._sums: list[Tensor] = []

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmkd.errors import at_least, refuse
+from mmkd.errors import at_least, checked
 from mmkd.student.layers import check_dropout, dropout
 
 
@@ -27,6 +27,7 @@ class GRU4Rec(nn.Module):
 
     causal = True
 
+    @checked
     def __init__(
         self,
         *,
@@ -50,7 +51,6 @@ class GRU4Rec(nn.Module):
             ValueError: An argument is out of range.
         """
         super().__init__()
-        refuse(self.check(width=width, layers=layers, hidden=hidden, dropout=dropout))
         self.width = width
         hidden = 2 * width if hidden is None else hidden
         self.input_norm = nn.LayerNorm(width) if input_norm else nn.Identity()

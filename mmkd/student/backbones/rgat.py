@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd.errors import at_least, refuse
+from mmkd.errors import at_least, checked
 from mmkd.student.layers import check_dropout, dropout
 
 _RELATIONS = 4  # to itself, out, in, both ways
@@ -36,6 +36,7 @@ class RGAT(nn.Module):
 
     causal = True
 
+    @checked
     def __init__(
         self,
         *,
@@ -59,7 +60,6 @@ class RGAT(nn.Module):
             ValueError: An argument is out of range.
         """
         super().__init__()
-        refuse(self.check(width=width, layers=layers, last_n=last_n, dropout=dropout))
         self.width = width
         self.last_n = last_n
         self.input_norm = nn.LayerNorm(width) if input_norm else nn.Identity()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd.errors import at_least, one_of, refuse
+from mmkd.errors import at_least, checked, one_of
 from mmkd.student.layers import check_dropout, dropout
 
 Activation = Literal["gelu", "relu"]
@@ -30,6 +30,7 @@ class Transformer(nn.Module):
 
     causal: bool
 
+    @checked
     def __init__(
         self,
         *,
@@ -58,17 +59,6 @@ class Transformer(nn.Module):
             ValueError: `heads` does not divide `width`, or an argument is out of range.
         """
         super().__init__()
-        refuse(
-            self.check(
-                width=width,
-                max_length=max_length,
-                layers=layers,
-                heads=heads,
-                dropout=dropout,
-                feedforward=feedforward,
-                activation=activation,
-            )
-        )
         self.width = width
         self.max_length = max_length
         self.positions = nn.Parameter(torch.randn(max_length, width) * 0.02)
