@@ -22,7 +22,7 @@ from benchmarks.training_log import read_split
 from benchmarks.workload import ITEM_COUNT, MAX_LENGTH, USER_COUNT, sequences, teacher
 from mmkd import __version__
 from mmkd.data import Cases, SequenceSplit
-from mmkd.data.batches import BatchStream, TrainingWindows
+from mmkd.data.batches import BatchStream
 from mmkd.data.tasks import Batch, NextItem
 from mmkd.distiller import CorrelationDistiller
 from mmkd.losses.correlation import CorrelationLoss
@@ -121,8 +121,9 @@ def main() -> None:
     student = Recommender(embedding=embedding, backbone=backbone, score_with="id")
     step = TrainStep(Ensemble([student]), Objective(Softmax()))
     optimizer = torch.optim.AdamW(step.parameters(), lr=1e-3, weight_decay=0.0)
-    windows = TrainingWindows(split, max_length=options.length, overlap=1)
-    stream = BatchStream(windows, NextItem(), batch_size=options.batch, seed=0)
+    stream = BatchStream(
+        split, NextItem(), max_length=options.length, batch_size=options.batch, seed=0
+    )
     whole = len(stream)
     run = min(options.steps or whole, whole)
 
@@ -143,7 +144,7 @@ def main() -> None:
     reply = {
         "seconds": seconds,
         "version": __version__,
-        "sequences": len(windows),
+        "sequences": len(stream.windows),
         "targets": targets,
         "steps": whole,
         "timed_steps": run,
@@ -176,8 +177,7 @@ def _stream(chosen: list[list[int]], batch_size: int) -> BatchStream:
         test=none,
         item_count=ITEM_COUNT,
     )
-    windows = TrainingWindows(split, max_length=MAX_LENGTH, overlap=1)
-    return BatchStream(windows, NextItem(), batch_size=batch_size, seed=0)
+    return BatchStream(split, NextItem(), max_length=MAX_LENGTH, batch_size=batch_size, seed=0)
 
 
 if __name__ == "__main__":

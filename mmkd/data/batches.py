@@ -126,31 +126,46 @@ class BatchStream:
     """Yields each epoch's batches, the same on every process but for the rows it keeps.
 
     Args:
-        windows: What to draw from.
+        split: Sequences and where training ends; cut as the task wants its windows.
         task: Makes a batch of the sequences.
+        max_length: Longest sequence that the student reads, in items.
         batch_size: Sequences a global batch, over all processes.
         seed: Everything drawn is a function of (seed, epoch, step).
+        device: Where the batches are made.
         rank: This process.
         world_size: How many processes share each batch.
         accumulate: See ``TrainingWindows.epoch``.
         clean: Put the sequences themselves among the views, for losses that read their states.
         soften: Shares the targets with neighbours.
+
+    Raises:
+        DataError: No user has enough training events for a single window.
     """
 
     def __init__(
         self,
-        windows: TrainingWindows,
+        split: SequenceSplit,
         task: Task,
         *,
+        max_length: int,
         batch_size: int,
         seed: int,
+        device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
         clean: bool = False,
         soften: SoftTargets | None = None,
     ) -> None:
-        self.windows = windows
+        self.windows = TrainingWindows(
+            split,
+            # at inference a bidirectional network needs one place for the mask token, so training
+            # never uses that place either
+            max_length=max_length if task.causal else max_length - 1,
+            overlap=task.overlap,
+            step=task.window_step,
+            device=device,
+        )
         self.task = task
         self.batch_size = batch_size
         self.seed = seed
@@ -158,7 +173,7 @@ class BatchStream:
         self.world_size = world_size
         self.accumulate = accumulate
         self.clean = clean
-        self.soften = soften
+        self.soften = soften and soften.to(device)
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -189,60 +204,6 @@ class BatchStream:
             generator=seeded_generator(self.seed, epoch),
             accumulate=self.accumulate,
         )
-
-
-def batch_stream(
-    split: SequenceSplit,
-    task: Task,
-    *,
-    max_length: int,
-    batch_size: int,
-    seed: int,
-    device: torch.device | str = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-    accumulate: int = 1,
-    clean: bool = False,
-    soften: SoftTargets | None = None,
-) -> BatchStream:
-    """The batches of a split's training events, cut as the task wants its windows.
-
-    Args:
-        split: Sequences and where training ends.
-        task: See ``BatchStream``, and so are the others that are not named here.
-        max_length: Longest sequence that the student reads, in items.
-        batch_size: See ``task``.
-        seed: See ``task``.
-        device: Where the batches are made.
-        rank: See ``task``.
-        world_size: See ``task``.
-        accumulate: See ``task``.
-        clean: See ``task``.
-        soften: See ``task``.
-
-    Raises:
-        DataError: No user has enough training events for a single window.
-    """
-    windows = TrainingWindows(
-        split,
-        # at inference a bidirectional network needs one place for the mask token, so training
-        # never uses that place either
-        max_length=max_length if task.causal else max_length - 1,
-        overlap=task.overlap,
-        step=task.window_step,
-        device=device,
-    )
-    return BatchStream(
-        windows,
-        task,
-        batch_size=batch_size,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        accumulate=accumulate,
-        clean=clean,
-        soften=soften and soften.to(device),
-    )
 
 
 def seeded_generator(*parts: int) -> torch.Generator:

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from mmkd.data import SequenceSplit
-from mmkd.data.batches import BatchStream, batch_stream
+from mmkd.data.batches import BatchStream
 from mmkd.data.dataset import Dataset
 from mmkd.data.soft_targets import SoftTargets
 from mmkd.data.tasks import Task
@@ -125,7 +125,7 @@ class Trainer:
             step = TrainStep(ensemble, objective, _frozen(teacher, device)).to(device)
             retention = Retention(distiller, seed=seed)
             at_start = retention(ensemble)
-            stream = batch_stream(
+            stream = BatchStream(
                 split,
                 task,
                 max_length=min(arguments.max_length, ensemble.max_length or arguments.max_length),

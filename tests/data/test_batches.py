@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmkd.data import SequenceSplit
-from mmkd.data.batches import BatchStream, TrainingWindows, batch_stream, seeded_generator
+from mmkd.data.batches import BatchStream, TrainingWindows, seeded_generator
 from mmkd.data.splits import Cases
 from mmkd.data.tasks import TASKS, Batch, MaskedItem, NextItem
 from mmkd.errors import DataError
@@ -267,7 +267,7 @@ def test_last_only_masks_the_last_event_as_inference_does() -> None:
 def stream_of(
     task: str = "masked_item", *, seed: int = 7, rank: int = 0, world_size: int = 1
 ) -> BatchStream:
-    return batch_stream(
+    return BatchStream(
         split_of(tuple(range(2, 40))),
         TASKS[task](views=2),
         max_length=L if task == "next_item" else L + 1,
@@ -316,9 +316,9 @@ def test_the_ranks_rows_make_up_the_single_process_batch(task: str) -> None:
 
 
 def test_every_process_has_a_row_of_a_batch_that_is_too_small() -> None:
-    windows = TrainingWindows(split_of((5, 5)), max_length=8, overlap=1)
+    options: dict[str, Any] = {"max_length": 8, "batch_size": 8, "seed": 0, "world_size": 3}
     for rank in range(3):
-        stream = BatchStream(windows, NextItem(), batch_size=8, seed=0, rank=rank, world_size=3)
+        stream = BatchStream(split_of((5, 5)), NextItem(), rank=rank, **options)
         assert [len(batch.items) for batch in stream.epoch(0)] == [1]
 
 

@@ -16,7 +16,7 @@ from mmkd import (
     SoftTargets,
     TeacherNeighbours,
 )
-from mmkd.data.batches import batch_stream
+from mmkd.data.batches import BatchStream
 from mmkd.data.soft_targets import _followers
 from mmkd.data.splits import Cases, SequenceSplit
 from mmkd.data.tasks import Batch
@@ -144,23 +144,16 @@ def test_every_target_of_any_epoch_and_network_is_a_candidate(
 
 def test_batches_are_a_function_of_seed_epoch_and_step_on_any_process() -> None:
     split = _split()
-    options = {"max_length": 3, "batch_size": 4, "seed": 5}
+    options: dict[str, Any] = {"max_length": 3, "batch_size": 4, "seed": 5}
     soften = SoftTargets(neighbours=NEAR, share=0.5)
-    one = batch_stream(split, NextItem(), soften=soften, **options)  # type: ignore[arg-type]
+    one = BatchStream(split, NextItem(), soften=soften, **options)
     (whole,) = one.epoch(2)
     (again,) = one.epoch(2)
     assert torch.equal(whole.targets, again.targets)
     for rank in (0, 1):
-        part = batch_stream(
-            split,
-            NextItem(),
-            soften=soften,
-            rank=rank,
-            world_size=2,
-            **options,  # type: ignore[arg-type]
-        )
+        part = BatchStream(split, NextItem(), soften=soften, rank=rank, world_size=2, **options)
         assert torch.equal(next(part.epoch(2)).targets, whole.targets[:, rank::2])
-    plain = batch_stream(split, NextItem(), **options)  # type: ignore[arg-type]
+    plain = BatchStream(split, NextItem(), **options)
     assert torch.equal(next(plain.epoch(2)).items, whole.items)
     assert not torch.equal(next(plain.epoch(2)).targets, whole.targets)
 

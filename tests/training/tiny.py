@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmkd.data import SequenceSplit
-from mmkd.data.batches import BatchStream, TrainingWindows
+from mmkd.data.batches import BatchStream
 from mmkd.data.splits import Cases
 from mmkd.data.tasks import NextItem
 from mmkd.distiller import CorrelationDistiller
@@ -96,8 +96,7 @@ def _tiny_network(distiller: CorrelationDistiller, dropout: float) -> Recommende
 
 
 def tiny_stream(split: SequenceSplit, batch_size: int) -> BatchStream:
-    windows = TrainingWindows(split, max_length=LENGTH, overlap=1)
-    return BatchStream(windows, NextItem(), batch_size=batch_size, seed=3)
+    return BatchStream(split, NextItem(), max_length=LENGTH, batch_size=batch_size, seed=3)
 
 
 @dataclass
