@@ -4,11 +4,10 @@ from mmkd.evaluation.baselines import ContentKNN, ItemKNN, Popularity, Transitio
 from mmkd.evaluation.evaluator import Evaluator
 from mmkd.evaluation.metrics import (
     coverage_at_k,
+    grouped_metrics,
     metrics_from_ranks,
     per_case,
     popularity_bias,
-    sliced_metrics,
-    warm_and_cold,
 )
 from mmkd.evaluation.offset import choose_offset
 from mmkd.evaluation.ranking import CaseRanks, rank_and_ties, top_k
@@ -31,13 +30,12 @@ __all__ = [
     "choose_weights",
     "compare",
     "coverage_at_k",
+    "grouped_metrics",
     "metrics_from_ranks",
     "paired_permutation_test",
     "per_case",
     "popularity_bias",
     "rank_and_ties",
-    "sliced_metrics",
     "teacher_worth",
     "top_k",
-    "warm_and_cold",
 ]

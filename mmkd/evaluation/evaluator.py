@@ -17,15 +17,15 @@ from mmkd.data.splits import Cases, SequenceSplit
 from mmkd.errors import EvaluationError, at_least, checked, one_of, refuse
 from mmkd.evaluation.metrics import (
     CUTOFFS,
+    SLICES,
     TAIL_MOST,
     coverage_at_k,
+    grouped_metrics,
     head_threshold,
     metric_names,
     metrics_from_ranks,
     per_case,
     popularity_bias,
-    sliced_metrics,
-    warm_and_cold,
 )
 from mmkd.evaluation.ranking import CaseRanks, gather, rank_and_ties, top_k
 from mmkd.evaluation.significance import bootstrap_intervals
@@ -274,7 +274,8 @@ class Evaluator:
         Returns:
             ``n`` cases, ``users``, ``metrics`` {name: value}, ``intervals`` {name: [low, high]} at
             95%, ``coverage@k`` of the recommended lists, ``slices`` {cold, tail, mid, head: {n,
-            metrics}}, ``slice_edges`` (fewest training events of each slice) and ``breakdown``.
+            metrics}}, ``slice_edges`` (fewest training events of each slice) and ``breakdown``:
+            ``all``, ``warm`` and ``cold``, each as a slice, and what the ``lists`` lean towards.
 
         Raises:
             EvaluationError: If there is no case; or as ``ranks``.
@@ -290,43 +291,25 @@ class Evaluator:
         names = metric_names(self.ks)
         values = np.column_stack([per_case(ranks.rank, name, ties=ranks.ties) for name in names])
         ends = bootstrap_intervals(values, ranks.user, seed=seed, resamples=self.resamples)
-        counts = split.train_counts()
+        counts, lists = split.train_counts(), ranks.top_items
+        parts = grouped_metrics(ranks.rank, ranks.target, counts, self.ks, ties=ranks.ties)
+        covered = {f"coverage@{lists.shape[1]}": coverage_at_k(lists, split.item_count)}
         return {
             "n": len(ranks),
             "users": len(np.unique(ranks.user)),
             "metrics": dict(zip(names, values.mean(0).tolist(), strict=True)),
             "intervals": dict(zip(names, ends.tolist(), strict=True)),
-            f"coverage@{ranks.top_items.shape[1]}": coverage_at_k(
-                ranks.top_items, split.item_count
-            ),
-            "slices": sliced_metrics(ranks.rank, ranks.target, counts, self.ks, ties=ranks.ties),
+            **covered,
+            "slices": {name: parts[name] for name in SLICES},
             "slice_edges": {
                 "cold": 0,
                 "tail": 1,
                 "mid": TAIL_MOST + 1,
                 "head": head_threshold(counts),
             },
-            "breakdown": self.breakdown(ranks, split),
-        }
-
-    def breakdown(self, ranks: CaseRanks, data: SequenceSplit | HasSplit) -> dict[str, Any]:
-        """Warm and cold targets apart and together, and what the lists lean towards.
-
-        Args:
-            ranks: Of all cases, with their lists.
-            data: The split, or what has one.
-
-        Returns:
-            ``all``, ``warm`` and ``cold`` of ``warm_and_cold``; ``lists`` with ``coverage@k`` and
-            what ``popularity_bias`` gives.
-        """
-        split = data if isinstance(data, SequenceSplit) else data.split
-        counts, lists = split.train_counts(), ranks.top_items
-        return {
-            **warm_and_cold(ranks.rank, ranks.target, counts, self.ks, ties=ranks.ties),
-            "lists": {
-                f"coverage@{lists.shape[1]}": coverage_at_k(lists, split.item_count),
-                **popularity_bias(lists, counts),
+            "breakdown": {
+                **{name: parts[name] for name in ("all", "warm", "cold")},
+                "lists": covered | popularity_bias(lists, counts),
             },
         }
 

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from mmkd.errors import EvaluationError
 
 CUTOFFS: tuple[int, ...] = (5, 10, 20)
-SLICES: tuple[str, ...] = ("cold", "tail", "mid", "head")
+SLICES: tuple[str, ...] = ("cold", "tail", "mid", "head")  # by training events, fewest first
 TAIL_MOST = 5
 _HEAD_SHARE = 0.5
 
@@ -93,7 +93,7 @@ def per_case(
     return values
 
 
-def sliced_metrics(
+def grouped_metrics(
     ranks: NDArray[np.float64],
     target: NDArray[np.int64],
     train_counts: NDArray[np.int64],
@@ -101,7 +101,7 @@ def sliced_metrics(
     *,
     ties: NDArray[np.int64] | None = None,
 ) -> dict[str, dict[str, float | int | None]]:
-    """The metrics over each slice's cases.
+    """The metrics over all cases, and apart by how often the target trains.
 
     Args:
         ranks: [N] ranks.
@@ -111,45 +111,17 @@ def sliced_metrics(
         ties: [N] tie counts, or None.
 
     Returns:
-        For each slice ``n`` (its cases) and the metrics, None where it has no case.
+        For ``all``, ``warm`` and each slice ``n`` (its cases) and the metrics, None where it has no
+        case. All are ranked in one catalogue, so ``all`` is the mean of ``warm`` and ``cold`` by
+        their cases.
 
     Raises:
         EvaluationError: if ranks and targets differ in length, or a target is not an item.
     """
     _check_targets(ranks, target, train_counts)
     belongs = slice_of_items(train_counts)[target]
-    return {
-        name: _metrics_of(belongs == index, ranks, ks, ties) for index, name in enumerate(SLICES)
-    }
-
-
-def warm_and_cold(
-    ranks: NDArray[np.float64],
-    target: NDArray[np.int64],
-    train_counts: NDArray[np.int64],
-    ks: Sequence[int] = CUTOFFS,
-    *,
-    ties: NDArray[np.int64] | None = None,
-) -> dict[str, dict[str, float | int | None]]:
-    """The metrics over all cases, those whose target trains and those whose target never does.
-
-    Args:
-        ranks: See ``sliced_metrics``, and so are the others.
-        target: See ``ranks``.
-        train_counts: See ``ranks``.
-        ks: See ``ranks``.
-        ties: See ``ranks``.
-
-    Returns:
-        ``all``, ``warm`` and ``cold``, each as a slice of ``sliced_metrics``. All are ranked in one
-        catalogue, so ``all`` is the mean of the other two by their cases.
-
-    Raises:
-        EvaluationError: As ``sliced_metrics``.
-    """
-    _check_targets(ranks, target, train_counts)
-    cold = train_counts[target] == 0
-    groups = {"all": np.ones_like(cold), "warm": ~cold, "cold": cold}
+    groups = {"all": belongs >= 0, "warm": belongs > 0}
+    groups |= {name: belongs == index for index, name in enumerate(SLICES)}
     return {name: _metrics_of(here, ranks, ks, ties) for name, here in groups.items()}
 
 

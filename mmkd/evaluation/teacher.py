@@ -20,7 +20,7 @@ from mmkd.distiller.nearest import nearest
 from mmkd.errors import EvaluationError
 from mmkd.evaluation.baselines import ContentKNN, VectorTable
 from mmkd.evaluation.evaluator import Evaluator
-from mmkd.evaluation.metrics import metrics_from_ranks, sliced_metrics
+from mmkd.evaluation.metrics import grouped_metrics, metrics_from_ranks
 
 K = 10  # neighbours, and the cut-off of their hit rate
 _DEALS = 20  # negatives a pair
@@ -153,7 +153,7 @@ def _hits(
 ) -> dict[str, float | None]:
     found = evaluator.ranks(ContentKNN(table), split, split.valid, list_length=0)
     name = f"HR@{K}"
-    parts = sliced_metrics(found.rank, found.target, counts, (K,), ties=found.ties)
+    parts = grouped_metrics(found.rank, found.target, counts, (K,), ties=found.ties)
     every = metrics_from_ranks(found.rank, (K,), ties=found.ties)
     return {"all": every[name]} | {part: values[name] for part, values in parts.items()}
 

@@ -160,7 +160,7 @@ def test_summary_holds_the_metrics_of_all_cases() -> None:
     assert report["coverage@10"] == len(set(found.top_items.ravel().tolist()) - {0}) / ITEMS
     assert sum(part["n"] for part in report["slices"].values()) == 60
     breakdown = report["breakdown"]
-    assert breakdown == evaluator.breakdown(found, SimpleNamespace(split=split))
+    assert report == evaluator.report(found, SimpleNamespace(split=split))
     cold = split.is_cold(split.test)
     assert [breakdown[name]["n"] for name in ("all", "warm", "cold")] == [60, sum(~cold), sum(cold)]
     assert breakdown["all"]["NDCG@10"] == pytest.approx(report["metrics"]["NDCG@10"])
