@@ -8,13 +8,14 @@ teacher's k-th, so that which of many equally near ones is listed makes no diffe
 (arXiv:2401.07257) names the loss of this structure modality forgetting.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from torch import Tensor
 
 from mmkd.distiller import CorrelationDistiller, unit_rows
@@ -44,11 +45,6 @@ class Retention:
                 name: RetentionProbe(teacher=teacher, present=distiller.present[name], seed=seed)
                 for name, teacher in distiller.reduced.items()
             }
-
-    @staticmethod
-    def names(modalities: Iterable[str]) -> list[str]:
-        """What the figures of these modalities are called."""
-        return [f"retention.{m}.{f}" for m in modalities for f in ("spearman", f"recall@{_K}")]
 
     def __call__(self, student: Ensemble | Recommender) -> dict[str, float]:
         """Measure a student's tables.
@@ -113,7 +109,7 @@ class RetentionProbe:
         self._second = (self._first + generator.integers(1, count, size=pairs)) % count
         self._queries = generator.permutation(count)[:queries]
         unit = self._unit_rows(teacher)
-        self._similarity_ranks = _ranks(self._similarities(unit))
+        self._similarity_ranks = rankdata(self._similarities(unit))
         self._teacher = teacher.detach()
         nearest = self._similarity_of_neighbours(self._nearest(unit))  # [Q, k]
         self._reached = nearest.min(axis=1, keepdims=True) - _TIE  # [Q, 1]
@@ -134,7 +130,7 @@ class RetentionProbe:
         unit = self._unit_rows(student)
         hits = self._similarity_of_neighbours(self._nearest(unit)) >= self._reached  # [Q, k]
         return {
-            "spearman": _pearson(self._similarity_ranks, _ranks(self._similarities(unit))),
+            "spearman": _pearson(self._similarity_ranks, rankdata(self._similarities(unit))),
             self._recall: float(hits.mean()),
         }
 
@@ -184,17 +180,9 @@ class RetentionProbe:
         return nearest
 
 
-def _ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Rank of each value, 1 for the lowest; equal values share the mean of their ranks."""
-    _, index, count = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: NDArray[np.float64] = np.cumsum(count) - (count - 1) / 2.0
-    return ranks[index]
-
-
 def _pearson(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
-    return float((a * b).sum()) / scale if scale > 0.0 else 0.0
+    # of values that are all alike there is none, which numpy would warn of
+    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else 0.0
 
 
 @contextmanager
