@@ -161,8 +161,8 @@ class Dataset:
             "attribute_separator": attribute_separator,
         }
         log_columns = {"user": user, "item": item, "timestamp": timestamp}
-        given = _Given.of("items", items, load_items, catalogue_columns)
-        log_given = _Given.of(
+        given = GivenTable.of("items", items, load_items, catalogue_columns)
+        log_given = GivenTable.of(
             "events",
             events if events is not None else interactions,
             load_interactions,
@@ -227,7 +227,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class _Given:
+class GivenTable:
     """A table as it was given: where it is, and its reader's options.
 
     Attributes:
@@ -286,11 +286,13 @@ class _Given:
         return cls(name, cast(Source, given), {}, options)
 
     def table(self, root: Path) -> Table:
+        """Read it; a path is relative to ``root``."""
         if self.frame is None:
             return read_table(root=root, **self.place)
         return table_of(self.frame, root=root, name=self.name)
 
     def only(self, columns: Iterable[str]) -> dict[str, Any]:
+        """Some of the other options."""
         return {key: self.options[key] for key in columns}
 
 

@@ -8,19 +8,21 @@ are missing. Nothing is written and no picture is opened.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from mmkd.data.dataset import Dataset, Split
+from mmkd.data.dataset import Dataset, GivenTable, Split
 from mmkd.data.items import ItemTable
-from mmkd.data.readers import Table, items_of, read_table, usual_column
+from mmkd.data.readers import Table, items_of, load_interactions, load_items, usual_column
 from mmkd.data.readers.columns import read_ids, read_numbers, read_timestamps
 from mmkd.data.splits import SPLITS
 from mmkd.data.text_template import TextTemplate
 from mmkd.errors import DataError, shown
 
+Made = TypeVar("Made")
 # numbers of today's dates in milliseconds, microseconds and nanoseconds
 _UNITS = ((1e17, "ns"), (1e14, "us"), (1e11, "ms"))
 _FIRST_DATE, _LAST_DATE = 631_152_000, 4_102_444_800  # 1990 and 2100, in seconds
@@ -113,13 +115,24 @@ class _Problems:
     def __init__(self) -> None:
         self.found: list[tuple[str, str]] = []
 
-    def tried(self, section: str, what: Callable[[], Any]) -> Any:
+    def tried(self, section: str, what: Callable[[], Made]) -> Made | None:
         """What was made, or None and one problem more."""
         try:
             return what()
         except DataError as error:
             self.found.append((section, str(error)))
             return None
+
+    def table(
+        self, section: str, root: Path, options: Mapping[str, Any], reader: Callable[..., object]
+    ) -> tuple[Table, dict[str, Any]] | None:
+        """The table and its reader's other options; or None and one problem more."""
+
+        def read() -> tuple[Table, dict[str, Any]]:
+            given = GivenTable.of(section, options, reader, {})
+            return given.table(root), given.options
+
+        return self.tried(section, read)
 
     def columns(self, section: str, table: Table, named: Mapping[str, str | None]) -> bool:
         """Whether all named columns are there; a problem for each that is not."""
@@ -141,62 +154,38 @@ class _Problems:
         return True
 
 
-def _table(root: Path, options: Mapping[str, Any]) -> Table:
-    place = {key: options[key] for key in ("format", "separator", "escape") if key in options}
-    return read_table(options["path"], root=root, **place)
-
-
 def _catalogue(root: Path, options: Mapping[str, Any], problems: _Problems) -> ItemTable | None:
-    table: Table | None = problems.tried("items", lambda: _table(root, options))
-    if table is None:
+    found = problems.table("items", root, options, load_items)
+    if found is None:
         return None
-    named = {"id": options.get("id", "item_id")}
-    named |= {key: options.get(key) for key in ("title", "image", "attributes")}
-    if options.get("text") is not None:
-        columns = TextTemplate.parse(options["text"]).columns
-        named |= {f"text {name}": name for name in columns}
+    table, given = found
+    named = {key: given[key] for key in ("id", "title", "image", "attributes")}
+    if given["text"] is not None:
+        named |= {f"text {name}": name for name in TextTemplate.parse(given["text"]).columns}
     if not problems.columns("items", table, named):
         return None
-    found: ItemTable | None = problems.tried(
-        "items",
-        lambda: items_of(
-            table,
-            root=root,
-            id=named["id"],
-            title=named["title"],
-            text=options.get("text"),
-            image=named["image"],
-            attributes=named["attributes"],
-            attribute_separator=options.get("attribute_separator", "|"),
-            image_root=options.get("image_root", "."),
-        ),
-    )
-    return found
+    return problems.tried("items", lambda: items_of(table, root=root, **given))
 
 
 def _log(root: Path, options: Mapping[str, Any], problems: _Problems) -> None:
-    table: Table | None = problems.tried("interactions", lambda: _table(root, options))
-    if table is None:
+    found = problems.table("interactions", root, options, load_interactions)
+    if found is None:
         return
-    named = {
-        "user": options.get("user", "user_id"),
-        "item": options.get("item", "item_id"),
-        "timestamp": options.get("timestamp", "timestamp"),
-        "rating": options.get("rating"),
-    }
+    table, given = found
+    named = {key: given[key] for key in ("user", "item", "timestamp", "rating")}
     if not problems.columns("interactions", table, named):
         return
-    user, item, name = named["user"], named["item"], named["timestamp"]
-    problems.tried("interactions", lambda: read_ids(table, user, setting="user"))
-    problems.tried("interactions", lambda: read_ids(table, item, setting="item"))
-    if name is not None:
-        unit, format = options.get("timestamp_unit"), options.get("timestamp_format")
-        problems.tried(
-            "interactions",
-            lambda: read_timestamps(table, name, setting="timestamp", unit=unit, format=format),
-        )
-    if (rating := named["rating"]) is not None:
-        problems.tried("interactions", lambda: read_numbers(table, rating, setting="rating"))
+    readers: dict[str, Callable[..., object]] = {
+        "user": read_ids,
+        "item": read_ids,
+        "timestamp": partial(
+            read_timestamps, unit=given["timestamp_unit"], format=given["timestamp_format"]
+        ),
+        "rating": read_numbers,
+    }
+    for setting, reader in readers.items():
+        if (name := named[setting]) is not None:
+            problems.tried("interactions", partial(reader, table, name, setting=setting))
 
 
 def _facts(data: Dataset) -> dict[str, Any]:
