@@ -41,11 +41,11 @@ _DENSE_SHARE = 0.2  # real pairs / B L^2 above which all pairs by matmul beat ga
 
 
 class TeacherTable(Protocol):
-    """What the distiller reads of an embedding table."""
+    """What the distiller and a scorer by content read of an embedding table."""
 
     @property
     def vectors(self) -> NDArray[np.float32] | StoredTeacher:
-        """[I+1, D], an array or read from disk a chunk at a time."""
+        """[I+1, D], absent rows zero; an array, or read from disk as it is asked for."""
 
     @property
     def present(self) -> NDArray[np.bool_]:

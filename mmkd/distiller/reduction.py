@@ -26,9 +26,6 @@ class StoredTeacher(Protocol):
     def shape(self) -> tuple[int, int]:
         """(I+1, D)."""
 
-    def __len__(self) -> int:
-        """I+1."""
-
     def __getitem__(self, rows: Any) -> NDArray[np.float32]:
         """Rows [n, D]."""
 

@@ -8,7 +8,7 @@ dense: similarities are made a block of items at a time, and each item keeps its
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from scipy import sparse
 from torch import Tensor
 
 from mmkd.data.splits import SequenceSplit
-from mmkd.distiller import unit_rows
+from mmkd.distiller import TeacherTable, unit_rows
 from mmkd.errors import at_least, checked
 
 _BLOCK_PAIRS = 20_000_000  # item pairs counted before they are cut to the nearest
@@ -25,18 +25,6 @@ _EXACT_IN_FLOAT32 = 2**22  # whole numbers up to here keep a distance that is ne
 _NO_VECTOR = -2.0  # below every cosine
 _ROWS = 8192  # of an encoder's vectors, compared at once
 _KEPT_BYTES = 2**28  # an encoder's vectors up to here are read once and not for every batch
-
-
-class VectorTable(Protocol):
-    """Vectors of a catalogue, such as an ``EmbeddingTable``."""
-
-    @property
-    def vectors(self) -> Any:
-        """[I+1, D] float32, indexed by a slice or by rows; absent ones are zero."""
-
-    @property
-    def present(self) -> NDArray[np.bool_]:
-        """[I+1] whether a row holds a vector."""
 
 
 class Popularity:
@@ -186,7 +174,7 @@ class ContentKNN:
         table: The encoder's vectors of the catalogue.
     """
 
-    def __init__(self, table: VectorTable) -> None:
+    def __init__(self, table: TeacherTable) -> None:
         self._table = table
         size = len(table.present) * table.vectors.shape[1] * 4
         self._kept = list(self._unit_rows()) if size <= _KEPT_BYTES else None
