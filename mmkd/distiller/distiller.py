@@ -191,7 +191,7 @@ class CorrelationDistiller:
         Raises:
             ValueError: if the tables disagree in length, or one cannot be distilled.
         """
-        lengths = {name: len(table.vectors) for name, table in tables.items()}
+        lengths = {name: len(table.present) for name, table in tables.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"tables must cover the same items, got rows {lengths}")
         self.reduced, self.present, self.reductions, self.codebooks = {}, {}, {}, {}
