@@ -226,28 +226,28 @@ def start_trackers(
     )
 
 
-def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str]:
+def flat_config(config: Mapping[str, Any]) -> dict[str, int | float | str]:
     """A nested configuration by dotted key; TensorBoard takes numbers and texts only."""
-    found: dict[str, int | float | str] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat_config(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float | str):
-            found[f"{prefix}{key}"] = value
-        else:
-            found[f"{prefix}{key}"] = json.dumps(value, default=str)
-    return found
+    return {
+        key: value if isinstance(value, int | float | str) else json.dumps(value, default=str)
+        for key, value in leaves(config, ".")
+    }
 
 
-def flat_record(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def flat_record(record: Mapping[str, Any]) -> dict[str, float]:
     """Numbers of a nested record, keyed by path such as ``losses/total``."""
-    numbers: dict[str, float] = {}
+    return {k: float(v) for k, v in leaves(record, "/") if isinstance(v, int | float)}
+
+
+def leaves(record: Mapping[str, Any], separator: str) -> Iterator[tuple[str, Any]]:
+    """What lies innermost in a nested record, an empty mapping too, each with the path to it."""
     for key, value in record.items():
-        if isinstance(value, Mapping):
-            numbers |= flat_record(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float):
-            numbers[f"{prefix}{key}"] = float(value)
-    return numbers
+        if isinstance(value, Mapping) and value:
+            yield from (
+                (f"{key}{separator}{path}", leaf) for path, leaf in leaves(value, separator)
+            )
+        else:
+            yield str(key), value
 
 
 # ---- figures
