@@ -63,7 +63,16 @@ class Position:
 
 
 class Loop:
-    """One training: its state and its steps."""
+    """One training: its state and its steps.
+
+    Args:
+        arguments: Epochs, learning rate and the like.
+        step: Already on the accelerator's device.
+        stream: This process's rows of every batch.
+        asynchronous: How the modality tables lag behind, of all members or one a member.
+        accelerator: Device, precision and processes.
+        folder: Gets ``student.safetensors`` (the best) and ``checkpoints/``.
+    """
 
     def __init__(
         self,
@@ -98,6 +107,36 @@ class Loop:
             metric=arguments.select_metric,
             shown=accelerator.is_main_process,
         )
+
+    def run(self, targets: TargetsOf, validate: Validate, *, resume: bool = False) -> TrainReport:
+        """Train until the epochs or the patience run out.
+
+        Args:
+            targets: Teacher targets of a batch's items; called without gradients.
+            validate: Validation metrics of the step's student; called on every process.
+            resume: Continue from the newest checkpoint, if there is one.
+
+        Returns:
+            The report; the step holds the best weights, in evaluation mode.
+
+        Raises:
+            TrainingInterrupted: After SIGINT or SIGTERM, once a checkpoint is written.
+            TrainingError: A loss is NaN or infinite.
+            CheckpointError: The checkpoint doesn't fit.
+        """
+        if self.arguments.gradient_checkpointing:
+            self.step.student.enable_gradient_checkpointing()
+        if resume:
+            self.restore()
+        with Interruption() as interruption:
+            while not self.report.stopped:
+                self.train_epoch(targets, interruption)
+                self.close_epoch(validate)
+                if not self.report.stopped:
+                    self.pause(interruption)
+        self.best.load(self.step.student)
+        self.step.eval()
+        return self.report
 
     def restore(self) -> None:
         """Continue from the newest checkpoint, if there is one."""

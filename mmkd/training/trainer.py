@@ -24,12 +24,11 @@ from mmkd.data.tasks import Task
 from mmkd.distiller import CorrelationDistiller
 from mmkd.errors import TrainingError, TrainingInterrupted
 from mmkd.evaluation import Evaluator, Retention
-from mmkd.interruption import Interruption
 from mmkd.losses.objective import Objective
 from mmkd.student import Ensemble, Recommender
 from mmkd.threads import thread_count, use_threads
 from mmkd.training.arguments import TrainingArguments
-from mmkd.training.loop import Loop, TargetsOf, TrainReport, Validate
+from mmkd.training.loop import Loop, TrainReport
 from mmkd.training.optimizer import AsynchronousUpdate, NoAsynchrony
 from mmkd.training.progress import check_installed, start_trackers
 from mmkd.training.step import TrainStep
@@ -153,67 +152,12 @@ class Trainer:
 
             # every process starts from the same weights and drops out different units
             torch.manual_seed(seed + processes.process_index)
-            report = self.fit_step(
-                step,
-                stream,
-                targets=targets,
-                validate=validate,
-                asynchronous=asynchronous or NoAsynchrony(),
-                accelerator=processes,
-                folder=place,
-                resume=resume,
-            )
+            loop = Loop(arguments, step, stream, asynchronous or NoAsynchrony(), processes, place)
+            report = loop.run(targets, validate, resume=resume)
             report.retention_at_start = at_start
             for tracker in processes.trackers if own else ():
                 tracker.finish()
         return report
-
-    def fit_step(
-        self,
-        step: TrainStep,
-        stream: BatchStream,
-        *,
-        targets: TargetsOf,
-        validate: Validate,
-        asynchronous: AsynchronousUpdate | Sequence[AsynchronousUpdate],
-        accelerator: Accelerator,
-        folder: Path,
-        resume: bool = False,
-    ) -> TrainReport:
-        """The inside of ``fit``, for a composition of one's own.
-
-        Args:
-            step: Already on the accelerator's device.
-            stream: This process's rows of every batch.
-            targets: Teacher targets of a batch's items; called without gradients.
-            validate: Validation metrics of ``step.student`` as it is; called on every process.
-            asynchronous: How the modality tables lag behind, of all members or one a member.
-            accelerator: Device, precision and processes.
-            folder: Gets ``student.safetensors`` (the best) and ``checkpoints/``.
-            resume: Continue from the newest checkpoint, if there is one.
-
-        Returns:
-            The report; ``step`` holds the best weights.
-
-        Raises:
-            TrainingInterrupted: After SIGINT or SIGTERM, once a checkpoint is written.
-            TrainingError: A loss is NaN or infinite.
-            CheckpointError: The checkpoint doesn't fit.
-        """
-        if self.arguments.gradient_checkpointing:
-            step.student.enable_gradient_checkpointing()
-        run = Loop(self.arguments, step, stream, asynchronous, accelerator, folder)
-        if resume:
-            run.restore()
-        with Interruption() as interruption:
-            while not run.report.stopped:
-                run.train_epoch(targets, interruption)
-                run.close_epoch(validate)
-                if not run.report.stopped:
-                    run.pause(interruption)
-        run.best.load(step.student)
-        step.eval()
-        return run.report
 
     def accelerator(self, *, folder: Path) -> Accelerator:
         """Set this process's threads and build the accelerator.

@@ -20,7 +20,7 @@ from mmkd.losses.objective import Objective
 from mmkd.losses.recommendation import Softmax
 from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone
 from mmkd.training.arguments import TrainingArguments
-from mmkd.training.loop import TrainReport
+from mmkd.training.loop import Loop, TrainReport
 from mmkd.training.optimizer import AsynchronousUpdate, NoAsynchrony
 from mmkd.training.step import TrainStep
 from mmkd.training.trainer import Trainer
@@ -136,16 +136,16 @@ class TinyRun:
         return {"NDCG@10": float(chance.mean())}
 
     def fit(self, *, resume: bool = False) -> TrainReport:
-        return self.trainer.fit_step(
+        arguments = self.trainer.arguments
+        loop = Loop(
+            arguments,
             self.step,
-            tiny_stream(self.split, self.trainer.arguments.batch_size),
-            targets=self.targets,
-            validate=self.validate or self.next_item_accuracy,
-            asynchronous=self.asynchronous,
-            accelerator=self.trainer.accelerator(folder=self.folder),
-            folder=self.folder,
-            resume=resume,
+            tiny_stream(self.split, arguments.batch_size),
+            self.asynchronous,
+            self.trainer.accelerator(folder=self.folder),
+            self.folder,
         )
+        return loop.run(self.targets, self.validate or self.next_item_accuracy, resume=resume)
 
     def weights(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self.step.state_dict().items()}
