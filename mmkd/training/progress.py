@@ -243,9 +243,8 @@ def leaves(record: Mapping[str, Any], separator: str) -> Iterator[tuple[str, Any
     """What lies innermost in a nested record, an empty mapping too, each with the path to it."""
     for key, value in record.items():
         if isinstance(value, Mapping) and value:
-            yield from (
-                (f"{key}{separator}{path}", leaf) for path, leaf in leaves(value, separator)
-            )
+            for path, leaf in leaves(value, separator):
+                yield f"{key}{separator}{path}", leaf
         else:
             yield str(key), value
 
