@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from mmkd.config.layers import merge_layers
+from mmkd.config.merging import merge_layers
 from mmkd.config.plan import Plan, plan
 from mmkd.config.recipe import (
     NAME,

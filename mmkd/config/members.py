@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmkd.config.checks import Checks
-from mmkd.config.layers import merge
+from mmkd.config.merging import merge
 from mmkd.config.recipe import Spec
 from mmkd.errors import at_least, within
 from mmkd.student import FusedItemEmbedding, backbone_class, build_ensemble

@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from mmkd.config.layers import merge, merge_layers
+from mmkd.config.merging import merge, merge_layers
 from mmkd.config.options import model_problems
 from mmkd.errors import RecipeError, closest, outside
 from mmkd.files import read_yaml, write_text, yaml_folders, yaml_names

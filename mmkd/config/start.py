@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmkd.config.joining import fitting
-from mmkd.config.layers import merge_layers
+from mmkd.config.merging import merge_layers
 from mmkd.config.recipe import NAME, SUFFIXES, find_recipe, preset_names, read_layers
 from mmkd.data.dataset import Dataset
 from mmkd.data.splits import SPLITS

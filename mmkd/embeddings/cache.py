@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from mmkd.data import ItemTable
 from mmkd.embeddings.encode import EmbeddingRun, RunReport
+from mmkd.embeddings.index import EXACT_BELOW, NeighbourIndex, index_of, kind_problems
 from mmkd.embeddings.inputs import FileKeys, inputs_of, work_left
-from mmkd.embeddings.neighbours import EXACT_BELOW, NeighbourIndex, index_of, kind_problems
 from mmkd.embeddings.shards import FAILED, OK, ShardStore, StoreContents, StoredDtype
 from mmkd.embeddings.stores import (
     CacheEntry,
@@ -89,7 +89,7 @@ class EmbeddingCache:
         exact_below: Number of vectors from which on neighbours are approximate.
         dtype: Precision that vectors are stored in; they are float32 when read.
         index: FAISS factory string of the neighbours' index, such as ``IVF1024,PQ48x8``; by default
-            by the number of vectors (`mmkd.embeddings.neighbours`).
+            by the number of vectors (`mmkd.embeddings.index`).
 
     Raises:
         ValueError: An option is out of range; a line for each.

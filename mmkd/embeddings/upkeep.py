@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mmkd.embeddings.neighbours import index_damage, remove_index
+from mmkd.embeddings.index import index_damage, remove_index
 from mmkd.embeddings.shards import ShardInfo, ShardStore, read_parquet, writing
 from mmkd.embeddings.stores import (
     DamagedMetaError,

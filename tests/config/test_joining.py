@@ -9,7 +9,7 @@ import pytest
 
 import mmkd
 from mmkd.config.joining import data_section, fitting, joined
-from mmkd.config.layers import merge_layers
+from mmkd.config.merging import merge_layers
 from mmkd.config.plan import plan
 from mmkd.config.recipe import find_recipe, load_recipe, preset_names, read_layers, recipe_names
 from mmkd.encoders import EncoderCard

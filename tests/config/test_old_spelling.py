@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mmkd.config import layers as module
+from mmkd.config import merging as module
 from mmkd.config.recipe import Recipe, load_recipe
 from mmkd.data.tasks import TASKS
 from mmkd.errors import RecipeError

@@ -11,7 +11,7 @@ from embeddings.fakes import TEXTS, FakeText, card, catalogue
 from numpy.typing import NDArray
 
 from mmkd.embeddings import EmbeddingCache, EmbeddingTable
-from mmkd.embeddings.neighbours import NeighbourIndex
+from mmkd.embeddings.index import NeighbourIndex
 from mmkd.errors import CacheError
 
 
