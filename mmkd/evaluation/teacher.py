@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from mmkd.data.splits import SequenceSplit
-from mmkd.distiller import unit_rows
+from mmkd.distiller import TeacherTable, unit_rows
 from mmkd.distiller.nearest import nearest
 from mmkd.errors import EvaluationError
-from mmkd.evaluation.baselines import ContentKNN, VectorTable
+from mmkd.evaluation.baselines import ContentKNN
 from mmkd.evaluation.evaluator import Evaluator
-from mmkd.evaluation.metrics import grouped_metrics, metrics_from_ranks
+from mmkd.evaluation.metrics import SLICES, grouped_metrics
 
 K = 10  # neighbours, and the cut-off of their hit rate
 _DEALS = 20  # negatives a pair
@@ -30,7 +30,7 @@ _CHUNK = 8192
 
 
 def teacher_worth(
-    table: VectorTable,
+    table: TeacherTable,
     split: SequenceSplit,
     *,
     evaluator: Evaluator | None = None,
@@ -116,7 +116,7 @@ def validation_pairs(
 
 
 def _auc(
-    table: VectorTable,
+    table: TeacherTable,
     split: SequenceSplit,
     first: NDArray[np.int64],
     second: NDArray[np.int64],
@@ -139,7 +139,7 @@ def _auc(
 
 
 def _cosines(
-    table: VectorTable, first: NDArray[np.int64], second: NDArray[np.int64]
+    table: TeacherTable, first: NDArray[np.int64], second: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     parts = [
         (_unit(table, first[part]) * _unit(table, second[part])).sum(1).numpy()
@@ -149,17 +149,15 @@ def _cosines(
 
 
 def _hits(
-    table: VectorTable, split: SequenceSplit, counts: NDArray[np.int64], evaluator: Evaluator
+    table: TeacherTable, split: SequenceSplit, counts: NDArray[np.int64], evaluator: Evaluator
 ) -> dict[str, float | None]:
     found = evaluator.ranks(ContentKNN(table), split, split.valid, list_length=0)
-    name = f"HR@{K}"
     parts = grouped_metrics(found.rank, found.target, counts, (K,), ties=found.ties)
-    every = metrics_from_ranks(found.rank, (K,), ties=found.ties)
-    return {"all": every[name]} | {part: values[name] for part, values in parts.items()}
+    return {part: parts[part][f"HR@{K}"] for part in ("all", *SLICES)}
 
 
 def _neighbours(
-    table: VectorTable, rows: NDArray[np.int64], rng: np.random.Generator
+    table: TeacherTable, rows: NDArray[np.int64], rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """[n, K] places in ``rows`` of each item's neighbours, -1 where there is none."""
     unit = np.concatenate([_unit(table, rows[part]).numpy() for part in _parts(len(rows))])
@@ -195,7 +193,7 @@ def _popularity_held(lists: NDArray[np.int64], counts: NDArray[np.int64]) -> flo
     return float(spearmanr(popular[kept], around).statistic)
 
 
-def _variances(table: VectorTable, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def _variances(table: TeacherTable, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """[D] eigenvalues of the covariance of the vectors, brought to length 1."""
     dim = table.vectors.shape[1]
     total, products = np.zeros(dim), np.zeros((dim, dim))
@@ -209,7 +207,7 @@ def _variances(table: VectorTable, rows: NDArray[np.int64]) -> NDArray[np.float6
     return found if found.sum() > 0 else np.ones(1)
 
 
-def _unit(table: VectorTable, rows: NDArray[np.int64]) -> torch.Tensor:
+def _unit(table: TeacherTable, rows: NDArray[np.int64]) -> torch.Tensor:
     return unit_rows(torch.from_numpy(np.asarray(table.vectors[rows], dtype=np.float32)))
 
 
