@@ -1,4 +1,4 @@
-"""A small training that `faults.py` kills, starves of disk and damages, and what a run must be."""
+"""A small training and commands that `faults.py` kills and starves of disk; what a run must be."""
 
 import errno
 import json
@@ -7,13 +7,16 @@ import os
 import resource
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmkd.cli.app import app
 from mmkd.config.recipe import Recipe, load_recipe
 from mmkd.demo import make_synthetic
 from mmkd.errors import MmkdError, world_told
@@ -41,38 +44,52 @@ def small_recipe(root: Path, *, epochs: int) -> Recipe:
     )
 
 
-def child(
-    root: Path, folder: Path, epochs: int, options: dict[str, Any], full_at: int | None = None
-) -> None:
-    """Train in this process; ends with 0, with `TOLD` and its message, or with `TRACEBACK`.
+def trained(root: Path, folder: Path, epochs: int, options: dict[str, Any]) -> None:
+    """The small training.
 
     Args:
         root: Of the data and the cache.
         folder: The run's.
         epochs: Of the training.
         options: Of `mmkd.pipeline.train.train`.
+    """
+    train(small_recipe(root, epochs=epochs), folder=folder, **options)
+
+
+def commanded(*arguments: str) -> None:
+    """A command of mmkd, its output thrown away."""
+    with Path(os.devnull).open("w") as nothing, redirect_stdout(nothing):
+        app(arguments, standalone_mode=False)
+
+
+def child(act: Callable[[], None], log: Path, full_at: int | None) -> None:
+    """Act in this process; ends with 0, with `TOLD` and its message, or with `TRACEBACK`.
+
+    Args:
+        act: What to do.
+        log: Gets what is said.
         full_at: The file, counted from 0, from which on none may grow past 64 bytes.
     """
-    sys.stderr = (folder.parent / f"{folder.name}.log").open("a")
+    sys.stderr = log.open("a")
     if full_at is not None:
         _fill_at(full_at)
     try:
-        train(small_recipe(root, epochs=epochs), folder=folder, **options)
+        act()
     except BaseException as error:
         told = str(error) if isinstance(error, MmkdError) else world_told(error)
-        if told is None:
-            raise
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # the log's place is not the run's
+        if told is None:
+            traceback.print_exc()
         print(told, file=sys.stderr)
         sys.stderr.flush()
-        os._exit(TOLD)
+        os._exit(TRACEBACK if told is None else TOLD)
     os._exit(0)
 
 
-def start(*arguments: Any, **options: Any) -> BaseProcess:
-    """`child`, started."""
-    process = PROCESSES.Process(target=child, args=arguments, kwargs=options)
+def start(act: Callable[[], None], *, log: Path, full_at: int | None = None) -> BaseProcess:
+    """`child`, started; what it is to do must be a module's function or a partial of one."""
+    process = PROCESSES.Process(target=child, args=(act, log, full_at))
     process.start()
     return process
 
@@ -118,8 +135,9 @@ def flipped(path: Path, draw: np.random.Generator) -> Callable[[], None]:
 
 
 def fresh(folder: Path) -> Path:
-    """A folder's name, nothing there."""
+    """A folder's or a file's name, nothing there."""
     shutil.rmtree(folder, ignore_errors=True)
+    folder.unlink(missing_ok=True)
     return folder
 
 
