@@ -24,6 +24,12 @@ from mmkd.pipeline.train import train
 from mmkd.runs.folder import RunFolder
 
 LIMIT_S = 300.0
+# what a training imports when it first needs it, 14 of its 15 seconds: a forked one has it already
+LAZY = (
+    *("faiss", "mmkd.encoders", "pandas", "pyarrow.parquet", "scipy.stats", "sklearn.cluster"),
+    *("sklearn.decomposition", "sklearn.feature_extraction.text", "torch._dynamo"),
+    *("torch._inductor", "torch.distributed"),
+)
 PROCESSES = multiprocessing.get_context("forkserver")
 TOLD, TRACEBACK = 2, 1
 

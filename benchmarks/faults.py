@@ -412,7 +412,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="a file: what is in it is not tried again")
     options = parser.parse_args()
     # a new process is forked from one that has imported everything: kills then meet the run itself
-    preload = ["benchmarks.embed_run", "benchmarks.fault_train"]
+    preload = ["benchmarks.embed_run", "benchmarks.fault_train", *fault_train.LAZY]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
     journal = Journal(options.rows)
     rows: list[Row] = []
