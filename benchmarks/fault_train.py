@@ -31,7 +31,7 @@ LAZY = (
     *("torch._inductor", "torch.distributed"),
 )
 PROCESSES = multiprocessing.get_context("forkserver")
-TOLD, TRACEBACK = 2, 1
+TOLD, TRACEBACK, SPARED = 2, 1, 3
 
 
 def small_recipe(root: Path, *, epochs: int) -> Recipe:
@@ -71,14 +71,15 @@ def commanded(*arguments: str) -> None:
 def child(act: Callable[[], None], log: Path, full_at: int | None) -> None:
     """Act in this process; ends with 0, with `TOLD` and its message, or with `TRACEBACK`.
 
+    With `SPARED` where it did what it should although a file was refused that it can do without.
+
     Args:
         act: What to do.
         log: Gets what is said.
         full_at: The file, counted from 0, from which on none may grow past 64 bytes.
     """
     sys.stderr = log.open("a")
-    if full_at is not None:
-        _fill_at(full_at)
+    is_full = _fill_at(full_at) if full_at is not None else bool
     try:
         act()
     except BaseException as error:
@@ -90,7 +91,7 @@ def child(act: Callable[[], None], log: Path, full_at: int | None) -> None:
         print(told, file=sys.stderr)
         sys.stderr.flush()
         os._exit(TRACEBACK if told is None else TOLD)
-    os._exit(0)
+    os._exit(SPARED if is_full() else 0)
 
 
 def start(act: Callable[[], None], *, log: Path, full_at: int | None = None) -> BaseProcess:
@@ -155,8 +156,12 @@ def _timeless(history: list[dict[str, Any]]) -> str:
     return json.dumps([{k: v for k, v in one.items() if "seconds" not in k} for one in history])
 
 
-def _fill_at(file: int) -> None:
-    """From the file of this number on the disk is full, for whatever library writes to it."""
+def _fill_at(file: int) -> Callable[[], bool]:
+    """From the file of this number on the disk is full, for whatever library writes to it.
+
+    Returns:
+        Whether it came to that.
+    """
     touch, count = Path.touch, [0]
 
     def counted(path: Path, *arguments: Any, **options: Any) -> None:
@@ -167,6 +172,7 @@ def _fill_at(file: int) -> None:
         count[0] += 1
 
     setattr(Path, "touch", counted)  # noqa: B010 - the first thing that a writer does
+    return lambda: count[0] > file
 
 
 FULL = os.strerror(errno.EFBIG)
