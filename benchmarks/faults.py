@@ -127,6 +127,8 @@ class TrainingFaults:
             act = partial(fault_train.commanded, *arguments)
             for wrong in self._starved(act, prepare=partial(fault_train.fresh, out)):
                 row.note(wrong or self._repeated(act, out))
+            if not row.tried:
+                row.note("it wrote a file otherwise than by mmkd.files, or none")
             yield row
 
     def _commands(self) -> dict[str, tuple[list[str], Path]]:

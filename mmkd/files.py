@@ -79,8 +79,8 @@ def write_text(path: Path, text: str) -> None:
 
 def copy_file(source: Path, target: Path) -> None:
     """Copies a file's content, whole or not at all; OSError where it cannot."""
-    with replacing(target) as temporary:
-        shutil.copyfile(source, temporary)
+    with replacing(target) as temporary, source.open("rb") as old, temporary.open("wb") as new:
+        shutil.copyfileobj(old, new)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -82,7 +82,7 @@ def test_many_histories_are_answered_each_as_if_alone(
     ]
     found = lists(run, *histories, k=3, batch_size=4)
     assert [one["query"] for one in found] == [q for q in range(23) for _ in range(3)]
-    options = {"student": run.student(), "k": 3}
+    options: dict[str, Any] = {"student": run.student(), "k": 3}
     alone = [
         one | {"query": q} for q, h in enumerate(histories) for one in lists(run, h, **options)
     ]
