@@ -175,6 +175,8 @@ class FaultRun:
         if lost := sound - after:
             faults.append(f"{len(lost)} committed items lost")
         outcome = self._left_behind() if died else "ran to its end"
+        if died:
+            faults += self._altered()
         if compare:
             faults += self._differences()
             outcome += ", every vector equal" if not faults else ""
@@ -196,6 +198,17 @@ class FaultRun:
         if self._log.stat().st_size != size:
             faults.append("a complete table was encoded again")
         return faults
+
+    def _altered(self) -> list[str]:
+        """How many committed vectors are not those of the clean run, bit for bit."""
+        different = 0
+        for path in self._shards():
+            if not (records := path.with_suffix(".parquet")).exists():
+                continue
+            items = pl.read_parquet(records.read_bytes()).sort("row")["item_id"]
+            wanted = self.wanted[0][[int(item) + 1 for item in items]].view(np.uint32)
+            different += int((np.load(path).view(np.uint32) != wanted).any(axis=1).sum())
+        return [f"{different} committed vectors differ"] if different else []
 
     def _embed(self) -> EmbeddingTable:
         return embed(self._cache, self._log, **self._run)

@@ -1,4 +1,4 @@
-"""A small training that `faults.py` kills, starves of disk and damages, and what a run must be."""
+"""A small training and commands that `faults.py` kills and starves of disk; what a run must be."""
 
 import errno
 import json
@@ -7,13 +7,16 @@ import os
 import resource
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmkd.cli.app import app
 from mmkd.config.recipe import Recipe, load_recipe
 from mmkd.demo import make_synthetic
 from mmkd.errors import MmkdError, world_told
@@ -21,8 +24,14 @@ from mmkd.pipeline.train import train
 from mmkd.runs.folder import RunFolder
 
 LIMIT_S = 300.0
+# what a training imports when it first needs it, 14 of its 15 seconds: a forked one has it already
+LAZY = (
+    *("faiss", "mmkd.encoders", "pandas", "pyarrow.parquet", "scipy.stats", "sklearn.cluster"),
+    *("sklearn.decomposition", "sklearn.feature_extraction.text", "torch._dynamo"),
+    *("torch._inductor", "torch.distributed"),
+)
 PROCESSES = multiprocessing.get_context("forkserver")
-TOLD, TRACEBACK = 2, 1
+TOLD, TRACEBACK, SPARED = 2, 1, 3
 
 
 def small_recipe(root: Path, *, epochs: int) -> Recipe:
@@ -41,38 +50,53 @@ def small_recipe(root: Path, *, epochs: int) -> Recipe:
     )
 
 
-def child(
-    root: Path, folder: Path, epochs: int, options: dict[str, Any], full_at: int | None = None
-) -> None:
-    """Train in this process; ends with 0, with `TOLD` and its message, or with `TRACEBACK`.
+def trained(root: Path, folder: Path, epochs: int, options: dict[str, Any]) -> None:
+    """The small training.
 
     Args:
         root: Of the data and the cache.
         folder: The run's.
         epochs: Of the training.
         options: Of `mmkd.pipeline.train.train`.
+    """
+    train(small_recipe(root, epochs=epochs), folder=folder, **options)
+
+
+def commanded(*arguments: str) -> None:
+    """A command of mmkd, its output thrown away."""
+    with Path(os.devnull).open("w") as nothing, redirect_stdout(nothing):
+        app(arguments, standalone_mode=False)
+
+
+def child(act: Callable[[], None], log: Path, full_at: int | None) -> None:
+    """Act in this process; ends with 0, with `TOLD` and its message, or with `TRACEBACK`.
+
+    With `SPARED` where it did what it should although a file was refused that it can do without.
+
+    Args:
+        act: What to do.
+        log: Gets what is said.
         full_at: The file, counted from 0, from which on none may grow past 64 bytes.
     """
-    sys.stderr = (folder.parent / f"{folder.name}.log").open("a")
-    if full_at is not None:
-        _fill_at(full_at)
+    sys.stderr = log.open("a")
+    is_full = _fill_at(full_at) if full_at is not None else bool
     try:
-        train(small_recipe(root, epochs=epochs), folder=folder, **options)
+        act()
     except BaseException as error:
         told = str(error) if isinstance(error, MmkdError) else world_told(error)
-        if told is None:
-            raise
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # the log's place is not the run's
+        if told is None:
+            traceback.print_exc()
         print(told, file=sys.stderr)
         sys.stderr.flush()
-        os._exit(TOLD)
-    os._exit(0)
+        os._exit(TRACEBACK if told is None else TOLD)
+    os._exit(SPARED if is_full() else 0)
 
 
-def start(*arguments: Any, **options: Any) -> BaseProcess:
-    """`child`, started."""
-    process = PROCESSES.Process(target=child, args=arguments, kwargs=options)
+def start(act: Callable[[], None], *, log: Path, full_at: int | None = None) -> BaseProcess:
+    """`child`, started; what it is to do must be a module's function or a partial of one."""
+    process = PROCESSES.Process(target=child, args=(act, log, full_at))
     process.start()
     return process
 
@@ -118,8 +142,9 @@ def flipped(path: Path, draw: np.random.Generator) -> Callable[[], None]:
 
 
 def fresh(folder: Path) -> Path:
-    """A folder's name, nothing there."""
+    """A folder's or a file's name, nothing there."""
     shutil.rmtree(folder, ignore_errors=True)
+    folder.unlink(missing_ok=True)
     return folder
 
 
@@ -131,8 +156,12 @@ def _timeless(history: list[dict[str, Any]]) -> str:
     return json.dumps([{k: v for k, v in one.items() if "seconds" not in k} for one in history])
 
 
-def _fill_at(file: int) -> None:
-    """From the file of this number on the disk is full, for whatever library writes to it."""
+def _fill_at(file: int) -> Callable[[], bool]:
+    """From the file of this number on the disk is full, for whatever library writes to it.
+
+    Returns:
+        Whether it came to that.
+    """
     touch, count = Path.touch, [0]
 
     def counted(path: Path, *arguments: Any, **options: Any) -> None:
@@ -143,6 +172,7 @@ def _fill_at(file: int) -> None:
         count[0] += 1
 
     setattr(Path, "touch", counted)  # noqa: B010 - the first thing that a writer does
+    return lambda: count[0] > file
 
 
 FULL = os.strerror(errno.EFBIG)

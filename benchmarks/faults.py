@@ -1,7 +1,8 @@
 """What may happen to a cache and a run: kills, flipped bits, a full disk, two writers, a stranger.
 
     python -m benchmarks.faults                      # 30 kills each, 10 flips a file: half an hour
-    python -m benchmarks.faults --kills 3 --flips 2
+    python -m benchmarks.faults --kills 3 --flips 2 --inputs 50
+    python -m benchmarks.faults --rows rows.jsonl    # goes on where it was interrupted
 
 One row a fault: how often it was tried, and how often it ended as it must. A killed embedding or
 training goes on to the very bits of one that nothing happened to; a flipped bit, a missing file and
@@ -11,20 +12,24 @@ if anything did not.
 """
 
 import argparse
+import json
 import multiprocessing
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cache, partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 import mmkd
-from benchmarks import fault_train
+from benchmarks import fault_train, malformed
 from benchmarks.embed_faults import fault_run
 from benchmarks.fault_run import Event
 from benchmarks.measure import print_table, write_results
@@ -91,17 +96,15 @@ class TrainingFaults:
         self._draw = np.random.default_rng(seed)
         self._whole = root / "whole"
         fault_train.small_recipe(root, epochs=epochs)
-        self._run(root / "first")  # encodes
-        began = time.monotonic()
-        self._run(self._whole)
-        self._seconds = time.monotonic() - began
+        self._whole_run(root / "first")  # encodes
+        self._seconds = self._whole_run(self._whole)
 
     def kills(self, count: int) -> Row:
         """Killed at a random moment, from the first to the last, and continued."""
         row = Row("train: SIGKILL, then --resume")
         for _ in range(count):
             folder = fault_train.fresh(self._root / "killed")
-            process = fault_train.start(self._root, folder, self._epochs, {})
+            process = self._train(folder)
             time.sleep(float(self._draw.uniform(0, self._seconds)))
             process.kill()
             process.join()
@@ -111,29 +114,81 @@ class TrainingFaults:
     def full_disk(self) -> Row:
         """Each file that a training writes is the first that does not fit."""
         row = Row("train: disk full at each of its files")
-        options = {"overwrite": True}
-        for file in range(10_000):
-            folder = fault_train.fresh(self._root / "full")
-            status = fault_train.ended(
-                fault_train.start(self._root, folder, self._epochs, options, full_at=file)
-            )
-            if status == 0:  # it writes no more files than that
-                return row
-            told = self._log(folder)
-            wrong = "" if status == fault_train.TOLD and fault_train.FULL in told else told[-300:]
+        folder = self._root / "full"
+        act = self._training(folder, overwrite=True)
+        for wrong in self._starved(act, prepare=partial(fault_train.fresh, folder)):
             row.note(wrong or self._continued(folder))
         return row
+
+    def commands_on_full_disk(self) -> Iterator[Row]:
+        """Each file that another command writes is the first that does not fit; then it does."""
+        for name, (arguments, out) in self._commands().items():
+            row = Row(f"{name}: disk full at each of its files")
+            act = partial(fault_train.commanded, *arguments)
+            for wrong in self._starved(act, prepare=partial(fault_train.fresh, out)):
+                row.note(wrong or self._repeated(act, out))
+            if not row.tried:
+                row.note("it wrote a file otherwise than by mmkd.files, or none")
+            yield row
+
+    def _commands(self) -> dict[str, tuple[list[str], Path]]:
+        """Commands that write, by name: their arguments, and where they write to."""
+        root, whole, data = self._root, str(self._whole), self._root / "data"
+        recipe, new, made = root / "recipe.yaml", root / "new_items.csv", root / "made"
+        fault_train.small_recipe(root, epochs=self._epochs).save(recipe)
+        items = pl.read_csv(data / "items.csv")
+        items.head(1).with_columns(item_id=pl.lit("brand-new")).write_csv(new)
+        tables = ["--items", str(data / "items.csv"), "--events", str(data / "interactions.csv.gz")]
+        kept = [str(recipe), f"cache.folder={made}"]
+        item = str(items["item_id"][0])
+        lists = {suffix: root / f"lists{suffix}" for suffix in (".parquet", ".csv", ".jsonl")}
+        return {
+            "embed": (["embed", *kept], made),
+            "neighbours": (["neighbours", *kept, "--item", item, "--run", whole], made),
+            "add-items": (["add-items", whole, str(new), "--out", str(made)], made),
+            "compress": (["compress", whole, "--out", str(made), "--overwrite"], made),
+            "init": (["init", *tables, "--out", str(root / "shop.yaml")], root / "shop.yaml"),
+            "cp": (["cp", "quickstart", str(root / "copy.yaml")], root / "copy.yaml"),
+            **{
+                f"recommend to {suffix}": (
+                    ["recommend", whole, "--all-users", "--out", str(file)],
+                    file,
+                )
+                for suffix, file in lists.items()
+            },
+        }
+
+    def _starved(self, act: Callable[[], None], *, prepare: Callable[[], object]) -> Iterator[str]:
+        """What is wrong each time that one more file fits, until all do."""
+        log = self._root / "starved.log"
+        for file in range(10_000):
+            prepare()
+            status = fault_train.ended(fault_train.start(act, log=log, full_at=file))
+            told = _said(log)
+            if status == 0:
+                return
+            refused = status == fault_train.TOLD and fault_train.FULL in told
+            right = refused or status == fault_train.SPARED
+            yield "" if right else f"file {file}: status {status}: {told[-600:]}"
+
+    def _repeated(self, act: Callable[[], None], out: Path) -> str:
+        """What is wrong after the same command had room; empty if nothing."""
+        log = self._root / "repeated.log"
+        if (status := fault_train.ended(fault_train.start(act, log=log))) != 0:
+            return f"again: status {status}: {_said(log)[-600:]}"
+        left = [path.name for path in (out.parent, *out.rglob("*")) if path.name.endswith(".tmp")]
+        return f"left behind: {', '.join(left)}" if left else ""
 
     def two_writers(self) -> Row:
         """A second training of a run while the first is at it."""
         row = Row("train: two writers of one run")
         folder = fault_train.fresh(self._root / "doubled")
         with RunFolder(folder).locked():
-            second = fault_train.start(self._root, folder, self._epochs, {})
-            status, told = fault_train.ended(second), self._log(folder)
+            second = self._train(folder)
+            status, told = fault_train.ended(second), _said(_log(folder))
         kept_out = status == fault_train.TOLD and "another process is training here" in told
         row.note("" if kept_out else f"status {status}: {told}")
-        both = [fault_train.start(self._root, folder, self._epochs, {}) for _ in range(2)]
+        both = [self._train(folder) for _ in range(2)]
         statuses = sorted(str(fault_train.ended(process)) for process in both)
         row.note("" if statuses == ["0", str(fault_train.TOLD)] else f"statuses {statuses}")
         row.note(fault_train.difference(folder, self._whole))
@@ -156,7 +211,7 @@ class TrainingFaults:
 
     def _checkpoint_flips(self, count: int) -> Iterator[Row]:
         folder = fault_train.fresh(self._root / "paused")
-        process = fault_train.start(self._root, folder, self._epochs, {})
+        process = self._train(folder)
         while not list(folder.glob("checkpoints/step-*")) and process.is_alive():
             time.sleep(0.005)
         process.kill()
@@ -166,8 +221,8 @@ class TrainingFaults:
             row = Row(f"flip: checkpoint's {path.name}")
             for _ in range(count):
                 back = fault_train.flipped(path, self._draw)
-                resumed = fault_train.start(self._root, folder, self._epochs, {"resume": True})
-                status, told = fault_train.ended(resumed), self._log(folder)
+                resumed = self._train(folder, resume=True)
+                status, told = fault_train.ended(resumed), _said(_log(folder))
                 named = f"{path.name}: damaged" in told
                 row.note("" if status == fault_train.TOLD and named else f"status {status}: {told}")
                 back()
@@ -253,24 +308,36 @@ class TrainingFaults:
         run.write(result=result)
         return run
 
-    def _run(self, folder: Path, **options: Any) -> None:
-        status = fault_train.ended(fault_train.start(self._root, folder, self._epochs, options))
+    def _whole_run(self, folder: Path) -> float:
+        """A training that nothing happens to; the seconds that it takes."""
+        began = time.monotonic()
+        status = fault_train.ended(self._train(folder))
         if status != 0:
-            raise RuntimeError(f"{folder}: status {status}: {self._log(folder)}")
+            raise RuntimeError(f"{folder}: status {status}: {_said(_log(folder))}")
+        return time.monotonic() - began
+
+    def _training(self, folder: Path, **options: Any) -> Callable[[], None]:
+        return partial(fault_train.trained, self._root, folder, self._epochs, options)
+
+    def _train(self, folder: Path, **options: Any) -> BaseProcess:
+        return fault_train.start(self._training(folder, **options), log=_log(folder))
 
     def _continued(self, folder: Path) -> str:
         """What is wrong after a run was resumed; empty if nothing."""
-        process = fault_train.start(self._root, folder, self._epochs, {"resume": True})
-        if (status := fault_train.ended(process)) != 0:
-            return f"--resume: status {status}: {self._log(folder)[-300:]}"
+        if (status := fault_train.ended(self._train(folder, resume=True))) != 0:
+            return f"--resume: status {status}: {_said(_log(folder))[-600:]}"
         return fault_train.difference(folder, self._whole)
 
-    def _log(self, folder: Path) -> str:
-        """What was said since this was last asked."""
-        log = folder.parent / f"{folder.name}.log"
-        text = log.read_text("utf-8") if log.exists() else ""
-        log.unlink(missing_ok=True)
-        return text
+
+def _log(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.log"
+
+
+def _said(log: Path) -> str:
+    """What was said since this was last asked."""
+    text = log.read_text("utf-8") if log.exists() else ""
+    log.unlink(missing_ok=True)
+    return text
 
 
 def _told(use: Any, words: str) -> str:
@@ -282,6 +349,59 @@ def _told(use: Any, words: str) -> str:
     return f"nothing was told ({words})"
 
 
+class Journal:
+    """Rows as they end, a part a line, so that faults that were tried need not be tried again.
+
+    Args:
+        path: The file; None keeps none.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        lines = path.read_text("utf-8").splitlines() if path and path.exists() else []
+        self._parts = {part["part"]: part["rows"] for part in map(json.loads, lines)}
+
+    def rows(self, part: str, tried: Callable[[], Iterable[Row]]) -> list[Row]:
+        """A part's rows, from the file or by trying."""
+        if part in self._parts:
+            return [Row(**row) for row in self._parts[part]]
+        rows = []
+        for row in tried():
+            print(f"{row.fault}: {row.survived} of {row.tried}", *row.exceptions, file=sys.stderr)
+            rows.append(row)
+        if self._path:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"part": part, "rows": [*map(asdict, rows)]}) + "\n")
+        return rows
+
+
+def _parts(root: Path, options: argparse.Namespace) -> dict[str, Callable[[], Iterable[Row]]]:
+    """All that is tried, by name; a training is there from the first of its faults on."""
+
+    @cache
+    def training() -> TrainingFaults:
+        return TrainingFaults(root, epochs=options.epochs, seed=options.seed)
+
+    def embedding() -> list[Row]:
+        folder = fault_train.fresh(root / "embed")
+        folder.mkdir()
+        return embedding_rows(folder, kills=options.kills, items=options.items, seed=options.seed)
+
+    return {
+        "embed": embedding,
+        "train killed": lambda: [training().kills(options.kills)],
+        "train on a full disk": lambda: [training().full_disk()],
+        "commands on a full disk": lambda: training().commands_on_full_disk(),
+        "two writers": lambda: [training().two_writers()],
+        "flips": lambda: training().flips(options.flips),
+        "stranger": lambda: [training().stranger()],
+        "malformed": lambda: (
+            Row(row.fault, row.tried, row.survived, row.exceptions)
+            for row in malformed.rows(inputs=options.inputs, seed=options.seed)
+        ),
+    }
+
+
 def main() -> None:
     """Run, print, and exit with status 1 if anything did not survive."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -289,26 +409,29 @@ def main() -> None:
     parser.add_argument("--flips", type=int, default=10)
     parser.add_argument("--items", type=int, default=6000, help="of the embedding that is killed")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--inputs", type=int, default=400, help="malformed ones of each format")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", default=[], help="parts, such as flips")
+    parser.add_argument("--rows", type=Path, help="a file: what is in it is not tried again")
     options = parser.parse_args()
     # a new process is forked from one that has imported everything: kills then meet the run itself
-    preload = ["benchmarks.embed_run", "benchmarks.fault_train"]
+    preload = ["benchmarks.embed_run", "benchmarks.fault_train", *fault_train.LAZY]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
+    journal = Journal(options.rows)
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="mmkd-faults-") as name:
-        root = Path(name)
-        (root / "embed").mkdir()
-        rows = embedding_rows(
-            root / "embed", kills=options.kills, items=options.items, seed=options.seed
-        )
-        training = TrainingFaults(root, epochs=options.epochs, seed=options.seed)
-        rows += [training.kills(options.kills), training.full_disk(), training.two_writers()]
-        rows += [*training.flips(options.flips), training.stranger()]
+        parts = _parts(Path(name), options)
+        if unknown := set(options.only) - parts.keys():
+            parser.error(f"--only: got {', '.join(unknown)}, wanted some of {', '.join(parts)}")
+        for part in options.only or parts:
+            rows += journal.rows(part, parts[part])
     cells = [[row.fault, str(row.tried), str(row.survived)] for row in rows]
     print_table(["fault", "tried", "survived"], cells)
     for row in rows:
         for exception in row.exceptions:
             print(f"{row.fault}: {exception}")
-    write_results("faults", vars(options), [asdict(row) for row in rows])
+    settings = {key: str(value) for key, value in vars(options).items()}
+    write_results("faults", settings, [asdict(row) for row in rows])
     sys.exit(any(row.exceptions for row in rows))
 
 

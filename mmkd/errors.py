@@ -132,12 +132,14 @@ def outside(
 
 def cause(error: BaseException) -> str | None:
     """An error of the outside world in one line; None where it is a fault of the program."""
-    if isinstance(error, OSError):
-        return error.strerror or " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if (number := _errno(error)) is not None:  # a library's word for the system's
         return os.strerror(number)
+    if isinstance(error, OSError):
+        return " ".join(str(error).split()) or type(error).__name__
     if any(str(error).startswith(start) for start in _OF_PATHS):
         return str(error)
     library = type(error).__module__.partition(".")[0]
@@ -176,9 +178,10 @@ def world_told(error: BaseException) -> str | None:
 
 def _errno(error: BaseException) -> int | None:
     """The operating system's number of an error, also where a library has it in its message."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    if type(error).__module__.partition(".")[0] not in _LIBRARIES:
+    library = type(error).__module__.partition(".")[0]
+    if library not in _LIBRARIES and not isinstance(error, OSError):  # polars has bare OSErrors too
         return None
     found = re.search(r"(?:os error|code:) (\d+)", str(error))
     return int(found[1]) if found else None

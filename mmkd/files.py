@@ -14,6 +14,7 @@ import logging
 import mmap
 import os
 import secrets
+import shutil
 import stat
 import time
 import zlib
@@ -74,6 +75,12 @@ def write_text(path: Path, text: str) -> None:
     """Writes a small UTF-8 file, whole or not at all; OSError where it cannot."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file's content, whole or not at all; OSError where it cannot."""
+    with replacing(target) as temporary, source.open("rb") as old, temporary.open("wb") as new:
+        shutil.copyfileobj(old, new)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -56,6 +56,13 @@ def test_a_place_that_cannot_be_used_has_its_own_remedy() -> None:
     assert world_told(AttributeError("a fault of mmkd's own")) is None
 
 
+def test_an_error_of_the_system_is_told_by_its_number_also_where_a_library_has_it_in_words() -> (
+    None
+):
+    told = world_told(OSError("File too large (os error 27)"))  # polars'
+    assert told == "File too large; allow larger files (ulimit -f), or give another place"
+
+
 def test_memory_that_ran_out_is_no_damage() -> None:
     class OutOfMemoryError(RuntimeError):
         """As torch calls it."""

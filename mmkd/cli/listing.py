@@ -1,6 +1,5 @@
 """``mmkd ls`` and ``mmkd cp``: recipes, encoder cards, runs and the cache's contents."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +8,8 @@ import typer
 
 from mmkd.cli.arguments import RUNS, AsJson, Runs
 from mmkd.cli.cache import CACHE, Folder, stores
-from mmkd.errors import EncoderError, RecipeError, RunError
+from mmkd.errors import EncoderError, RecipeError, RunError, outside
+from mmkd.files import copy_file
 
 if TYPE_CHECKING:
     from mmkd.runs.folder import RunFolder
@@ -59,17 +59,24 @@ def copy(
         raise RecipeError(f"{destination}: is a file; give a folder or a name ending in .yaml")
     if destination.suffix not in (".yaml", ".yml"):
         target = destination / source.name
+    if target.is_dir():
+        raise RecipeError(f"{target}: Is a directory; give the name of a file")
     if target.exists() and not force:
         raise RecipeError(f"{target}: exists; give --force to replace it or another name")
     if target.exists() and target.samefile(source):
         raise RecipeError(f"{target}: is what would be copied; give another name")
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    _copy(source, target)
     typer.echo(f"{source.name} -> {target}")
     base = base_of(source) if name in (*recipe_names(), *preset_names()) else None
     if base is not None and not (target.parent / base.name).exists():
-        shutil.copyfile(base, target.parent / base.name)
+        _copy(base, target.parent / base.name)
         typer.echo(f"{base.name} -> {target.parent / base.name}")
+
+
+def _copy(source: Path, target: Path) -> None:
+    with outside(RecipeError, target, "cannot be written", remedy="give another name"):
+        copy_file(source, target)
 
 
 def _source(name: str) -> Path:

@@ -53,7 +53,7 @@ class LanguageModelEncoder:
             token) or ``max``. A language model has no pooling of its own, so it must be named.
         revision: Commit, tag or branch on the hub; version of a package.
         prompt: Put before every text; or a template with ``{text}`` where the text goes. A text
-            that is too long is cut, the template is not.
+            that is too long is cut, at the side that the tokenizer cuts; a template is not.
         max_length_tokens: Longer texts are cut to it, special tokens included; None is the limit of
             the tokenizer or model, and 4096 at most.
         dtype: Precision the model computes in; pooling is always in float32.

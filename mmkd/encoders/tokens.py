@@ -57,7 +57,8 @@ def tokenise(
         max_length_tokens: Longer texts are cut to this many tokens, special ones and those of
             ``before`` and ``after`` included; at the side that the tokenizer cuts.
         append: A token put behind every text that does not end with it already.
-        before: A prompt put before every text.
+        before: A prompt put before every text. A tokenizer that cuts on the left begins with it, as
+            the library does, unless the prompt has an end too.
         after: What a template has behind every text; it is never cut, the text before it is.
 
     Returns:
@@ -72,13 +73,13 @@ def tokenise(
     if room is not None and append is not None and not _ends_with(tokenizer, append):
         room -= 1
     found: list[NDArray[np.int32]] = []
-    head, tail = _around(tokenizer, before, after)
+    from_left = getattr(tokenizer, "truncation_side", "right") == "left"
+    head, tail = _around(tokenizer, before if after or not from_left else "", after)
     if room is not None and len(tail) >= room:
         raise EncoderError(
             f"max_length_tokens {max_length_tokens} leaves no room for the text: the prompt's end "
             f"{after!r} takes {len(tail)}; raise it"
         )
-    from_left = getattr(tokenizer, "truncation_side", "right") == "left"
     cut = 0
     for start in range(0, len(texts), _TEXTS_PER_CALL):
         part = [f"{before}{text}{after}" for text in texts[start : start + _TEXTS_PER_CALL]]

@@ -6,6 +6,7 @@ says nothing, so it is masked.
 """
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -140,7 +141,7 @@ def add_items(
     kept[0] = True  # padding
     left_out = tuple(new.ids[int(row)] for row in np.flatnonzero(~kept))
     items = _joined(catalogue, new, kept)
-    added = {"items": len(items) - len(trained), "run": _origin(run, marker)}
+    added = {"items": len(items) - len(trained), "run": _origin(run, marker, target)}
     with target.locked():
         _check_free(run, target)
         target.clear()
@@ -275,9 +276,11 @@ def _joined(catalogue: ItemTable, new: ItemTable, kept: NDArray[np.bool_]) -> It
     )
 
 
-def _origin(run: RunFolder, marker: Mapping[str, Any]) -> str:
+def _origin(run: RunFolder, marker: Mapping[str, Any], target: RunFolder) -> str:
+    """The run that was trained, as a path from the new one."""
     added = marker.get("added")
-    return str(added["run"] if added else run.path.absolute())
+    path = run.path / added["run"] if added else run.path
+    return Path(os.path.relpath(path, target.path)).as_posix()
 
 
 def _digest(data: Mapping[str, str], items: ItemTable, trained: ItemTable) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from accelerate import Accelerator
 
@@ -20,7 +21,7 @@ from mmkd.data.items import AttributeVocabulary
 from mmkd.data.splits import SequenceSplit
 from mmkd.errors import RunError
 from mmkd.runs.folder import RunFolder
-from mmkd.runs.frames import TABLES
+from mmkd.runs.frames import TABLES, is_of_another
 from mmkd.student import Ensemble
 from mmkd.training.trainer import Trainer
 
@@ -100,7 +101,7 @@ def opened(
             if main and run.started and not run.bare and resume and not overwrite:
                 run.check_data(digests)
                 run.check_teacher(teacher_digest)
-                run.write(frames=data.frames)  # it may have been killed before they were
+                run.write(frames=_kept(planned, run, data))  # it may have been killed before
             elif main:
                 # what it trains on may lie here and nowhere else
                 run.clear(keeping=[run.frame(n) for n in TABLES if _reads(planned, run.frame(n))])
@@ -108,7 +109,7 @@ def opened(
                 run.write(
                     marker={"recipe": recipe.name, "data": digests, "teacher": teacher_digest},
                     recipe=recipe.to_yaml(folder),
-                    frames=data.frames,
+                    frames=_kept(planned, run, data),
                 )
         yield OpenRun(run, data, accelerator, vocabulary, teacher)
 
@@ -176,11 +177,24 @@ def _check_open(run: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool
         )
 
 
+def _files(planned: Plan) -> dict[str, Path]:
+    """The files that a plan's data is read from, by table."""
+    root = planned.recipe.data.folder
+    options = zip(TABLES, (planned.items, planned.interactions), strict=True)
+    return {name: root / given["path"] for name, given in options}
+
+
 def _reads(planned: Plan, file: Path) -> bool:
     """Whether a plan's data is read from a file."""
-    root = planned.recipe.data.folder
-    paths = (planned.items["path"], planned.interactions["path"])
-    return any((root / path).resolve() == file.resolve() for path in paths)
+    return any(path.resolve() == file.resolve() for path in _files(planned).values())
+
+
+def _kept(planned: Plan, run: RunFolder, data: Dataset) -> dict[str, pl.DataFrame | Path]:
+    """The tables that a run keeps: given as frames, or those that another run keeps."""
+    of_others = {
+        name: path for name, path in _files(planned).items() if is_of_another(path, name, run.path)
+    }
+    return {**of_others, **data.frames}
 
 
 def _announcement(recipe: Recipe, split: SequenceSplit, accelerator: Accelerator) -> str:

@@ -312,8 +312,8 @@ def load(
         >>> recipe = mmkd.load_recipe(
         ...     "quickstart", ["data.root=shop", "training.epochs=1", "training.cpu=true"]
         ... )
-        >>> made = mmkd.train(recipe, folder="runs/shop")
-        >>> run = mmkd.load("shop")
+        >>> made = mmkd.train(recipe, folder="runs/kiosk")
+        >>> run = mmkd.load("kiosk")
         >>> len(run.recommend(run.items.ids[1:3], k=2))
         2
 

@@ -14,8 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,7 +160,7 @@ def sweep(
     running: list[_Running] = []
     ended = [_ended(one) for one in study.trials if one.state.is_finished()]
     # the inner one is told of the first signal, the outer one of the second
-    with Interruption() as at_once, Interruption() as interruption:
+    with _recorded(folder), Interruption() as at_once, Interruption() as interruption:
         try:
             while True:
                 while len(running) < jobs and (waiting or len(study.trials) < trials):
@@ -272,6 +272,22 @@ class _Running:
         return _ended(study.trials[self.trial.number])
 
 
+@contextmanager
+def _recorded(folder: Path) -> Iterator[None]:
+    """RunError where the study's file can't be written or read, in its library's words."""
+    from optuna.exceptions import OptunaError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (OptunaError, SQLAlchemyError) as error:
+        told = str(error.__cause__ or error).splitlines()[0]
+        raise RunError(
+            f"{folder / 'sweep.db'}: can't be used ({told}); free some space, put the file back, "
+            "or give another folder with --out"
+        ) from error
+
+
 def _study(folder: Path, base: Recipe, space: Sequence[Dimension]) -> "optuna.Study":
     try:
         import optuna
@@ -283,19 +299,20 @@ def _study(folder: Path, base: Recipe, space: Sequence[Dimension]) -> "optuna.St
         "recipe": recipe_digest(base),
         "space": json.loads(json.dumps([vars(d) for d in space])),
     }
-    study = optuna.create_study(
-        storage=f"sqlite:///{(folder / 'sweep.db').resolve()}",
-        study_name="sweep",
-        direction="maximize",
-        load_if_exists=True,
-    )
-    before: Mapping[str, Any] = study.user_attrs
-    if before and dict(before) != what:
-        changed = " and ".join(name for name in what if before.get(name) != what[name])
-        raise RunError(f"{folder}: holds a sweep of another {changed}; give another folder")
-    for name, value in what.items():
-        study.set_user_attr(name, value)
-    return study
+    with _recorded(folder):
+        study = optuna.create_study(
+            storage=f"sqlite:///{(folder / 'sweep.db').resolve()}",
+            study_name="sweep",
+            direction="maximize",
+            load_if_exists=True,
+        )
+        before: Mapping[str, Any] = study.user_attrs
+        if before and dict(before) != what:
+            changed = " and ".join(name for name in what if before.get(name) != what[name])
+            raise RunError(f"{folder}: holds a sweep of another {changed}; give another folder")
+        for name, value in what.items():
+            study.set_user_attr(name, value)
+        return study
 
 
 def _trial(study: "optuna.Study", number: int, *, seed: int) -> "optuna.Trial":

@@ -9,10 +9,11 @@ encoder's vectors became their modality tables, for items that come later; ``att
 labels they predicted; ``history.json`` one record an epoch; ``result.json`` the test metrics;
 ``test_ranks.parquet`` the rank of every test case, for paired tests (its ``user`` is a row of
 ``users.parquet``); ``data_items.parquet`` and ``data_interactions.parquet`` the tables that were
-given as frames; ``checkpoints/`` is there while it trains. Every file is written whole or not at
-all; none is a pickle.
+given as frames, to this run or to the one whose tables it reads; ``checkpoints/`` is there while it
+trains. Every file is written whole or not at all; none is a pickle.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from mmkd.data.items import ItemTable
 from mmkd.errors import RunError, out_of_memory, outside
 from mmkd.evaluation import CaseRanks
 from mmkd.files import (
+    copy_file,
     file_digest,
     read_json,
     read_parquet,
@@ -131,7 +133,7 @@ class RunFolder:
         *,
         marker: Mapping[str, Any] | None = None,
         recipe: str | None = None,
-        frames: Mapping[str, pl.DataFrame] | None = None,
+        frames: Mapping[str, pl.DataFrame | Path] | None = None,
         tables: Mapping[str, str] | None = None,
         items: ItemTable | None = None,
         users: Sequence[str] | None = None,
@@ -150,9 +152,10 @@ class RunFolder:
             marker: What the run is begun with: ``recipe``, its name; ``data``, of
                 ``data_digests``; ``teacher``, of ``weights_digest`` of the run it compresses;
                 ``added``, where items were added without training: how many ``items``, to which
-                ``run``.
+                ``run``, as a path from this one.
             recipe: What is run, as YAML.
-            frames: The tables that are no files elsewhere: ``items``, ``interactions``.
+            frames: The tables that are no files elsewhere, or another run's: ``items``,
+                ``interactions``; or the files that are copied.
             tables: The embedding tables, modality to key, added to the marker once they are known.
             items: The catalogue it trains on.
             users: Which external id each user row stands for.
@@ -177,7 +180,10 @@ class RunFolder:
             if recipe is not None:
                 write_text(self.path / "recipe.yaml", recipe)
             for name, frame in (frames or {}).items():
-                write_parquet(self.frame(name), frame)
+                if isinstance(frame, Path):
+                    copy_file(frame, self.frame(name))
+                else:
+                    write_parquet(self.frame(name), frame)
             if tables is not None:
                 self._mark(self.marker() | {"tables": dict(tables)})
             if items is not None:
@@ -197,9 +203,7 @@ class RunFolder:
                     save_file({k: v.contiguous() for k, v in state.items()}, temporary)
             for name in _KEPT if kept_of is not None else ():
                 if (cast(RunFolder, kept_of).path / name).is_file():
-                    source = cast(RunFolder, kept_of)._file(name)
-                    with replacing(self.path / name) as temporary:
-                        shutil.copyfile(source, temporary)
+                    copy_file(cast(RunFolder, kept_of)._file(name), self.path / name)
             if attributes is not None:
                 write_json(self.path / "attributes.json", {"names": list(attributes)})
             if ranks is not None:
@@ -318,10 +322,16 @@ class RunFolder:
         if added := self.marker().get("added"):
             raise RunError(
                 f"{self.path}: holds {added['items']} items that were added without training, of "
-                f"which its recipe's data knows nothing; evaluate {added['run']}, to which they "
-                "were added"
+                f"which its recipe's data knows nothing; evaluate {self._origin(added['run'])}"
             )
         self._check_same("the data", self.marker()["data"], data)
+
+    def _origin(self, run: str) -> str:
+        """In words, the run to which items were added, named from here; by 0.1 absolutely."""
+        path = Path(os.path.normpath(self.path / run))
+        if (path / _MARKER).is_file():
+            return f"{path}, to which they were added"
+        return f"the run {path.name} to which they were added (it is not at {path} any more)"
 
     def check_tables(self, tables: Mapping[str, str]) -> None:
         """Raise RunError unless the encoders' tables are what the run was begun with.

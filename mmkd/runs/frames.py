@@ -1,8 +1,9 @@
 """Tables that a run was given as frames and keeps itself: where they lie, how recipes name them.
 
 A run's ``recipe.yaml`` names them from the run's own folder (``run:data_items.parquet``), so that a
-folder that was moved, or several that belong together, still find them. To and from the absolute
-paths that every other part works with.
+folder that was moved, or several that belong together, still find them. A run on another run's
+tables names those and has a copy, for where it is alone. To and from the absolute paths that every
+other part works with.
 """
 
 import os
@@ -25,14 +26,19 @@ def frame_file(folder: Path, name: str) -> Path:
     return folder / f"data_{name}.parquet"
 
 
+def is_of_another(path: Path | str, name: str, folder: Path) -> bool:
+    """Whether a table is what another run than that of ``folder`` keeps."""
+    lies_in = Path(path).parent
+    own = Path(path).is_absolute() and Path(path) == frame_file(lies_in, name)
+    return own and not _same(lies_in, folder) and (lies_in / "run.json").is_file()
+
+
 def from_folder(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """A recipe's content with tables that a run keeps named from ``folder``, where it will lie."""
 
     def named(path: str, name: str) -> str:
-        lies_in = Path(path).parent
-        if Path(path) != frame_file(lies_in, name) or not Path(path).is_absolute():
-            return path
-        if not _same(lies_in, folder) and not (lies_in / "run.json").is_file():
+        of_this = Path(path).is_absolute() and _same(Path(path), frame_file(folder, name))
+        if not of_this and not is_of_another(path, name, folder):
             return path
         return _PREFIX + Path(os.path.relpath(path, folder)).as_posix()
 
@@ -44,15 +50,16 @@ def to_absolute(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     The content is as YAML holds it: a literal ``${`` is escaped, or it would be an interpolation.
 
-    Earlier versions wrote absolute paths: where the run keeps such a table it is the run's own,
-    wherever the run was when it was trained.
+    Another run's table that is gone is the run's own copy. Earlier versions wrote absolute paths:
+    where the run keeps such a table it is the run's own, wherever the run was when it was trained.
     """
 
     def named(path: str, name: str) -> str:
+        own = frame_file(folder, name)
         if path.startswith(_PREFIX):
             lies = folder / path.removeprefix(_PREFIX).replace("\\${", "${")
-            return os.path.abspath(lies).replace("${", "\\${")
-        own = frame_file(folder, name)
+            found = own if own.is_file() and not lies.is_file() else lies
+            return os.path.abspath(found).replace("${", "\\${")
         if Path(path).is_absolute() and Path(path).name == own.name and own.is_file():
             return os.path.abspath(own).replace("${", "\\${")
         return path

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmkd.errors import CheckpointError, outside
-from mmkd.files import file_digest, read_json, replacing, sync, write_sealed_json
+from mmkd.files import copy_file, file_digest, read_json, replacing, sync, write_sealed_json
 from mmkd.student import Ensemble
 
 _PREFIX = "step-"
@@ -157,7 +157,8 @@ class BestWeights:
             student.load_state_dict(read_tensors(path))
         self.accelerator.wait_for_everyone()
         if path != self.folder / _BEST and self.accelerator.is_main_process:
-            _copy(path, self.folder / _BEST)
+            with _writing(self.folder / _BEST):
+                copy_file(path, self.folder / _BEST)
 
     def find(self, digest: str = "") -> Path:
         """Where they are; CheckpointError where they are not, or are not those of the digest."""
@@ -187,7 +188,8 @@ def keep_best(folder: Path) -> None:
     Raises:
         CheckpointError: The copy can't be written.
     """
-    _copy(folder / _BEST, folder / _KEPT)
+    with _writing(folder / _KEPT):
+        copy_file(folder / _BEST, folder / _KEPT)
 
 
 def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
@@ -234,11 +236,6 @@ def _writing(path: Path) -> AbstractContextManager[None]:
 
 def _reading(path: Path, *also: type[BaseException]) -> AbstractContextManager[None]:
     return outside(CheckpointError, path, "damaged", remedy=_REMEDY, also=also)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with _writing(target), replacing(target) as temporary:
-        shutil.copyfile(source, temporary)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -99,16 +99,19 @@ def test_another_unknown_option_is_typers_to_tell(option: str) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_one_message(
-    monkeypatch: pytest.MonkeyPatch, capsys: Any
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
 ) -> None:
     def full(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "mine.yaml")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfile", full)
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    monkeypatch.chdir(tmp_path)
     told = mistake(monkeypatch, capsys, "cp", "quickstart", "mine.yaml")
-    assert (
-        told == "mmkd: mine.yaml: No space left on device; free some space or give another place\n"
+    assert told == (
+        "mmkd: mine.yaml: cannot be written (No space left on device); free some space or give "
+        "another place\n"
     )
+    assert not list(tmp_path.iterdir())  # no half of it, and nothing beside it
 
 
 def test_an_invalid_recipe_as_json_lists_its_problems(tmp_path: Path) -> None:

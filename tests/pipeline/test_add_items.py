@@ -1,6 +1,7 @@
 """Items added to a trained run: where they land, what stays as it was, and what is refused."""
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -169,9 +170,16 @@ def test_items_are_added_to_a_run_with_added_items(run: RunFolder, tmp_path: Pat
     state = second.student().state_dict()
     for key, value in at_once.student().state_dict().items():
         torch.testing.assert_close(state[key], value)
-    assert second.marker()["added"] == {"items": 2, "run": str(run.path)}
-    with pytest.raises(RunError, match=r"2 items that were added without training.*evaluate .*run"):
+    there = os.path.relpath(run.path, second.path)
+    assert second.marker()["added"] == {"items": 2, "run": there}
+    with pytest.raises(
+        RunError, match=rf"2 items .* evaluate {run.path}, to which they were added"
+    ):
         evaluate(second.path)
+    (tmp_path / "deeper").mkdir()
+    shutil.move(second.path, tmp_path / "deeper" / "moved")
+    with pytest.raises(RunError, match=rf"evaluate the run {run.path.name} to which .* any more"):
+        evaluate(tmp_path / "deeper" / "moved")
 
 
 def test_what_cannot_be_added_is_refused_before_anything_is_encoded(

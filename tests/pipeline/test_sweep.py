@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -46,6 +47,16 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 def test_grammar(text: str, kind: str | None, values: tuple[object, ...]) -> None:
     found = Dimension.parse(text)
     assert (found and (found.kind, found.values)) == (kind and (kind, values))
+
+
+def test_a_full_disk_is_one_message(synthetic: list[str], tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        with pytest.raises(RunError, match=r"sweep\.db: can't be used \(.*\); free some space"):
+            sweep("quickstart", [*synthetic, "training.lr=1e-3,1e-2"], folder=tmp_path / "sweep")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize(

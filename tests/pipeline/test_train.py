@@ -16,6 +16,7 @@ import mmkd.config.joining
 import mmkd.pipeline.run
 from mmkd.errors import EncoderError, RecipeError, RunError
 from mmkd.pipeline.evaluate import evaluate
+from mmkd.pipeline.opening import compressing
 
 WORDS = "red blue tea cup tray rug lamp oak".split()
 ITEMS = pl.DataFrame(
@@ -242,6 +243,22 @@ def test_a_run_of_frames_may_be_moved(tmp_path: Path) -> None:
     shutil.move("elsewhere/more", "more")
     with pytest.raises(RunError, match="holds 1 items that were added without training"):
         mmkd.load("more").data  # noqa: B018
+
+
+def test_a_run_on_the_frames_of_another_may_be_moved_alone() -> None:
+    data = mmkd.Dataset.load(items=ITEMS, events=LOG)
+    large = mmkd.train(data, folder="runs/large", overrides=IDS)
+    recipe = compressing(large.folder)
+    small = mmkd.train(recipe, folder="runs/small")
+    expected = small.recommend(users=["u3"], k=5)
+    assert mmkd.train(recipe, folder="runs/small", resume=True).result == small.result
+    shutil.move("runs/small", "small")
+    shutil.rmtree("runs")
+    moved = mmkd.load("small")
+    assert moved.data.digests() == data.digests()
+    assert moved.recommend(users=["u3"], k=5).equals(expected)
+    assert evaluate(Path("small"))["metrics"] == pytest.approx(small.result["test"]["metrics"])
+    assert moved.recipe.data.items["path"] == str(Path("small/data_items.parquet").absolute())
 
 
 def test_an_unfinished_run_of_frames_resumes_where_it_was_moved_to(

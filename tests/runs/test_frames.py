@@ -36,6 +36,8 @@ def test_only_what_a_run_keeps_is_named_from_the_run(runs: Path) -> None:
     others = from_folder(content(own), runs / "b")
     assert others == content("run:../a/data_items.parquet")
     assert to_absolute(others, runs / "b") == content(own)
+    frame_file(runs / "a", "items").unlink()
+    assert to_absolute(others, runs / "b") == content(frame_file(runs / "b", "items"))  # its copy
     for path in (runs / "data_items.parquet", runs / "a" / "items.csv", "data_items.parquet"):
         assert from_folder(content(path), runs / "a") == content(path)
         assert to_absolute(content("items.csv"), runs / "a") == content("items.csv")

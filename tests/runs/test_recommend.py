@@ -51,10 +51,12 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path)
 
 
-def lists(run: RunFolder, *histories: str, **options: Any) -> list[dict[str, Any]]:
+def lists(
+    run: RunFolder, *histories: str, student: Ensemble | None = None, **options: Any
+) -> list[dict[str, Any]]:
     items = run.items()
     rows = [items.rows(list(history)) for history in histories]
-    frames = recommend(run.student(), items, [*range(len(rows))], rows, **options)
+    frames = recommend(student or run.student(), items, [*range(len(rows))], rows, **options)
     return pl.concat(frames).to_dicts()
 
 
@@ -80,7 +82,10 @@ def test_many_histories_are_answered_each_as_if_alone(
     ]
     found = lists(run, *histories, k=3, batch_size=4)
     assert [one["query"] for one in found] == [q for q in range(23) for _ in range(3)]
-    alone = [one | {"query": q} for q, h in enumerate(histories) for one in lists(run, h, k=3)]
+    options: dict[str, Any] = {"student": run.student(), "k": 3}
+    alone = [
+        one | {"query": q} for q, h in enumerate(histories) for one in lists(run, h, **options)
+    ]
     for one, other in zip(found, alone, strict=True):
         assert one | {"score": 0} == other | {"score": 0}
         assert one["score"] == pytest.approx(other["score"], abs=1e-6)
