@@ -173,8 +173,8 @@ def _names() -> alt.Axis:
 
 def _tip(field: str, title: str | None = None, form: str = ".4f") -> alt.Tooltip:
     name = field.partition(":")[0]
-    numbers = {"format": form} if field.endswith(":Q") else {}
-    return alt.Tooltip(field, title=title or name, **numbers)
+    tip = alt.Tooltip(field, title=title or name)
+    return tip.format(form) if field.endswith(":Q") else tip
 
 
 def _spec(chart: alt.Chart | alt.LayerChart, *, height: int) -> Spec:

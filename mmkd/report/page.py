@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _NONE = "\N{EN DASH}"
+_EMBED = "window.vegaEmbed = vegaEmbed;"  # what a page calls, to be bundled with all it needs
 _BESIDE = 2  # other runs that a chart has room for beside the baselines
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -69,11 +70,13 @@ def write_report(runs: "Run | Sequence[Run]", path: Path | str, *, seed: int = 0
     given = [*runs] if isinstance(runs, Sequence) else [runs]
     if not given:
         raise RunError("there is no run to report on; give one or more")
+    file = Path(path)
+    if file.is_dir():
+        raise RunError(f"{file}: is a folder; give the file to write, such as {file}/report.html")
     page = _render(given, seed)
-    remedy = "give another file"
-    with outside(RunError, path, "cannot be written", remedy=remedy):
-        write_text(Path(path), page)
-    return Path(path)
+    with outside(RunError, file, "cannot be written", remedy="give another file"):
+        write_text(file, page)
+    return file
 
 
 @dataclass(frozen=True)
@@ -276,15 +279,16 @@ def _environment() -> "Environment":
     return environment
 
 
+@cache
 def _bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script."""
+    """Vega, Vega-Lite and Vega-Embed as one script; bundling takes seconds."""
     try:
         import altair
         import vl_convert
     except ImportError:
         raise _not_installed("altair or vl-convert-python") from None
     version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    bundle: str = vl_convert.javascript_bundle(vl_version=version)
+    bundle: str = vl_convert.javascript_bundle(_EMBED, vl_version=version)
     return bundle
 
 
