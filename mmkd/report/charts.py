@@ -164,7 +164,7 @@ def _series(field: str, names: Sequence[str], rows: Sequence[Record] = ()) -> al
 
 
 def _legend() -> alt.Legend:
-    return alt.Legend(title=None, orient="top", direction="horizontal", columns=3, symbolSize=70)
+    return alt.Legend(title=None, orient="top", direction="horizontal", columns=2, symbolSize=70)
 
 
 def _names() -> alt.Axis:
