@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mmkd import __version__
 from mmkd.data.splits import SequenceSplit
-from mmkd.errors import MmkdError, RunError, outside
+from mmkd.errors import Interrupted, MmkdError, RunError, outside
 from mmkd.files import write_text
 from mmkd.report import figures
 from mmkd.report.cards import Cards
@@ -228,6 +228,8 @@ class _Sections:
 def _told(make: Callable[[], T]) -> T | Missing:
     try:
         return make()
+    except Interrupted:
+        raise
     except MmkdError as error:
         return Missing(printable(str(error)))
 

@@ -17,7 +17,7 @@ from PIL import Image
 from report.conftest import HOSTILE, USER
 
 import mmkd
-from mmkd.errors import MmkdError, RunError
+from mmkd.errors import EmbeddingInterrupted, MmkdError, RunError
 from mmkd.pipeline.run import Run
 from mmkd.report import page as report_page
 from mmkd.runs.folder import RunFolder
@@ -202,3 +202,11 @@ def test_the_command_writes_it_and_says_how_large_it_is(
     page = Page(file.read_text("utf-8"))
     assert "this run reads no encoder" in " ".join(page.texts).lower()
     assert "types" not in page.values("id")  # of ids there are none
+
+
+def test_who_stops_a_report_stops_all_of_it() -> None:
+    def stopped() -> None:
+        raise EmbeddingInterrupted(1, 2)
+
+    with pytest.raises(EmbeddingInterrupted):
+        report_page._told(stopped)
