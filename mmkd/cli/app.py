@@ -50,6 +50,7 @@ for command in (
     runs.recommend,
     runs.similar,
     runs.compare,
+    runs.report,
     runs.neighbours,
     encoders.encode,
 ):

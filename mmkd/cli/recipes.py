@@ -188,10 +188,11 @@ def demo(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """The main job on a made-up catalogue, offline: six variants and a table, in minutes."""
+    """The main job on a made-up catalogue, offline: six variants, a table, a report."""
     from mmkd.cli import show
     from mmkd.cli.progress import EmbeddingProgress, note
-    from mmkd.demo.run import run_demo
+    from mmkd.demo.run import report_demo, run_demo
+    from mmkd.errors import MmkdError
 
     with EmbeddingProgress() as progress:
         results = run_demo(
@@ -203,6 +204,10 @@ def demo(
             announce=note,
         )
     show.demo(results, folder, as_json=json)
+    try:
+        note(f"report: {report_demo(folder)}; open it in a browser")
+    except MmkdError as error:  # the table is there, and the runs are
+        note(f"no report: {error}")
 
 
 def _train(

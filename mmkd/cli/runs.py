@@ -149,6 +149,21 @@ def compare(
     show.compared(found.to_dicts(), names[0], metric, as_json=json)
 
 
+def report(
+    names: Annotated[list[str], typer.Argument(help="Runs; the others beside the first.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
+    runs: Runs = RUNS,
+    json: AsJson = False,
+) -> None:
+    """Write one HTML file about a run, or about several beside each other; it works offline."""
+    from mmkd.cli import show
+    from mmkd.pipeline.run import Run
+    from mmkd.report import write_report
+
+    written = write_report([Run(find_run(name, runs)) for name in names], out)
+    show.reported(written, names, as_json=json)
+
+
 def neighbours(
     recipe: RecipeName,
     overrides: Overrides = None,

@@ -304,6 +304,15 @@ def written(found: Mapping[str, int], path: Path, *, as_json: bool) -> None:
         _print(f"{found['lists']} lists, {found['rows']} rows: {path}")
 
 
+def reported(path: Path, runs: Sequence[str], *, as_json: bool) -> None:
+    """A report that was written."""
+    size = path.stat().st_size
+    if as_json:
+        _json({"path": str(path), "bytes": size, "runs": list(runs)})
+    else:
+        _print(f"{path}: {size / 1e6:.1f} MB; open it in a browser")
+
+
 def compared(found: Sequence[Mapping[str, Any]], first: str, metric: str, *, as_json: bool) -> None:
     """One run against others."""
     if as_json:

@@ -1,4 +1,4 @@
-"""The demo: the main job on a made-up catalogue, from drawing its pictures to a table of results.
+"""The demo: the main job on a made-up catalogue, from drawing its pictures to a report of its runs.
 
 A shop as thin in events as real ones are, with new items. Variants of one recipe with one budget:
 item ids only; ids fused with modalities; KDSR, which also holds the modalities to the encoders'
@@ -20,6 +20,7 @@ from mmkd.demo.catalogue import SyntheticCatalogue, make_synthetic
 from mmkd.pipeline.embed import EmbedProgress
 from mmkd.pipeline.run import load
 from mmkd.pipeline.train import train
+from mmkd.report import write_report
 
 _EVENTS = (3, 7)  # of a user
 _NO_CORRELATION = ["objective.correlation=null", "asynchronous=none"]
@@ -40,6 +41,8 @@ VARIANTS: dict[str, list[str]] = {
     "unlike": ["name=demo-unlike", *_NO_CORRELATION, *_UNLIKE, *_PLACED],
     "compressed": ["name=demo-compressed", *_NO_CORRELATION, *_PLACED],
 }
+
+_IN_FRONT = "demo-kdsr"  # of the report: what it holds of both encoders can be looked at
 
 
 def run_demo(
@@ -85,6 +88,20 @@ def run_demo(
         result = train(recipe, folder=run, overwrite=True, progress=progress, announce=announce)
         found[title] = {**result, "alike": alike(shop, load(run).recommend(users="all", k=10))}
     return found
+
+
+def report_demo(folder: Path) -> Path:
+    """Write a report of the demo's runs, KDSR in front, and return its file.
+
+    Args:
+        folder: As for ``run_demo``, which ran.
+
+    Raises:
+        MmkdError: As for ``mmkd.write_report``.
+    """
+    names = [changes[0].removeprefix("name=") for changes in VARIANTS.values()]
+    names.sort(key=lambda name: name != _IN_FRONT)
+    return write_report([load(folder / "runs" / name) for name in names], folder / "report.html")
 
 
 def alike(shop: SyntheticCatalogue, lists: pl.DataFrame) -> float:

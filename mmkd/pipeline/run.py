@@ -21,11 +21,13 @@ from mmkd.config.plan import Plan, plan
 from mmkd.config.recipe import Overrides, Recipe, read_recipe
 from mmkd.data.dataset import Dataset
 from mmkd.data.items import ItemTable
+from mmkd.distiller import CorrelationDistiller
+from mmkd.embeddings import EmbeddingTable
 from mmkd.encoders import Encoder, EncoderCard, load_card
 from mmkd.errors import DataError, RecipeError, RunError, did_you_mean
 from mmkd.evaluation.significance import holm
 from mmkd.pipeline.add_items import add_items
-from mmkd.pipeline.embed import encoder_vectors
+from mmkd.pipeline.embed import absent_reasons, embed, encoder_vectors
 from mmkd.pipeline.evaluate import compare_runs, evaluate
 from mmkd.pipeline.train import train as train_run
 from mmkd.pipeline.tune import tune as tune_encoder
@@ -123,6 +125,34 @@ class Run:
         """An epoch a row: losses, validation metrics, retention, learning rates, seconds."""
         return pl.DataFrame([_flat(record) for record in self.folder.history()])
 
+    @cached_property
+    def tables(self) -> dict[str, EmbeddingTable]:
+        """By modality the catalogue's vectors of its encoder, encoding what the cache lacks.
+
+        Raises:
+            EncoderError: Something must be encoded and the encoder is neither here nor to be had.
+        """
+        return embed(self._encoding, self.items)
+
+    @cached_property
+    def distiller(self) -> CorrelationDistiller | None:
+        """The teacher of correlations, fitted as at the start of training; None without encoders.
+
+        Raises:
+            EncoderError: As for ``tables``.
+        """
+        options = self._encoding.distiller
+        return None if options is None else CorrelationDistiller(**options).fit(self.tables)
+
+    @cached_property
+    def absent(self) -> dict[str, dict[str, int]]:
+        """Why items lack a vector: modality to reason to count."""
+        return absent_reasons(self._encoding, self.tables)
+
+    @cached_property
+    def _encoding(self) -> Plan:
+        return plan(self.recipe, needs_data=False, needs_teacher=False, cards=self._cards)
+
     def recommend(
         self,
         histories: Histories | None = None,
@@ -205,8 +235,7 @@ class Run:
         rows = self.items.rows([items] if isinstance(items, str) else items)
         if by is None:
             return similar(student_vectors(self.student), self.items, rows, k=k)
-        planned = plan(self.recipe, needs_data=False, needs_teacher=False, cards=self._cards)
-        vectors = encoder_vectors(planned, self.items, modality=by)
+        vectors = encoder_vectors(self._encoding, self.items, modality=by)
         return similar(torch.from_numpy(vectors), self.items, rows, k=k)
 
     def item_vectors(self) -> tuple[list[str], NDArray[np.float32]]:
@@ -265,6 +294,23 @@ class Run:
                 "p_holm": corrected,
             }
         )
+
+    def report(self, path: Path | str, *others: "Run") -> Path:
+        """Write one HTML file about this run that works offline and can be mailed.
+
+        Args:
+            path: The file.
+            *others: Runs on the same data, to stand beside it and be compared with it.
+
+        Returns:
+            The file.
+
+        Raises:
+            MmkdError: As for `mmkd.write_report`.
+        """
+        from mmkd.report import write_report  # what only a report needs is loaded for one
+
+        return write_report([self, *others], path)
 
     def _queries(
         self, histories: Histories | None, users: Sequence[str] | Literal["all"] | None

@@ -234,6 +234,20 @@ class Ensemble(nn.Module):
             unit = [rows * root for rows, root in zip(unit, roots, strict=True)]
         return torch.cat(unit, dim=1)
 
+    def source_weights(self) -> dict[str, Tensor] | None:
+        """Source to what it counts in each row [I+2], the members' mean weighted as they are.
+
+        None where a member's fusion has no such weights, see `FusedItemEmbedding.source_weights`.
+        """
+        found: dict[str, Tensor] = {}
+        for member, share in zip(self.networks, self.shares(), strict=True):
+            own = member.embedding.source_weights()
+            if own is None:
+                return None
+            for name, weights in own.items():
+                found[name] = found.get(name, 0) + share * weights
+        return found
+
     def enable_gradient_checkpointing(self) -> None:
         """Train every member in less memory and more time, see `Recommender`."""
         for member in self.networks:

@@ -91,10 +91,14 @@ class SumFusion(nn.Module):
         """There is nothing to learn."""
         super().__init__()
 
+    def weights(self, sources: Sequence[Tensor], has: Tensor) -> Tensor:
+        """[N, S], as of `GateFusion`: equal where an item has a source."""
+        weights = has.to(sources[0].dtype)
+        return weights / weights.sum(dim=-1, keepdim=True)
+
     def forward(self, sources: Sequence[Tensor], has: Tensor) -> Tensor:
         """Fuse S tensors [N, d], of which each item `has` [N, S] at least one, to [N, d]."""
-        weights = has.to(sources[0].dtype)
-        return _weighted_sum(sources, weights / weights.sum(dim=-1, keepdim=True))
+        return _weighted_sum(sources, self.weights(sources, has))
 
 
 FUSIONS: dict[str, type[GateFusion] | type[ConcatFusion] | type[SumFusion]] = {

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd.errors import at_least, checked, one_of, positive, within
-from mmkd.student.fusion import FUSIONS, Fusion
+from mmkd.student.fusion import FUSIONS, ConcatFusion, Fusion
 from mmkd.student.layers import check_dropout, check_modality_name, dropout
 
 AdapterKind = Literal["linear", "mlp"]
@@ -284,6 +284,25 @@ class FusedItemEmbedding(nn.Module):
         """[I] bool: the items of which a source of their own says something."""
         has = self.has[1:-1]
         return has.any(1) if self.ids else ~has[:, 0]
+
+    @torch.no_grad()
+    def source_weights(self) -> dict[str, Tensor] | None:
+        """What each source counts in an item's fused vector.
+
+        Returns:
+            ``ids``, where they are a source, and each modality to [I+2]; all are zero in the
+            padding's row and add up to 1 in the others. None where the fusion has no such weights,
+            as `concat` has not.
+        """
+        names = [*(["ids"] if self.ids else []), *self.tables]
+        if self.fuse is None:
+            found = torch.ones(self.item_count + 1, 1, device=self.has.device)
+        elif isinstance(self.fuse, ConcatFusion):
+            return None
+        else:
+            sources = self._sources(self.modality_tables())
+            found = self.fuse.weights([s[1:] for s in sources], self._read(self.has[1:]))
+        return dict(zip(names, F.pad(found, (0, 0, 1, 0)).unbind(1), strict=True))
 
     def modality_tables(self) -> dict[str, Tensor]:
         """Name to student table S_m [I+2, d]: the parameter itself, or what an adapter makes."""

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone, build_ensemble
+from mmkd.student.fusion import Fusion
 
 ITEMS, WIDTH, LENGTH = 9, 8, 5
 
@@ -281,3 +282,22 @@ def test_unlike_members_share_what_they_have_in_common() -> None:
     # of members with tables of their own everything is as drawn
     torch.manual_seed(5)
     assert_equal(own.networks[2].state_dict(), build(ids=False).state_dict())
+
+
+def test_source_weights_are_the_members_mean_weighted_as_they_are() -> None:
+    def member(**options: bool | Fusion) -> Recommender:
+        own = FusedItemEmbedding(
+            item_count=ITEMS,
+            width=WIDTH,
+            modalities={"text": torch.randn(ITEMS + 1, WIDTH)},
+            **options,  # type: ignore[arg-type]
+        )
+        return Recommender(embedding=own, backbone=build_backbone("gru4rec", width=WIDTH))
+
+    fused, content = member(), member(ids=False)
+    found = Ensemble([fused, content], weights=[3, 1]).source_weights()
+    own = fused.embedding.source_weights()
+    assert found is not None and own is not None
+    torch.testing.assert_close(found["ids"], 0.75 * own["ids"])
+    torch.testing.assert_close(found["text"][1:], 0.75 * own["text"][1:] + 0.25)
+    assert Ensemble([fused, member(fusion="concat")]).source_weights() is None

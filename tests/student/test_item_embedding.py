@@ -453,3 +453,24 @@ def test_an_adapter_starts_as_the_table_would_have_and_freezes_the_teacher(
     assert not torch.equal(e.table(), plain.table())
     with e.table_kept():
         assert_close(e.modality_tables()["text"][0], torch.zeros(WIDTH))
+
+
+@pytest.mark.parametrize("fusion", ["gate", "sum"])
+def test_source_weights_are_what_the_fused_vectors_are_made_with(fusion: Fusion) -> None:
+    e = embedding(fusion)
+    weights = e.source_weights()
+    assert weights is not None and list(weights) == ["ids", "text", "image"]
+    sources = [e.id_table, *e.modality_tables().values()]
+    table = sum(w[:, None] * s for w, s in zip(weights.values(), sources, strict=True))
+    assert_close(table, e.table())
+    total = torch.stack([*weights.values()]).sum(0)
+    assert_close(total, (torch.arange(ITEMS + 2) > 0).float())
+    assert weights["image"][2] == weights["image"][5] == weights["text"][5] == 0
+    assert weights["ids"][-1] == 1  # the mask token's
+
+
+def test_a_fusion_without_weights_has_none_and_a_single_source_all() -> None:
+    assert embedding("concat").source_weights() is None
+    alone = FusedItemEmbedding(item_count=3, width=4).source_weights()
+    assert alone is not None
+    assert_close(alone["ids"], torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0]))

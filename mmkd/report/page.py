@@ -1,0 +1,320 @@
+"""The page: opened runs to one HTML file that needs nothing else, and asks nobody for anything.
+
+Every section is made by itself: what a run cannot tell, such as one whose data moved, is said in
+its place. The templates escape whatever they are given; beside that a policy in the page itself
+lets no script run but the page's own two, by their digests, and no request leave it.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmkd import __version__
+from mmkd.data.splits import SequenceSplit
+from mmkd.errors import Interrupted, MmkdError, RunError, outside
+from mmkd.files import write_text
+from mmkd.report import figures
+from mmkd.report.cards import Cards
+from mmkd.report.correlations import ModalityTypes, modality_types
+from mmkd.report.lists import UserList, user_lists
+from mmkd.report.neighbours import Neighbourhood, neighbourhoods
+from mmkd.runs.recommend import student_vectors
+from mmkd.terminal import printable
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from mmkd.pipeline.run import Run
+
+T = TypeVar("T")
+_NONE = "\N{EN DASH}"
+_EMBED = "window.vegaEmbed = vegaEmbed;"  # what a page calls, to be bundled with all it needs
+_BESIDE = 2  # other runs that a chart has room for beside the baselines
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(runs: "Run | Sequence[Run]", path: Path | str, *, seed: int = 0) -> Path:
+    """Write a report of trained runs: one HTML file that works offline and can be mailed.
+
+    >>> import mmkd
+    >>> from mmkd.demo import make_synthetic
+    >>> _ = make_synthetic("shop", items=60, users=120)
+    >>> recipe = mmkd.load_recipe(
+    ...     "quickstart", ["data.root=shop", "training.epochs=1", "training.cpu=true"]
+    ... )
+    >>> run = mmkd.train(recipe, folder="runs/shop")
+    >>> mmkd.write_report([run], "shop.html").stat().st_size < 3_000_000
+    True
+
+    Args:
+        runs: The one in question first; the others are compared with it.
+        path: The file to write.
+        seed: Of the draws of items and users that are shown.
+
+    Returns:
+        The file.
+
+    Raises:
+        MmkdError: ``mmkd[report]`` is not installed.
+        RunError: There is no run, the file cannot be written, or the runs were trained on different
+            data.
+    """
+    given = [*runs] if isinstance(runs, Sequence) else [runs]
+    if not given:
+        raise RunError("there is no run to report on; give one or more")
+    file = Path(path)
+    if file.is_dir():
+        raise RunError(f"{file}: is a folder; give the file to write, such as {file}/report.html")
+    page = _render(given, seed)
+    with outside(RunError, file, "cannot be written", remedy="give another file"):
+        write_text(file, page)
+    return file
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A section that cannot be shown.
+
+    Attributes:
+        reason: Why.
+    """
+
+    reason: str
+
+
+class _Sections:
+    """A run's sections, each made when a template asks for it."""
+
+    def __init__(self, run: "Run", others: Sequence["Run"], seed: int) -> None:
+        self._run, self._others, self._seed = run, others, seed
+        self.name = figures.name_of(run)
+        self.kind, self.report = figures.tested(run)
+        self.k = figures.cutoff(self.report)
+        self.metric = f"NDCG@{self.k}"
+        self.result = run.result
+        self.retention = {
+            figure: figures.retention(run, figure) for figure in ("spearman", "recall@10")
+        }
+        self.recipe = printable(run.recipe.to_yaml(), keep="\n")
+
+    @cached_property
+    def headline(self) -> list[figures.Record]:
+        return figures.headline(self._run, self._others)
+
+    @cached_property
+    def slices(self) -> list[figures.Record]:
+        few = len(self._others) <= _BESIDE
+        beside = self._others if few else [run for run in [self.ids_only] if run]
+        return figures.by_slice(self._run, beside)
+
+    @cached_property
+    def ids_only(self) -> "Run | None":
+        """The first other run that reads ids only, where this one reads more."""
+        if figures.reads_ids_only(self._run):
+            return None
+        return next((run for run in self._others if figures.reads_ids_only(run)), None)
+
+    @cached_property
+    def gains(self) -> "list[figures.Record] | Missing | None":
+        ids = self.ids_only
+        if ids is None or self.kind != "test":
+            return None
+        return _told(lambda: figures.gain_by_slice(self._run, ids, self._split))
+
+    @property
+    def ids_name(self) -> str | None:
+        return None if self.ids_only is None else figures.name_of(self.ids_only)
+
+    @cached_property
+    def points(self) -> list[figures.Record]:
+        return figures.points([self._run, *self._others])
+
+    @cached_property
+    def epochs(self) -> dict[str, list[figures.Record]]:
+        return figures.epochs(self._run)
+
+    @cached_property
+    def neighbours(self) -> list[Neighbourhood] | Missing:
+        def made() -> list[Neighbourhood]:
+            every = np.arange(len(self._run.items) + 1)
+            return neighbourhoods(
+                self._run.items,
+                self._split,
+                self._cards,
+                student=student_vectors(self._run.student),
+                encoders={
+                    printable(name): np.asarray(table.vectors[every], dtype=np.float32)
+                    for name, table in self._run.tables.items()
+                },
+                seed=self._seed,
+            )
+
+        return _told(made)
+
+    @cached_property
+    def users(self) -> list[UserList] | Missing:
+        def made() -> list[UserList]:
+            ranks = self._run.folder.ranks()
+            return user_lists(
+                ranks,
+                self._split,
+                self._run.folder.users(),
+                self._cards,
+                sources=self.sources,
+                seed=self._seed,
+            )
+
+        return _told(made)
+
+    @cached_property
+    def sources(self) -> dict[str, NDArray[np.float32]] | None:
+        """Source to its weight in each item's vector; None where there is one or no weights."""
+        found = self._run.student.source_weights()
+        if found is None or len(found) < 2:
+            return None
+        return {printable(name): weights.float().numpy() for name, weights in found.items()}
+
+    @cached_property
+    def types(self) -> list[ModalityTypes] | Missing:
+        def made() -> list[ModalityTypes]:
+            distiller = self._run.distiller
+            if distiller is None:
+                return []
+            return [
+                modality_types(distiller, self._run.items, self._cards, name=name, seed=self._seed)
+                for name in distiller.reduced
+            ]
+
+        return _told(made)
+
+    @property
+    def trained_on_types(self) -> bool:
+        """Whether the correlations were part of the loss."""
+        return self._run.recipe.objective.correlation is not None
+
+    @cached_property
+    def leanings(self) -> "tuple[dict[str, float | None], list[figures.Record]] | Missing":
+        return _told(lambda: figures.leanings(self._run.folder.ranks(), self._split))
+
+    @cached_property
+    def absent(self) -> dict[str, dict[str, int]] | Missing:
+        return _told(lambda: self._run.absent)
+
+    @cached_property
+    def item_count(self) -> int:
+        return len(self._run.items)
+
+    @property
+    def _split(self) -> SequenceSplit:
+        return self._run.data.split
+
+    @cached_property
+    def _cards(self) -> Cards:
+        try:
+            counts = self._split.train_counts()
+        except MmkdError:
+            counts = None
+        return Cards(self._run.items, counts)
+
+
+def _told(make: Callable[[], T]) -> T | Missing:
+    try:
+        return make()
+    except Interrupted:
+        raise
+    except MmkdError as error:
+        return Missing(printable(str(error)))
+
+
+def _render(runs: Sequence["Run"], seed: int) -> str:
+    environment, bundle = _environment(), _bundle()
+    from mmkd.report import charts
+
+    script = (_TEMPLATES / "report.js").read_text("utf-8")
+    compared = figures.compared(runs) if len(runs) > 1 else []
+    return environment.get_template("report.html").render(
+        charts=charts,
+        runs=[figures.name_of(run) for run in runs],
+        compared=compared,
+        main=_Sections(runs[0], runs[1:], seed),
+        style=(_TEMPLATES / "report.css").read_text("utf-8"),
+        scripts=(bundle, script),
+        policy=_policy(bundle, script),
+        version=__version__,
+        missing=lambda section: isinstance(section, Missing),
+    )
+
+
+def _policy(*scripts: str) -> str:
+    """What the page may do: its own scripts, by digest, pictures in it, and no request at all."""
+    digests = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+        f"form-action 'none'; script-src {allowed} 'unsafe-eval'"  # Vega compiles its expressions
+    )
+
+
+def _environment() -> "Environment":
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError:
+        raise _not_installed("jinja2") from None
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"four": _four, "signed": _signed, "share": _share, "took": _took}
+    environment.policies["json.dumps_function"] = json.dumps
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return environment
+
+
+@cache
+def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script; bundling takes seconds."""
+    try:
+        import altair
+        import vl_convert
+    except ImportError:
+        raise _not_installed("altair or vl-convert-python") from None
+    version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+    bundle: str = vl_convert.javascript_bundle(_EMBED, vl_version=version)
+    return bundle
+
+
+def _not_installed(what: str) -> MmkdError:
+    return MmkdError(f"{what} is not installed; run: pip install 'mmkd[report]'")
+
+
+def _four(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.4f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _share(value: float | None) -> str:
+    if value is None:
+        return _NONE
+    return f"{value:.0%}" if value >= 0.1 or value == 0 else f"{value:.1%}"
+
+
+def _took(seconds: float | None) -> str:
+    if seconds is None:
+        return _NONE
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
