@@ -405,7 +405,8 @@ def train(
 
     Args:
         data: What to train on; or, in its place, a recipe with data of its own.
-        recipe: A preset by its name (``id``, ``fused``, ``kdsr``, ``soft``, ``emkd``; None is
+        recipe: A preset by its name (``id``, ``fused``, ``kdsr``, ``soft``, ``members``,
+                ``emkd``; None is
             ``kdsr``), or another recipe by its name, path or as an object, of which the dataset
             takes the data section's place.
         encoders: Modality to the name or path of a card, an `EncoderCard`, or an encoder object.
