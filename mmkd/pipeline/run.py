@@ -405,10 +405,9 @@ def train(
 
     Args:
         data: What to train on; or, in its place, a recipe with data of its own.
-        recipe: A preset by its name (``id``, ``fused``, ``kdsr``, ``soft``, ``members``,
-                ``emkd``; None is
-            ``kdsr``), or another recipe by its name, path or as an object, of which the dataset
-            takes the data section's place.
+        recipe: A preset by its name (``id``, ``fused``, ``kdsr``, ``soft``, ``members``, ``emkd``;
+            None is ``kdsr``), or another recipe by its name, path or as an object, of which the
+            dataset takes the data section's place.
         encoders: Modality to the name or path of a card, an `EncoderCard`, or an encoder object.
             They take the place of the recipe's own; ``{}`` learns item ids only. None keeps the
             recipe's own; a preset has none, so it learns ids only.
