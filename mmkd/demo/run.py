@@ -42,7 +42,7 @@ VARIANTS: dict[str, list[str]] = {
     "compressed": ["name=demo-compressed", *_NO_CORRELATION, *_PLACED],
 }
 
-_IN_FRONT = "demo-kdsr"  # of the report: what it holds of both encoders can be looked at
+_IN_FRONT = "demo-unlike"  # of the report: the best lists
 
 
 def run_demo(
@@ -91,7 +91,7 @@ def run_demo(
 
 
 def report_demo(folder: Path) -> Path:
-    """Write a report of the demo's runs, KDSR in front, and return its file.
+    """Write a report of the demo's runs, the best in front, and return its file.
 
     Args:
         folder: As for ``run_demo``, which ran.
