@@ -24,7 +24,8 @@ def test_baselines_prints_a_row_for_each(shop: Shop) -> None:
         cells = row.split()
         assert cells[:3] == [name, *(f"{test['metrics'][m]:.4f}" for m in ("HR@10", "NDCG@10"))]
         assert cells[3:5] == [f"[{low:.4f},", f"{high:.4f}]"]
-        assert cells[5] == f"{test['slices']['cold']['NDCG@10']:.4f}"
+        cold = test["slices"]["cold"]
+        assert cells[5] == (f"{cold['NDCG@10']:.4f}" if cold["n"] else "-")
         assert cells[9] == f"{test['coverage@10']:.3f}"
 
 

@@ -62,8 +62,8 @@ def test_a_run_ends_in_test_beside_validation_and_what_to_type_next(shop: Shop) 
         assert rows[f"NDCG@10 {name} ({part['n']})"][1].strip() == shown
     assert rows["coverage@10"][1].strip() == f"{test['coverage@10']:.4f}"
     breakdown = shop.kdsr["breakdown"]
-    part = breakdown["test"]["warm"]
-    assert rows[f"NDCG@10 warm ({part['n']})"][1].strip() == f"{part['NDCG@10']:.4f}"
+    assert breakdown["test"]["cold"]["n"] == 0  # then what is warm is all, and has no row
+    assert not any(name.startswith("NDCG@10 warm") for name in rows)
     for column, cases in enumerate(("test", "valid"), start=1):
         for name, value in breakdown[cases]["lists"].items():
             assert rows[name][column].strip() == f"{value:.4f}"
@@ -93,6 +93,8 @@ def test_new_items_stand_beside_on_validation_and_of_baselines(
     shop: Shop, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = copy.deepcopy(shop.kdsr)
+    for record in (told, *told["baselines"].values()):
+        record["breakdown"]["test"]["cold"] |= {"n": 2, "NDCG@10": 0.0456}
     told["breakdown"]["valid"]["cold"] |= {"n": 3, "NDCG@10": 0.0123}
     told["breakdown"]["valid"]["warm"]["NDCG@10"] = 0.2345
     told["baselines"]["item-knn"]["breakdown"]["test"]["warm"]["NDCG@10"] = 0.3456
@@ -103,6 +105,7 @@ def test_new_items_stand_beside_on_validation_and_of_baselines(
         for name in ("warm", "cold")
     )
     assert (warm[4], warm[-1], cold[4]) == ("0.2345", "0.3456", "0.0123")
+    assert cold[3] == cold[-1] == "0.0456"
 
 
 def test_evaluate_shows_warm_and_cold_apart_and_together(shop: Shop) -> None:
