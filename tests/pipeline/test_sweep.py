@@ -249,7 +249,8 @@ def test_a_signal_is_told_to_each_trial_once_and_a_second_ends_them(
 
 
 def test_a_stopped_sweep_goes_on_with_its_trial(synthetic: list[str], tmp_path: Path) -> None:
-    options = [*synthetic, "training.epochs=3", "training.threads=1", "training.lr=1e-3,1e-2"]
+    long = ["training.epochs=4", "training.batch_size=8"]  # of which the first saves
+    options = [*synthetic, *long, "training.threads=1", "training.lr=1e-3,1e-2"]
     command = [sys.executable, "-m", "mmkd", "sweep", "quickstart", *options]
     command += ["--trials", "1", "--out", str(tmp_path / "sweep"), "--json"]
     process = subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True)
