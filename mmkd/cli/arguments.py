@@ -115,11 +115,13 @@ def find_run(name: str, runs: Path) -> Path:
 
 def planned(recipe: str, overrides: Sequence[str] | None = None) -> "Plan":
     """Read and plan a recipe."""
-    from mmkd.config.plan import plan
     from mmkd.config.recipe import read_recipe
 
-    loaded = read_recipe(recipe, overrides or [])
+    loaded = read_recipe(recipe, overrides or [])  # its faults are told before torch is loaded
     told(loaded)
+
+    from mmkd.config.plan import plan
+
     return plan(loaded)
 
 

@@ -15,7 +15,6 @@ import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor
 
 from mmkd.distiller import CorrelationDistiller, unit_rows
@@ -109,7 +108,7 @@ class RetentionProbe:
         self._second = (self._first + generator.integers(1, count, size=pairs)) % count
         self._queries = generator.permutation(count)[:queries]
         unit = self._unit_rows(teacher)
-        self._similarity_ranks = rankdata(self._similarities(unit))
+        self._similarity_ranks = _ranks(self._similarities(unit))
         self._teacher = teacher.detach()
         nearest = self._similarity_of_neighbours(self._nearest(unit))  # [Q, k]
         self._reached = nearest.min(axis=1, keepdims=True) - _TIE  # [Q, 1]
@@ -130,7 +129,7 @@ class RetentionProbe:
         unit = self._unit_rows(student)
         hits = self._similarity_of_neighbours(self._nearest(unit)) >= self._reached  # [Q, k]
         return {
-            "spearman": _pearson(self._similarity_ranks, rankdata(self._similarities(unit))),
+            "spearman": _pearson(self._similarity_ranks, _ranks(self._similarities(unit))),
             self._recall: float(hits.mean()),
         }
 
@@ -178,6 +177,13 @@ class RetentionProbe:
         itself[~itself.any(1), -1] = True
         nearest: NDArray[np.int64] = found[~itself].reshape(len(found), self._k)
         return nearest
+
+
+def _ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Ranks from 1; equal values share their mean rank."""
+    from scipy.stats import rankdata  # slow to import, and a run that is only read needs none
+
+    return np.asarray(rankdata(values))
 
 
 def _pearson(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from mmkd.data.splits import SequenceSplit
 from mmkd.distiller import TeacherTable, unit_rows
@@ -190,6 +189,8 @@ def _popularity_held(lists: NDArray[np.int64], counts: NDArray[np.int64]) -> flo
     around = np.where(listed, popular[lists], 0.0).sum(1)[kept] / listed.sum(1)[kept]
     if len(around) < 3 or not np.ptp(popular[kept]) or not np.ptp(around):
         return None
+    from scipy.stats import spearmanr  # slow to import, and few need it
+
     return float(spearmanr(popular[kept], around).statistic)
 
 
