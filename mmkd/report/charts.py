@@ -5,7 +5,7 @@ expression, so that it is shown and not evaluated.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 
@@ -20,6 +20,11 @@ _KINDS = {"this run": ACCENT, "run": "#5b5ea6", "baseline": QUIET}
 _SLICE_COLOURS = ("#c2652a", "#e0b04c", "#7fb3a6", "#0f6f68")  # cold to head
 _ROW_PX = 30
 _MOST_EPOCHS = 10  # numbered on an axis
+_SIDES: tuple[tuple[Literal["center", "left", "right"], int, int], ...] = (
+    *(("center", 0, -13), ("center", 0, 15)),  # a name above its point, or below
+    *(("left", 10, 0), ("right", -10, 0)),
+)
+_PLOT_PX, _LETTER_PX = (560, 208), 6.2
 _FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 
 
@@ -134,7 +139,9 @@ def shares(rows: Sequence[Record]) -> Spec:
 
 def retention_and_metric(rows: Sequence[Record], metric: str) -> Spec:
     """A point a run: how much it holds of its encoders, and how well it ranks."""
-    base = alt.Chart(alt.InlineData(values=[*rows])).encode(
+    sides = beside([(row["retention"], row["value"]) for row in rows], [r["name"] for r in rows])
+    placed = [{**row, "side": side} for row, side in zip(rows, sides, strict=True)]
+    base = alt.Chart(alt.InlineData(values=placed)).encode(
         x=alt.X(
             "retention:Q",
             title="retention (Spearman)",
@@ -144,8 +151,43 @@ def retention_and_metric(rows: Sequence[Record], metric: str) -> Spec:
         tooltip=[_tip("name:N", "run"), _tip("retention:Q"), _tip("value:Q", metric)],
     )
     point = base.mark_circle(size=120, opacity=1).encode(color=_kind())
-    text = base.mark_text(align="center", dy=-13, fontSize=11, color=INK).encode(text="name:N")
-    return _spec(point + text, height=260)
+    texts = [
+        base.mark_text(align=align, dx=dx, dy=dy, fontSize=11, color=INK)
+        .encode(text="name:N")
+        .transform_filter(f"datum.side == {side}")
+        for side, (align, dx, dy) in enumerate(_SIDES)
+    ]
+    above, below, right, left = texts
+    return _spec(point + above + below + right + left, height=260)
+
+
+def beside(points: Sequence[tuple[float, float]], names: Sequence[str]) -> list[int]:
+    """At which of the four sides of its point each name meets the fewest names and points.
+
+    Sizes are those of a page of usual width; a narrower one brings names nearer.
+    """
+    spans = [max(axis) - min(axis) or 1.0 for axis in zip(*points, strict=True)]
+    lows = [min(axis) for axis in zip(*points, strict=True)]
+    places = [
+        ((x - lows[0]) / spans[0] * _PLOT_PX[0], (lows[1] - y) / spans[1] * _PLOT_PX[1])
+        for x, y in points
+    ]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
+    sides = []
+    for (x, y), name in zip(places, names, strict=True):
+        boxes = []
+        for align, dx, dy in _SIDES:
+            width = _LETTER_PX * len(name)
+            left = x + dx - {"center": width / 2, "left": 0, "right": width}[align]
+            boxes.append((left, y + dy - 6, left + width, y + dy + 6))
+        met = [sum(_overlap(box, other) for other in taken) for box in boxes]
+        sides.append(met.index(min(met)))
+        taken.append(boxes[sides[-1]])
+    return sides
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(one[a] < other[a + 2] and other[a] < one[a + 2] for a in (0, 1))
 
 
 def _kind() -> alt.Color:
