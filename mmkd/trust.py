@@ -72,3 +72,12 @@ def model_refusal(model: str | None) -> str:
         f"trust_remote_code: true runs code that comes with {model}; if you know whose it is, "
         f"allow it with --trust-code {shlex.quote(name)} (in Python: trust_code={name!r})"
     )
+
+
+def sending_refusal(model: str | None, address: str) -> str:
+    """What is told of a card that has the catalogue's texts sent to another machine."""
+    name = f"{_MODEL}{model}"
+    return (
+        f"the catalogue's texts would go to {address}; if you know whose that is, allow it with "
+        f"--trust-code {shlex.quote(name)} (in Python: trust_code={name!r})"
+    )

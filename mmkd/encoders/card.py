@@ -28,7 +28,7 @@ from mmkd.encoders.loading import PACKAGE_PREFIX, content_identity
 from mmkd.encoders.registry import ENCODERS, check_kind, constructor_arguments, encoder_class
 from mmkd.errors import EncoderError, did_you_mean, outside
 from mmkd.files import read_yaml, write_text, yaml_folders
-from mmkd.trust import is_model_trusted, is_trusted, model_refusal, refusal
+from mmkd.trust import is_model_trusted, is_trusted, model_refusal, refusal, sending_refusal
 from mmkd.trust import trust_code as trust
 
 # Raise when the meaning of the hashed text below changes. Fields at their default are left out of
@@ -94,7 +94,8 @@ class EncoderCard(BaseModel):
         trust_remote_code: Whether code from the model's repository may run here; of a card's file
             the user must trust the model as well (`mmkd.trust`).
         options: Settings that only this kind has. Those that the kind's class names in
-            ``local_options`` may be local paths, and count by the files' contents like ``model``.
+            ``local_options`` may be local paths, and count by the files' contents like ``model``;
+            those in its ``transport_options`` only say how a model is reached.
         dim: Width of the vectors, checked when the encoder is built.
         license: Licence of the weights.
         size_mb: Size of the download in megabytes.
@@ -268,6 +269,8 @@ class EncoderCard(BaseModel):
         version = getattr(self._kind, "version", 0)
         if (version_of := getattr(self._kind, "version_of", None)) is not None:
             version = version_of(identity | options)
+        for name in getattr(self._kind, "transport_options", ()):
+            options.pop(name, None)
         local = getattr(self._kind, "local_options", ())
         for settings, names in ((identity, LOCAL_FIELDS), (options, local)):
             for name in names:
@@ -352,7 +355,8 @@ class EncoderCard(BaseModel):
         """Raises EncoderError where building runs code that the user does not trust; see `trust`.
 
         A package that carries the model is imported; and in a file, which somebody else may have
-        written, ``trust_remote_code`` is a wish of the file.
+        written, ``trust_remote_code`` is a wish of the file, and so is an address on another
+        machine to which the catalogue's texts go.
         """
         model = self.model or ""
         package = model.removeprefix(PACKAGE_PREFIX)
@@ -360,6 +364,10 @@ class EncoderCard(BaseModel):
             raise EncoderError(f"card {self.name}: model {refusal(model, package)}")
         if self._of_file and self.trust_remote_code and not is_model_trusted(self.model):
             raise EncoderError(f"card {self.name}: {model_refusal(self.model)}")
+        sends_to = getattr(self._kind, "sends_to", None)
+        address = None if sends_to is None else sends_to(self.options)
+        if self._of_file and address and not is_model_trusted(self.model):
+            raise EncoderError(f"card {self.name}: {sending_refusal(self.model, address)}")
 
     @property
     def _kind(self) -> Any:

@@ -19,6 +19,7 @@ ENCODERS: dict[str, str] = {
     "clip": "mmkd.encoders.clip:ClipEncoder",
     "color_image": "mmkd.encoders.color_image:ColorImageEncoder",
     "hashed_text": "mmkd.encoders.hashed_text:HashedTextEncoder",
+    "http": "mmkd.encoders.http:HttpEncoder",
     "language_model": "mmkd.encoders.language_model:LanguageModelEncoder",
     "open_clip": "mmkd.encoders.open_clip:OpenClipEncoder",
     "precomputed": "mmkd.encoders.precomputed:PrecomputedEncoder",

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from encoders.image_models import TIMM_MODEL, save_timm_model, save_vision_models
 from encoders.language_models import FAMILIES, save, save_clip_sentence_transformer
+from encoders.served import MODEL, serving
 from safetensors.torch import save_file
 
 from mmkd.encoders import Encoder, EncoderCard, FittedEncoder, load_card
@@ -41,6 +42,7 @@ IMAGE_KINDS = (
 KINDS = (
     "color_image",
     "hashed_text",
+    "http",
     *(f"language_model {family}" for family in FAMILIES),
     "open_clip image",
     "open_clip text",
@@ -197,11 +199,20 @@ def image_encoders(
 
 
 @pytest.fixture(scope="session")
+def served_card() -> Iterator[EncoderCard]:
+    """A card of a model on a server that runs."""
+    with serving() as server:
+        options: dict[str, Any] = {"url": server.url}
+        yield EncoderCard(name="served", modality="text", kind="http", model=MODEL, options=options)
+
+
+@pytest.fixture(scope="session")
 def encoders(
     clip_card: Callable[..., EncoderCard],
     language_model_card: Callable[..., EncoderCard],
     sentence_clip_card: Callable[..., EncoderCard],
     image_encoders: dict[str, Encoder],
+    served_card: EncoderCard,
 ) -> dict[str, Encoder]:
     """Every kind, ready to encode."""
     hashed = load_card("hashed-text").build()
@@ -209,6 +220,7 @@ def encoders(
     return {
         "color_image": load_card("color-image").build(),
         "hashed_text": hashed.fit(CATALOGUE),
+        "http": served_card.build(),
         **{f"language_model {family}": language_model_card(family).build() for family in FAMILIES},
         "open_clip image": clip_card("image").build(),
         "open_clip text": clip_card("text").build(),
