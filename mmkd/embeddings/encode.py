@@ -221,7 +221,7 @@ class EmbeddingRun:
 
     def _left(self, chunk: Chunk) -> Sequence[Work]:
         """What of a chunk is not committed yet; reads the records of shards that are new."""
-        for number in set(self._store.numbers()) - self._shards_seen:
+        for number in self._store.unseen(self._shards_seen):
             if (read := self._store.records(number)) is not None:
                 self._committed.update(read[0]["key"])
             self._shards_seen.add(number)

@@ -26,7 +26,7 @@ EXACT_BELOW = 50_000
 EXACT = "Flat"
 INDEX_FORMAT = 2
 _POINTS_A_LIST = 39  # below it FAISS warns that the lists' centres are guesses
-_TRAINING_ROWS = 65_536
+_TRAINING_ROWS, _TRAINED_A_LIST = 65_536, 64  # vectors that lists' centres are found on, at least
 _SEARCH_BREADTH = 128
 _QUERIES = 128  # whose candidates' vectors are held at once
 _CANDIDATES = 100
@@ -83,7 +83,7 @@ class NeighbourIndex:
         kind = kind or default_kind(len(present), exact_below=exact_below)
         index = empty_index(kind, table.dim)
         if not index.is_trained:
-            wanted = min(len(present), _TRAINING_ROWS)  # bounded, whatever the catalogue
+            wanted = min(len(present), max(_TRAINING_ROWS, _TRAINED_A_LIST * lists_of(index)))
             sample = np.random.default_rng(0).choice(present, wanted, replace=False)
             try:
                 index.train(unit(table.vectors[np.sort(sample)]))
@@ -368,6 +368,14 @@ def default_kind(count: int, *, exact_below: int = EXACT_BELOW) -> str:
         return EXACT
     most = max(1, min(4 * math.isqrt(count), count // _POINTS_A_LIST))
     return f"IVF{2 ** (most.bit_length() - 1)},SQ8"
+
+
+def lists_of(index: Any) -> int:
+    """How many inverted lists a FAISS index has; 0 where it has none."""
+    try:
+        return int(faiss.extract_index_ivf(index).nlist)
+    except RuntimeError:
+        return 0
 
 
 def kind_problems(kind: str) -> list[str]:

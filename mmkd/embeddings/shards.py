@@ -115,6 +115,9 @@ class StoreContents:
         return next((shard.dim for shard in self.shards.values() if shard.rows), None)
 
 
+_LISTED_A_CALL = 8  # files that a listing may cost for each call of `unseen`
+
+
 class ShardStore:
     """The shards in one folder.
 
@@ -126,7 +129,7 @@ class ShardStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.dtype: StoredDtype = "float16" if folder.name.endswith(HALF) else "float32"
-        self._last = 0
+        self._last = self._probed = self._asked = 0
 
     def contents(self) -> StoreContents:
         """Reads the records of all whole shards; a key's latest record counts."""
@@ -259,6 +262,31 @@ class ShardStore:
     def numbers(self) -> list[int]:
         """Numbers of the shards whose records are there."""
         return [int(path.stem) for path in self.files() if path.suffix == ".parquet"]
+
+    def unseen(self, seen: Collection[int]) -> list[int]:
+        """Numbers of the shards that were committed since those that were seen.
+
+        Asked for every chunk, so it must not cost the folder's length: the next numbers are tried,
+        and the folder is listed only once in so many calls that a call costs the same in any.
+        """
+        self._asked += 1
+        if self._asked * _LISTED_A_CALL >= len(seen):
+            self._asked, found = 0, self.numbers()
+            self._probed = max(found, default=0)
+            return [number for number in found if number not in seen]
+        self._probed = self._probed or max(seen)
+        found, number, gapless = [], self._probed, True
+        while True:
+            number += 1
+            if number not in seen:
+                if self.path(number).with_suffix(".parquet").exists():
+                    found.append(number)
+                elif self.path(number).exists():  # being written, or left by a killed writer
+                    gapless = False
+                else:
+                    return found
+            if gapless:
+                self._probed = number
 
     def files(self) -> list[Path]:
         """All shards' files, whole or not, by number."""

@@ -11,7 +11,8 @@ from embeddings.fakes import TEXTS, FakeText, card, catalogue
 from numpy.typing import NDArray
 
 from mmkd.embeddings import EmbeddingCache, EmbeddingTable
-from mmkd.embeddings.index import NeighbourIndex
+from mmkd.embeddings import index as index_module
+from mmkd.embeddings.index import NeighbourIndex, empty_index, lists_of, unit
 from mmkd.errors import CacheError
 
 
@@ -179,3 +180,28 @@ def test_the_index_of_a_changed_catalogue_is_its_own(cache: EmbeddingCache) -> N
     found, _ = cache.neighbours(table, np.arange(1, 51), 5)
     for row in range(1, 51):
         assert found[row - 1].tolist() == naive(table, row, 5)[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "lists"), [("Flat", 0), ("HNSW8", 0), ("IVF7,Flat", 7), ("PCA4,IVF9,SQ8", 9)]
+)
+def test_lists_of_an_index(kind: str, lists: int) -> None:
+    assert lists_of(empty_index(kind, 8)) == lists
+
+
+def test_lists_are_trained_on_vectors_in_proportion_to_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(index_module, "_TRAINING_ROWS", 10)
+    taken: list[int] = []
+
+    def counted(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        taken.append(len(vectors))
+        return unit(vectors)
+
+    monkeypatch.setattr(index_module, "unit", counted)
+    table = random_table(2000)
+    NeighbourIndex.build(table, kind="IVF8,Flat")
+    NeighbourIndex.build(table, kind="SQ8")
+    assert taken[0] == 8 * 64
+    assert 10 in taken[1:]
