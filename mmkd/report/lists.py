@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mmkd.data.splits import SequenceSplit
 from mmkd.evaluation import CaseRanks
 from mmkd.report.cards import Card, Cards
+from mmkd.student import Ensemble
 from mmkd.terminal import printable
 
 USERS = 12
@@ -105,6 +106,14 @@ def user_lists(
             )
         )
     return found
+
+
+def source_shares(student: Ensemble) -> dict[str, NDArray[np.float32]] | None:
+    """Source to its weight in each item's vector [I+2]; None where there is one, or no weights."""
+    found = student.source_weights()
+    if found is None or len(found) < 2:
+        return None
+    return {printable(name): weights.float().numpy() for name, weights in found.items()}
 
 
 def _drawn(ranks: CaseRanks, count: int, seed: int) -> list[int]:

@@ -21,7 +21,7 @@ from mmkd.report.cards import Card, Cards
 from mmkd.runs.recommend import similar
 
 SHOWN = 6
-_SOUGHT = 100  # places in which a neighbour of another column is sought
+SOUGHT = 100  # places in which a neighbour of another column is sought
 _WANTED = ("head", "mid", "head", "tail", "mid", "cold")  # of the items asked about
 
 
@@ -96,10 +96,10 @@ def neighbourhoods(
         together = _together(taken, row)
         mine = by_student[place]
         columns = {
-            name: _column(rows, mine, cards=cards, together=together)
+            name: column(rows, mine, cards=cards, together=together)
             for name, rows in by_encoder.items()
         }
-        columns["student"] = _column(mine, *by_encoder.values(), cards=cards, together=together)
+        columns["student"] = column(mine, *by_encoder.values(), cards=cards, together=together)
         columns["together"] = [Neighbour(cards(one), None, False, True) for one in together]
         found.append(Neighbourhood(cards(row), SLICES[slices[row]], columns))
     return found
@@ -139,7 +139,7 @@ def _nearest(
     lists: list[list[int]] = [[] for _ in asked]
     if has.any():
         places = np.flatnonzero(has)
-        frame = similar(table, items, asked[has], k=min(_SOUGHT, len(items)))
+        frame = similar(table, items, asked[has], k=min(SOUGHT, len(items)))
         for place, row in zip(places.tolist(), asked[has].tolist(), strict=True):
             own = frame.filter(frame["query"] == items.ids[row])
             lists[place] = items.rows(own["item_id"]).tolist()
@@ -154,9 +154,17 @@ def _together(taken: ItemKNN, row: int) -> list[int]:
     return [int(r) for r, score in zip(best.indices, best.values, strict=True) if score > 0]
 
 
-def _column(
-    rows: Sequence[int], *others: Sequence[int], cards: Cards, together: Sequence[int]
+def column(
+    rows: Sequence[int], *others: Sequence[int], cards: Cards, together: Sequence[int] = ()
 ) -> list[Neighbour]:
+    """The first neighbours of a column.
+
+    Args:
+        rows: Nearest first, as far as they are known.
+        *others: The same of the columns that this one is looked up in.
+        cards: To show them.
+        together: Rows that are taken together with the item.
+    """
     found = []
     for row in rows[:SHOWN]:
         places = [other.index(row) + 1 for other in others if row in other]

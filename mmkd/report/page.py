@@ -7,7 +7,6 @@ lets no script run but the page's own two, by their digests, and no request leav
 
 import base64
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -24,21 +23,18 @@ from mmkd.files import write_text
 from mmkd.report import figures
 from mmkd.report.cards import Cards
 from mmkd.report.correlations import ModalityTypes, modality_types
-from mmkd.report.lists import UserList, user_lists
+from mmkd.report.lists import UserList, source_shares, user_lists
 from mmkd.report.neighbours import Neighbourhood, neighbourhoods
+from mmkd.report.rendering import TEMPLATES, not_installed, templates
 from mmkd.runs.recommend import student_vectors
 from mmkd.terminal import printable
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
-
     from mmkd.pipeline.run import Run
 
 T = TypeVar("T")
-_NONE = "\N{EN DASH}"
 _EMBED = "window.vegaEmbed = vegaEmbed;"  # what a page calls, to be bundled with all it needs
 _BESIDE = 2  # other runs that a chart has room for beside the baselines
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(runs: "Run | Sequence[Run]", path: Path | str, *, seed: int = 0) -> Path:
@@ -144,14 +140,13 @@ class _Sections:
     @cached_property
     def neighbours(self) -> list[Neighbourhood] | Missing:
         def made() -> list[Neighbourhood]:
-            every = np.arange(len(self._run.items) + 1)
             return neighbourhoods(
                 self._run.items,
                 self._split,
                 self._cards,
                 student=student_vectors(self._run.student),
                 encoders={
-                    printable(name): np.asarray(table.vectors[every], dtype=np.float32)
+                    printable(name): np.asarray(table.vectors, dtype=np.float32)
                     for name, table in self._run.tables.items()
                 },
                 seed=self._seed,
@@ -177,10 +172,7 @@ class _Sections:
     @cached_property
     def sources(self) -> dict[str, NDArray[np.float32]] | None:
         """Source to its weight in each item's vector; None where there is one or no weights."""
-        found = self._run.student.source_weights()
-        if found is None or len(found) < 2:
-            return None
-        return {printable(name): weights.float().numpy() for name, weights in found.items()}
+        return source_shares(self._run.student)
 
     @cached_property
     def types(self) -> list[ModalityTypes] | Missing:
@@ -235,17 +227,17 @@ def _told(make: Callable[[], T]) -> T | Missing:
 
 
 def _render(runs: Sequence["Run"], seed: int) -> str:
-    environment, bundle = _environment(), _bundle()
+    environment, bundle = templates(extra="report"), _bundle()
     from mmkd.report import charts
 
-    script = (_TEMPLATES / "report.js").read_text("utf-8")
+    script = (TEMPLATES / "report.js").read_text("utf-8")
     compared = figures.compared(runs) if len(runs) > 1 else []
     return environment.get_template("report.html").render(
         charts=charts,
         runs=[figures.name_of(run) for run in runs],
         compared=compared,
         main=_Sections(runs[0], runs[1:], seed),
-        style=(_TEMPLATES / "report.css").read_text("utf-8"),
+        style=(TEMPLATES / "report.css").read_text("utf-8"),
         scripts=(bundle, script),
         policy=_policy(bundle, script),
         version=__version__,
@@ -263,24 +255,6 @@ def _policy(*scripts: str) -> str:
     )
 
 
-def _environment() -> "Environment":
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError:
-        raise _not_installed("jinja2") from None
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"four": _four, "signed": _signed, "share": _share, "took": _took}
-    environment.policies["json.dumps_function"] = json.dumps
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    return environment
-
-
 @cache
 def _bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script; bundling takes seconds."""
@@ -288,33 +262,7 @@ def _bundle() -> str:
         import altair
         import vl_convert
     except ImportError:
-        raise _not_installed("altair or vl-convert-python") from None
+        raise not_installed("altair or vl-convert-python", extra="report") from None
     version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     bundle: str = vl_convert.javascript_bundle(_EMBED, vl_version=version)
     return bundle
-
-
-def _not_installed(what: str) -> MmkdError:
-    return MmkdError(f"{what} is not installed; run: pip install 'mmkd[report]'")
-
-
-def _four(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.4f}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _share(value: float | None) -> str:
-    if value is None:
-        return _NONE
-    return f"{value:.0%}" if value >= 0.1 or value == 0 else f"{value:.1%}"
-
-
-def _took(seconds: float | None) -> str:
-    if seconds is None:
-        return _NONE
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -85,8 +85,7 @@ def test_nothing_a_stranger_wrote_is_markup(page: Page) -> None:
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     assert all(value.startswith("data:image/webp;base64,") for value in page.values("src"))
     assert all(re.fullmatch(r"#[a-z]+", value) for value in page.values("href"))
-    numbers = r"(--hue:\d+|flex-grow:[01]\.\d{3})"
-    assert all(re.fullmatch(numbers, value) for value in page.values("style"))
+    assert not page.values("style")  # a stricter page's policy forbids it
 
 
 def test_what_a_stranger_wrote_is_shown_as_it_is(page: Page) -> None:
