@@ -5,6 +5,7 @@ its lists, so that memory does not grow with the number of users.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -60,13 +61,7 @@ def recommend(
         raise DataError(
             f"the history is empty of {shown(empty)}; give at least one item id each, oldest first"
         )
-    barred = torch.zeros(len(items) + 1, dtype=torch.bool)
-    if allow is not None:
-        barred[:] = True
-        barred[torch.from_numpy(allow)] = False
-    if deny is not None:
-        barred[torch.from_numpy(deny)] = True
-    barred = barred.to(next(student.parameters()).device)
+    kept_out = barred(len(items), allow=allow, deny=deny).to(next(student.parameters()).device)
 
     def lists() -> Iterator[pl.DataFrame]:
         step = batch_size * _CHUNK_BATCHES
@@ -79,11 +74,72 @@ def recommend(
                 for at in range(0, len(chunk), batch_size):
                     batch = order[at : at + batch_size]
                     some = [chunk[i] for i in batch]
-                    best, values = _best(student, some, barred, k, exclude_seen=exclude_seen)
+                    best, values = _best(student, some, kept_out, k, some if exclude_seen else None)
                     found[batch], scores[batch] = best.cpu().numpy(), values.float().cpu().numpy()
                 yield _frame(items, queries[start : start + step], found, scores)
 
     return lists()
+
+
+@dataclass(frozen=True)
+class Query:
+    """What one list is asked for, in rows of the catalogue.
+
+    Attributes:
+        history: [n] int64, oldest first, n at least 1.
+        k: Items in the list, at least 1.
+        barred: [I+1] bool, what may not be recommended, of ``barred``; None bars nothing.
+        exclude_seen: Leave the history's own items out.
+    """
+
+    history: NDArray[np.int64]
+    k: int = 10
+    barred: torch.Tensor | None = None
+    exclude_seen: bool = True
+
+
+def answer(
+    student: Ensemble, queries: Sequence[Query]
+) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """The lists of several queries, each with conditions of its own, in one pass of the student.
+
+    Args:
+        student: Trained.
+        queries: At least one; all of them are held at once.
+
+    Returns:
+        A query's rows and scores, best first; fewer than k where fewer are left.
+    """
+    device = next(student.parameters()).device
+    none = torch.zeros(student.item_count + 1, dtype=torch.bool)
+    masks = torch.stack([none if one.barred is None else one.barred for one in queries])
+    nothing = np.empty(0, dtype=np.int64)
+    with settled(student):
+        found, scores = _best(
+            student,
+            [one.history for one in queries],
+            masks.to(device),
+            max(one.k for one in queries),
+            [one.history if one.exclude_seen else nothing for one in queries],
+        )
+    rows, values = found.cpu().numpy(), scores.float().cpu().numpy()
+    counts = np.minimum((rows > 0).sum(1), [one.k for one in queries])
+    return [(rows[i, :n], values[i, :n]) for i, n in enumerate(counts.tolist())]
+
+
+def barred(
+    item_count: int,
+    *,
+    allow: NDArray[np.int64] | None = None,
+    deny: NDArray[np.int64] | None = None,
+) -> torch.Tensor:
+    """[I+1] bool, the rows that may not be recommended: those not allowed, and those denied."""
+    mask = torch.full((item_count + 1,), allow is not None)
+    if allow is not None:
+        mask[torch.from_numpy(allow)] = False
+    if deny is not None:
+        mask[torch.from_numpy(deny)] = True
+    return mask
 
 
 def similar(
@@ -112,12 +168,28 @@ def similar(
         if bool(lacking[asked].any()):
             names = [items.ids[int(row)] for row in asked[lacking[asked]]]
             raise DataError(f"{shown(names)}: no vector, so nothing is near; name another item")
+    found, values = nearest(unit, rows, k=k)
+    return _frame(items, [items.ids[int(row)] for row in rows], found, values)
+
+
+def nearest(
+    unit: torch.Tensor, rows: NDArray[np.int64], *, k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k rows [Q, k] nearest to each by cosine, and the cosines; 0 and -inf where fewer are.
+
+    Args:
+        unit: [I+1, d] of ``unit_rows``; a row of zeros is an item without a vector.
+        rows: [Q] rows of the items asked about; of one without a vector nothing is near.
+        k: How many.
+    """
+    with torch.no_grad():
+        asked = torch.from_numpy(rows).to(unit.device)
+        lacking = (unit == 0).all(1)
         cosine = unit[asked] @ unit.mT  # [Q, I+1]
-        cosine[:, lacking] = -torch.inf
+        cosine.masked_fill_(lacking | lacking[asked, None], -torch.inf)
         every = torch.arange(len(asked), device=unit.device)
         found, values = top_k(cosine, k, exclude_row=every, exclude_item=asked)
-    queries = [items.ids[int(row)] for row in rows]
-    return _frame(items, queries, found.cpu().numpy(), values.cpu().numpy())
+    return found.cpu().numpy(), values.cpu().numpy()
 
 
 def student_vectors(student: Ensemble, modality: str | None = None) -> torch.Tensor:
@@ -138,24 +210,24 @@ def student_vectors(student: Ensemble, modality: str | None = None) -> torch.Ten
 def _best(
     student: Ensemble,
     histories: Sequence[NDArray[np.int64]],
-    barred: torch.Tensor,
+    kept_out: torch.Tensor,
     k: int,
-    *,
-    exclude_seen: bool,
+    seen: Sequence[NDArray[np.int64]] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    device = barred.device
+    """Rows [B, k] and scores; ``kept_out`` bars rows of all [I+1] or of each [B, I+1]."""
+    device = kept_out.device
     read = [_read(student, rows) for rows in histories]
     length = max(map(len, read))
     padded = np.zeros((len(read), length), dtype=np.int64)  # [B, L]
     for row, events in enumerate(read):
         padded[row, length - len(events) :] = events
     scores = student.next_scores(torch.from_numpy(padded).to(device))  # [B, I+1]
-    scores = scores.masked_fill(barred, -torch.inf)
-    if not exclude_seen:
+    scores = scores.masked_fill(kept_out, -torch.inf)
+    if seen is None:
         return top_k(scores, k)
-    who = np.repeat(np.arange(len(histories)), [len(rows) for rows in histories])
-    seen = torch.from_numpy(np.concatenate(histories)).to(device)
-    return top_k(scores, k, exclude_row=torch.from_numpy(who).to(device), exclude_item=seen)
+    who = torch.from_numpy(np.repeat(np.arange(len(seen)), [len(rows) for rows in seen]))
+    what = torch.from_numpy(np.concatenate(seen))
+    return top_k(scores, k, exclude_row=who.to(device), exclude_item=what.to(device))
 
 
 def _read(student: Ensemble, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -13,7 +13,15 @@ from torch import Tensor
 from mmkd.data.items import ItemTable
 from mmkd.errors import DataError, RunError
 from mmkd.runs.folder import RunFolder
-from mmkd.runs.recommend import recommend, similar, student_vectors
+from mmkd.runs.recommend import (
+    Query,
+    answer,
+    barred,
+    nearest,
+    recommend,
+    similar,
+    student_vectors,
+)
 from mmkd.student import Ensemble, StudentSpec
 
 ITEMS = 12
@@ -138,3 +146,44 @@ def test_what_the_run_does_not_know_is_told(run: RunFolder) -> None:
         near(run, "a", modality="image", k=1)
     with pytest.raises(DataError, match="'c': no vector, so nothing is near"):
         near(run, "c", modality="text", k=1)
+
+
+def test_several_queries_with_conditions_of_their_own_are_answered_in_one_pass(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items, student = run.items(), run.student()
+    passes = []
+    scored = Ensemble.next_scores
+    monkeypatch.setattr(
+        Ensemble, "next_scores", lambda own, rows: passes.append(len(rows)) or scored(own, rows)
+    )
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("be", {"k": 3}),
+        ("abcdefgh", {"k": 20, "exclude_seen": False}),
+        ("l", {"k": 5, "allow": items.rows([*"acel"])}),
+        ("b", {"k": 20, "deny": items.rows([*"acel"])}),
+        ("cb", {"k": 20, "allow": items.rows([*"abcd"]), "deny": items.rows(["a"])}),
+    ]
+    queries = [
+        Query(
+            items.rows([*history]),
+            given["k"],
+            barred(ITEMS, allow=given.get("allow"), deny=given.get("deny")),
+            given.get("exclude_seen", True),
+        )
+        for history, given in asked
+    ]
+    found = answer(student, queries)
+    assert passes == [len(asked)]
+    for (history, given), (rows, scores) in zip(asked, found, strict=True):
+        alone = lists(run, history, student=student, **given)
+        assert [items.ids[row] for row in rows] == [one["item_id"] for one in alone]
+        assert scores.tolist() == pytest.approx([one["score"] for one in alone], abs=1e-6)
+    assert [items.ids[row] for row in found[4][0]] == ["d"]  # a is denied; b and c were seen
+
+
+def test_of_an_item_without_a_vector_nothing_is_near() -> None:
+    unit = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    found, cosines = nearest(unit, np.array([1, 2]), k=3)
+    assert found.tolist() == [[3, 4, 0], [0, 0, 0]]
+    assert cosines[0, :2].tolist() == pytest.approx([0.6, 0.0])
