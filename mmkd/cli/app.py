@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from mmkd import __version__
-from mmkd.cli import STOPPED, cache, encoders, listing, recipes, runs, sweep, tuning
+from mmkd.cli import STOPPED, cache, encoders, listing, recipes, runs, serve, sweep, tuning
 from mmkd.cli.arguments import RecipeCommand, trusting
 from mmkd.errors import Interrupted, MmkdError, world_told
 from mmkd.terminal import printable
@@ -51,6 +51,7 @@ for command in (
     runs.similar,
     runs.compare,
     runs.report,
+    serve.serve,
     runs.neighbours,
     encoders.encode,
 ):

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,15 @@ def reported(path: Path, runs: Sequence[str], *, as_json: bool) -> None:
         _json({"path": str(path), "bytes": size, "runs": list(runs)})
     else:
         _print(f"{path}: {size / 1e6:.1f} MB; open it in a browser")
+
+
+def serving(address: str, runs: Sequence[str], *, token: bool, as_json: bool) -> None:
+    """Where a server answers; told at once, as it goes on until it is stopped."""
+    if as_json:
+        _json({"address": address, "runs": list(runs), "token": token})
+    else:
+        _print(f"{address} shows {' beside '.join(runs)}; Ctrl-C stops it")
+    sys.stdout.flush()
 
 
 def compared(found: Sequence[Mapping[str, Any]], first: str, metric: str, *, as_json: bool) -> None:

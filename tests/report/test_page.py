@@ -6,15 +6,14 @@ import json
 import re
 import shutil
 import sys
-from collections import Counter
-from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 from commands import printed
+from hostile_runs import HOSTILE, USER
+from markup import Page
 from PIL import Image
-from report.conftest import HOSTILE, USER
 
 import mmkd
 from mmkd.errors import EmbeddingInterrupted, MmkdError, RunError
@@ -22,47 +21,6 @@ from mmkd.pipeline.run import Run
 from mmkd.report import page as report_page
 from mmkd.runs.folder import RunFolder
 from mmkd.terminal import printable
-
-VOID = {"meta", "img", "br", "hr", "input", "link", "line", "rect"}
-
-
-class Page(HTMLParser):
-    """A page's elements, its texts and its scripts, as a browser's parser finds them."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: Counter[str] = Counter()
-        self.attributes: list[tuple[str, str, str]] = []
-        self.texts: list[str] = []
-        self.scripts: list[tuple[str | None, str]] = []
-        self.open: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += 1
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag == "script":
-            self.scripts.append((dict(attrs).get("type"), ""))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script":
-            kind, text = self.scripts.pop()
-            self.scripts.append((kind, text + data))
-        elif not (self.open and self.open[-1] == "style"):
-            self.texts.append(data)
-
-    def handle_comment(self, data: str) -> None:
-        raise AssertionError(f"a comment: {data[:80]}")
-
-    def values(self, attribute: str) -> list[str]:
-        return [value for _, name, value in self.attributes if name == attribute]
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +103,10 @@ def test_pictures_are_small_and_have_words(page: Page) -> None:
 
 
 def test_a_run_whose_data_is_gone_tells_so_and_shows_the_rest(
-    run: Run, shop: Path, tmp_path: Path
+    run: Run, shop_of_strangers: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(run.folder.path, tmp_path / "run")
-    log = shop / "data" / "interactions.csv.gz"
+    log = shop_of_strangers / "data" / "interactions.csv.gz"
     log.rename(tmp_path / "log")
     try:
         file = Run(tmp_path / "run").report(tmp_path / "report.html")
