@@ -24,7 +24,7 @@ FILTERED = 10_000  # ids of allow and of deny
 
 ItemId = Annotated[str, Field(min_length=1, max_length=512)]
 RunChoice = Annotated[
-    str | None, Field(description="Which of the runs that are served; by itself the first.")
+    str | None, Field(description="Which of the runs that are served; by default the first.")
 ]
 Count = Annotated[int, Field(ge=1, le=LISTED, description="How many items.")]
 
@@ -50,7 +50,7 @@ class RecommendRequest(BaseModel):
     exclude_seen: Annotated[bool, Field(description="Leave the history's own items out.")] = True
     in_stock: Annotated[
         bool | None,
-        Field(description="Only what is in stock (--allow); by itself, where that is known."),
+        Field(description="Only what is in stock (--allow); the default where that is known."),
     ] = None
 
 
@@ -71,8 +71,8 @@ class Item(BaseModel):
     """An item of a list."""
 
     rank: Annotated[int, Field(description="From 1.")]
-    item_id: str
-    title: str
+    item_id: Annotated[str, Field(description="As the catalogue has it.")]
+    title: Annotated[str, Field(description="The id, where it has none.")]
     score: Annotated[float, Field(description="A logit, or of neighbours the cosine.")]
 
 
@@ -80,23 +80,23 @@ class ItemList(BaseModel):
     """A list, best first."""
 
     run: Annotated[str, Field(description="Whose it is.")]
-    items: list[Item]
+    items: Annotated[list[Item], Field(description="Best first; fewer where fewer are left.")]
 
 
 class Health(BaseModel):
     """That the server answers."""
 
-    status: str
-    version: str
+    status: Annotated[str, Field(description="ok.")]
+    version: Annotated[str, Field(description="Of mmkd.")]
     waiting: Annotated[int, Field(description="Requests that wait for a model.")]
 
 
 class Error(BaseModel):
     """One thing that is wrong with a request."""
 
-    where: str
-    what: str
-    remedy: str
+    where: Annotated[str, Field(description="The field, such as history[2].")]
+    what: Annotated[str, Field(description="What was got, and what was wanted.")]
+    remedy: Annotated[str, Field(description="What to do.")]
 
 
 class Errors(BaseModel):
