@@ -30,7 +30,7 @@ from mmkd.serve.state import State
 
 TEMPLATES = Path(__file__).parent / "templates"
 FOUND = 8  # items a search shows
-_STARTERS = 18
+_STARTERS = 15
 _DRAWN = 6  # latest items of a history that is drawn
 HTMX = {  # no eval, no scripts and styles of its own; what is refused is told in its place
     "allowEval": False,
@@ -123,6 +123,7 @@ class Page:
         self._runs = runs
         self._environment = templates(TEMPLATES, extra="serve")
         self._random = np.random.default_rng()
+        self._shape = runs[0].pictures.shape(runs[0].popular(_STARTERS))
 
     async def whole(self, state: State) -> str:
         """The page."""
@@ -165,6 +166,7 @@ class Page:
             **more,
             runs=self._runs,
             htmx=HTMX,
+            shape=self._shape,
             version=__version__,
         )
 

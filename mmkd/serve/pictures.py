@@ -5,8 +5,13 @@ have changed since, so every path is followed to its end again, and what is open
 """
 
 import os
+from collections.abc import Iterable
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
+from statistics import median
+
+from PIL import Image
 
 from mmkd.data.items import ItemTable
 from mmkd.report.cards import thumbnail
@@ -14,6 +19,7 @@ from mmkd.report.cards import thumbnail
 _SIDE_PX = 320  # shown at up to half of that, for screens with two dots a pixel
 _KEPT = 2048  # some kB each
 _KNOWN = 65_536  # paths that were followed
+_TALL = 0.85  # width by height, from where a square would cut too much off
 
 
 class Pictures:
@@ -38,6 +44,12 @@ class Pictures:
         """Whether a row's picture is there, and was not found to be none."""
         return row not in self._broken and self._known(row) is not None
 
+    def shape(self, rows: Iterable[int]) -> str:
+        """``tall``, ``wide`` or ``square``: what most of some rows' pictures are."""
+        sides = [_sides(picture) for row in rows if (picture := self.webp(row)) is not None]
+        ratio = median([width / height for width, height in sides]) if sides else 1.0
+        return "tall" if ratio < _TALL else "wide" if ratio > 1 / _TALL else "square"
+
     def _webp(self, row: int) -> bytes | None:
         """A row's picture, at most 320 pixels a side; None where there is none to be read."""
         path = self._file(row)  # followed anew: what has() knows may be older than a link
@@ -59,3 +71,8 @@ class Pictures:
             return Path(end) if inside and os.path.isfile(end) else None
         except (OSError, ValueError):  # ValueError: a null character
             return None
+
+
+def _sides(picture: bytes) -> tuple[int, int]:
+    with Image.open(BytesIO(picture)) as image:
+        return image.size

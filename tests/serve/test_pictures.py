@@ -96,6 +96,25 @@ def test_a_link_that_turns_outside_later_is_not_followed(folder: Path) -> None:
     assert pictures.webp(1) is None
 
 
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [
+        ([(20, 30), (20, 31), (30, 20)], "tall"),
+        ([(30, 20), (90, 20), (20, 30)], "wide"),
+        ([(30, 30), (30, 29), (20, 90)], "square"),
+        ([], "square"),
+    ],
+)
+def test_the_shape_is_that_of_most(
+    tmp_path: Path, sizes: list[tuple[int, int]], shape: str
+) -> None:
+    paths = [tmp_path / f"{n}.png" for n in range(len(sizes))]
+    for path, size in zip(paths, sizes, strict=True):
+        Image.new("RGB", size).save(path)
+    pictures = Pictures(catalogue([*paths, None, tmp_path / "nowhere.png"]), tmp_path)
+    assert pictures.shape(range(1, len(sizes) + 3)) == shape
+
+
 def test_a_folder_that_was_moved_is_found_where_it_is(folder: Path) -> None:
     old, new = folder / "pictures", folder / "elsewhere"
     items = catalogue([old / "deep" / "in.png", old / "link.png", folder / "out.png"])
