@@ -171,12 +171,14 @@ class Page:
         )
 
     async def _content(self, state: State) -> dict[str, Any]:
-        known = [item for item in state.history if self._home(item) is not None]
-        lost, state = len(state.history) - len(known), replace(state, history=tuple(known))
+        given = [(item, self._home(item)) for item in state.history]
+        homes = {item: home for item, home in given if home is not None}
+        lost = len([item for item, home in given if home is None])
+        state = replace(state, history=tuple(item for item in state.history if item in homes))
         lists, near = await asyncio.gather(self._lists(state), self._near(state))
         return {
             "state": state,
-            "history": [self._home_card(item) for item in state.history],
+            "history": [run.cards(row) for run, row in map(homes.__getitem__, state.history)],
             "lost": lost,
             "lists": lists,
             "starters": [] if state.history else self._starters(state),
@@ -237,7 +239,7 @@ class Page:
         in_stock = run.in_stock is not None and not state.everything
         query = Query(history, state.k, run.barred(in_stock=in_stock), not state.seen)
         rows, _ = await run.recommend(query)
-        return rows.tolist()
+        return [int(row) for row in rows]
 
     async def _near(self, state: State) -> dict[str, Any] | None:
         """An item and its columns: every encoder's, and each run's student's."""
@@ -293,12 +295,6 @@ class Page:
             if row := int(run.items.find([item])[0]):
                 return run, row
         return None
-
-    def _home_card(self, item: str) -> Card:
-        home = self._home(item)
-        assert home is not None
-        run, row = home
-        return run.cards(row)
 
     def _shown(self, run: ServedRun, row: int, state: State) -> Shown:
         item = run.items.ids[row]

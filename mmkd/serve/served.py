@@ -145,7 +145,7 @@ class ServedRun:
         if self.split is None:
             return list(range(1, min(count, len(self.items)) + 1))
         order = np.argsort(-self.split.train_counts()[1:], kind="stable")
-        return (order[:count] + 1).tolist()
+        return [int(row) + 1 for row in order[:count]]
 
     def _nearest(self, queries: Sequence[NearQuery]) -> list[Ranked]:
         answers: dict[int, Ranked] = {}

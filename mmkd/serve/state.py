@@ -5,12 +5,14 @@ sent and gone back to, and nothing is remembered for anybody.
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, quote
 
 HISTORY = 50  # items; of more the latest are kept
 _COUNTS = (10, 20, 50)  # items a list
 _MOST_CHARACTERS = 512  # of an id, and of a query
+_ENCODED = 4096  # ids held
 
 
 @dataclass(frozen=True)
@@ -61,23 +63,25 @@ class State:
     @property
     def form(self) -> str:
         """All but what is searched for, as the value of a form's field ``state``."""
-        told = [("item", item) for item in self.history]
-        told += [(name, "1") for name in ("seen", "everything") if getattr(self, name)]
-        told += [("k", str(self.k))] if self.k != _COUNTS[0] else []
-        told += [] if self.near is None else [("near", self.near)]
-        return _encoded(told)
+        told = [_field("item", item) for item in self.history]
+        told += [_field(name, "1") for name in ("seen", "everything") if getattr(self, name)]
+        told += [_field("k", str(self.k))] if self.k != _COUNTS[0] else []
+        told += [] if self.near is None else [_field("near", self.near)]
+        return "&".join(told)
 
     @property
     def address(self) -> str:
         """Relative to the page."""
-        return "./" + ("?" + self.form if self.form else "")
+        form = self.form
+        return f"./?{form}" if form else "./"
 
     @property
     def shown(self) -> str:
         """As ``address``, with what is searched for."""
         if not self.query:
             return self.address
-        return self.address + ("&" if "?" in self.address else "?") + _encoded([("q", self.query)])
+        address = self.address
+        return address + ("&" if "?" in address else "?") + _field("q", self.query)
 
     @property
     def more(self) -> int | None:
@@ -104,5 +108,6 @@ class State:
         return self.to(history=tuple(rest))
 
 
-def _encoded(pairs: list[tuple[str, str]]) -> str:
-    return urlencode(pairs, quote_via=quote)
+@lru_cache(_ENCODED)  # a page has a hundred links, all of which hold the history
+def _field(name: str, value: str) -> str:
+    return f"{name}={quote(value, safe='')}"

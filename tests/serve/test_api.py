@@ -17,8 +17,8 @@ from starlette.testclient import TestClient
 
 from mmkd.errors import DataError, RunError
 from mmkd.pipeline.run import Run
-from mmkd.runs.recommend import Query
-from mmkd.serve import application, served
+from mmkd.runs import recommend as asking
+from mmkd.serve import application
 
 
 def recommended(run: Run, history: list[str], **options: Any) -> list[dict[str, Any]]:
@@ -80,13 +80,12 @@ def test_requests_that_come_together_are_merged_and_each_gets_its_own_list(
     hostile_run: Run, histories: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
-    answered = served.answer
 
-    def counted(student: Any, queries: Sequence[Query]) -> Any:
+    def counted(student: Any, queries: Sequence[asking.Query]) -> Any:
         passes.append(len(queries))
-        return answered(student, queries)
+        return asking.answer(student, queries)
 
-    monkeypatch.setattr(served, "answer", counted)
+    monkeypatch.setattr("mmkd.serve.served.answer", counted)
     app = application([hostile_run])
 
     async def ask() -> list[httpx.Response]:
@@ -186,14 +185,13 @@ def test_when_too_many_wait_the_next_is_told_to_come_again(
     hostile_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go, begun = threading.Event(), threading.Event()
-    answered = served.answer
 
-    def slow(student: Any, queries: Sequence[Query]) -> Any:
+    def slow(student: Any, queries: Sequence[asking.Query]) -> Any:
         begun.set()
         assert go.wait(20)
-        return answered(student, queries)
+        return asking.answer(student, queries)
 
-    monkeypatch.setattr(served, "answer", slow)
+    monkeypatch.setattr("mmkd.serve.served.answer", slow)
     app = application([hostile_run])
     body = {"history": [hostile_run.items.ids[1]]}
 

@@ -75,7 +75,7 @@ def test_without_the_token_nothing_but_health_and_style_is_told(closed: TestClie
     ["", TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "é" * 22, "Basic " + TOKEN],
 )
 def test_a_wrong_token_is_none(closed: TestClient, given: str) -> None:
-    header = {"Authorization": f"Bearer {given}".encode()}
+    header = {b"Authorization": f"Bearer {given}".encode()}
     assert closed.get("/", headers=header).status_code == 401
     assert closed.get("/", params={"token": given}).status_code == 401
     assert closed.get("/", headers={"Cookie": f"mmkd={TOKEN}"}).status_code == 401

@@ -54,7 +54,7 @@ def test_only_pictures_below_the_folder_are_read(folder: Path) -> None:
         root / "inner.png",
         root / "deep/../in.png",
     ]
-    outside = [
+    outside: list[Path | str | None] = [
         folder / "out.png",
         root / ".." / "out.png",
         root / "link.png",
@@ -69,7 +69,8 @@ def test_only_pictures_below_the_folder_are_read(folder: Path) -> None:
         Path("out.png"),
         None,
     ]
-    pictures = Pictures(catalogue([*inside, *outside]), root)
+    given: list[Path | str | None] = [*inside, *outside]
+    pictures = Pictures(catalogue(given), root)
     for row in range(1, len(inside) + 1):
         assert pictures.has(row)
         with Image.open(BytesIO(pictures.webp(row) or b"")) as image:

@@ -25,14 +25,12 @@ def items() -> ItemTable:
 
 def by_hand(items: ItemTable, query: str, limit: int) -> list[int]:
     text = " ".join(query.lower().split())
-    found: list[int] = []
-    for rule in (
-        lambda row: items.ids[row].lower() == text,
-        lambda row: items.titles[row].lower().startswith(text),
-        lambda row: all(word in items.titles[row].lower() for word in text.split()),
-    ):
-        found += [row for row in range(1, len(items) + 1) if rule(row) and row not in found]
-    return found[:limit]
+    rows = range(1, len(items) + 1)
+    titles = [title.lower() for title in items.titles]
+    found = [row for row in rows if items.ids[row].lower() == text]
+    found += [row for row in rows if titles[row].startswith(text)]
+    found += [row for row in rows if all(word in titles[row] for word in text.split())]
+    return list(dict.fromkeys(found))[:limit]
 
 
 @pytest.mark.parametrize("query", ["red", "RED tea", "id7", "pot  a.b", "[", "ärmel", "none", "x"])
