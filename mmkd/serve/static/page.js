@@ -48,10 +48,10 @@ function refocus() {
 }
 
 document.addEventListener("htmx:beforeSwap", (event) => {
-  if (event.detail.target.id === "work") remember();
+  if (event.detail.target?.id === "work") remember();
 });
 document.addEventListener("htmx:afterSettle", (event) => {
-  if (event.detail.target.id !== "work" || !place) return;
+  if (event.detail.target?.id !== "work" || !place) return;
   markNew();
   refocus();
   place = null;
