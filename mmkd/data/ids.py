@@ -114,7 +114,9 @@ class IdIndex:
     def _place(self, name: str) -> int:
         return bisect_left(self._order, name, key=lambda position: self._known[int(position)])
 
-    def _search(self, name: str) -> int:
+    def _search(self, name: str | None) -> int:
+        if name is None:
+            return -1
         place = self._place(name)
         if place == len(self._order):
             return -1

@@ -274,3 +274,14 @@ def test_image_paths_do_not_depend_on_the_working_folder(
     monkeypatch.chdir(tmp_path)
     items = load_items(path="items.csv", root=Path("."), image="image")
     assert items.image_path == (None, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 200])
+def test_few_ids_are_found_as_many_are(count: int) -> None:
+    ids = ["", *(f"i{n % 7}-{n}" for n in range(300))]
+    blank = [None] * len(ids)
+    items = ItemTable(ids, ids, blank, blank, [[]] * len(ids))
+    generator = np.random.default_rng(count)
+    asked = pl.Series([None, *generator.choice([*ids, "i", "j", "i0-1000"], count - 1)])
+    known = {name: row for row, name in enumerate(ids)}
+    assert items.find(asked).tolist() == [known.get(name, 0) for name in asked]
