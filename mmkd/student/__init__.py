@@ -7,6 +7,7 @@ from mmkd.student.fusion import ConcatFusion, GateFusion, SumFusion
 from mmkd.student.item_embedding import FusedItemEmbedding, TeacherStart
 from mmkd.student.new_items import with_new_items
 from mmkd.student.recommender import Recommender, StudentOutput
+from mmkd.student.retrieval import Retrieval
 
 __all__ = [
     "BACKBONES",
@@ -16,6 +17,7 @@ __all__ = [
     "FusedItemEmbedding",
     "GateFusion",
     "Recommender",
+    "Retrieval",
     "StudentOutput",
     "StudentSpec",
     "SumFusion",
