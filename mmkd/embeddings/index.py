@@ -8,6 +8,7 @@ catalogue where it fits. How the kind of index was chosen is in ``docs/cache.md`
 import logging
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +83,7 @@ class NeighbourIndex:
         present = np.flatnonzero(table.present)
         kind = kind or default_kind(len(present), exact_below=exact_below)
         index = empty_index(kind, table.dim)
-        if not index.is_trained:
-            wanted = min(len(present), max(_TRAINING_ROWS, _TRAINED_A_LIST * lists_of(index)))
-            sample = np.random.default_rng(0).choice(present, wanted, replace=False)
-            try:
-                index.train(unit(table.vectors[np.sort(sample)]))
-            except RuntimeError as error:
-                told = str(error).strip().splitlines()[-1][:120]
-                raise CacheError(
-                    f"cache.index {kind!r} cannot be trained on {len(present)} vectors ({told}); "
-                    "use fewer lists, or leave it out"
-                ) from error
+        train_index(index, kind, present, lambda rows: unit(table.vectors[rows]))
         built = cls(table, index, np.zeros(0, np.int64), kind=kind, trained_on=len(present))
         built.add(table.present)
         return built
@@ -160,12 +151,7 @@ class NeighbourIndex:
         wanted = k + 1 if self.kind == EXACT else max(_CANDIDATES, 4 * (k + 1))
         gone = len(self.rows) - self._count
         wanted = min(len(self.rows), -(-wanted * len(self.rows) // self._count) if gone else wanted)
-        inner: Any = self.index.index if hasattr(self.index, "chain") else self.index
-        inner = faiss.downcast_index(inner)
-        if hasattr(inner, "nlist"):
-            inner.nprobe = min(inner.nlist, max(_SEARCH_BREADTH, inner.nlist // 16))
-        elif hasattr(inner, "hnsw"):
-            inner.hnsw.efSearch = max(_SEARCH_BREADTH, 2 * wanted)
+        widen(self.index, wanted)
         _, positions = self.index.search(queries, wanted)
         return np.where(positions < 0, 0, self.rows[positions])
 
@@ -406,6 +392,48 @@ def empty_index(kind: str, dim: int) -> Any:
     if "IDMap" in kind:
         raise CacheError(f"cache.index {kind!r}: leave IDMap out; rows are mapped already")
     return index
+
+
+def train_index(
+    index: Any,
+    kind: str,
+    rows: NDArray[np.int64],
+    read: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+) -> None:
+    """Trains an empty index, where its kind asks for it, on a bounded draw of rows.
+
+    Args:
+        index: As `empty_index` made it of ``kind``.
+        kind: Its factory string.
+        rows: ``[n]`` that may be drawn.
+        read: Rows ``[m]``, rising, to vectors ``[m, dim]``.
+
+    Raises:
+        CacheError: There are too few vectors for the factory string.
+    """
+    if index.is_trained:
+        return
+    # bounded, whatever the catalogue, but enough for each list
+    wanted = min(len(rows), max(_TRAINING_ROWS, _TRAINED_A_LIST * lists_of(index)))
+    sample = np.random.default_rng(0).choice(rows, wanted, replace=False)
+    try:
+        index.train(read(np.sort(sample)))
+    except RuntimeError as error:
+        told = str(error).strip().splitlines()[-1][:120]
+        raise CacheError(
+            f"cache.index {kind!r} cannot be trained on {len(rows)} vectors ({told}); "
+            "use fewer lists, or leave it out"
+        ) from error
+
+
+def widen(index: Any, wanted: int) -> None:
+    """Has an approximate index look far enough for ``wanted`` candidates."""
+    inner: Any = index.index if hasattr(index, "chain") else index
+    inner = faiss.downcast_index(inner)
+    if hasattr(inner, "nlist"):
+        inner.nprobe = min(inner.nlist, max(_SEARCH_BREADTH, inner.nlist // 16))
+    elif hasattr(inner, "hnsw"):
+        inner.hnsw.efSearch = max(_SEARCH_BREADTH, 2 * wanted)
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
