@@ -11,21 +11,17 @@ import importlib
 import importlib.util
 import logging
 import re
-import ssl
-import threading
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Iterator
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mmkd.errors import EncoderError, outside
+from mmkd.hub import hub_reachable
 from mmkd.trust import is_trusted, refusal
 
 PACKAGE_PREFIX = "package:"
-_PROBE_S = 3.0
 # that it lacks a faster kernel which no card here uses reads like a failure
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
@@ -288,34 +284,6 @@ def _asking_once() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-@cache
-def hub_reachable() -> bool:
-    """Whether the hub answers at all; asked once, and for three seconds at most."""
-    from huggingface_hub import constants
-
-    answered = threading.Event()
-
-    def ask() -> None:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        try:
-            with urllib.request.urlopen(request, timeout=_PROBE_S):
-                answered.set()
-        except urllib.error.HTTPError:
-            answered.set()
-        except (OSError, ValueError) as error:
-            # a certificate that only the hub's own client knows still came from somebody
-            if isinstance(getattr(error, "reason", error), ssl.SSLError):
-                answered.set()
-        finally:
-            asked.set()
-
-    asked = threading.Event()
-    # beside this thread, because a name that doesn't resolve heeds no timeout
-    threading.Thread(target=ask, daemon=True).start()
-    asked.wait(_PROBE_S)
-    return answered.is_set()
 
 
 def resolve_model(model: str, *, revision: str | None) -> tuple[str, str | None]:

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmkd.encoders.card import EncoderCard, list_cards
-from mmkd.encoders.loading import PACKAGE_PREFIX, hub_reachable, is_installed, local_path
+from mmkd.encoders.loading import PACKAGE_PREFIX, is_installed, local_path
 from mmkd.errors import EncoderError
+from mmkd.hub import hub_reachable
 
 HubModel = tuple[str, str | None]  # a repository's id and revision
 _HUB = "hf-hub:"

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from mmkd import hub
 from mmkd.encoders import EncoderCard, load_card, loading
-from mmkd.encoders.loading import hub_reachable
 from mmkd.encoders.offline import check_at_hand, hub_models, offline_cards
 from mmkd.errors import EncoderError
+from mmkd.hub import hub_reachable
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +166,7 @@ def slow() -> Any:
 def test_a_name_that_never_resolves_takes_no_longer_than_the_probe(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loading, "_PROBE_S", 0.05)
+    monkeypatch.setattr(hub, "_PROBE_S", 0.05)
     answers(monkeypatch, slow)
     began = time.monotonic()
     assert not hub_reachable()
