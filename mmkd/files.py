@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _TEMPORARY_SUFFIX = ".tmp"
+_ABANDONED_S = 86_400.0  # no living writer takes so long
 _SEALED, _SEAL = "sealed", "sha256"  # two keys: a flip in one leaves the other to miss it
 _UNSEALED = "0" * 64  # stands in the seal's place while the digest is taken
 
@@ -69,6 +70,45 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """As `replacing`, of a folder: gives a new one beside ``path`` that takes its place, whole.
+
+    Whether what stands there may go is the caller's to ask. It is moved aside for the moment in
+    which the new one takes its name, and then deleted.
+
+    Args:
+        path: The folder to write; its own folder is made where it does not exist.
+
+    Yields:
+        An empty folder to write to.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*{_TEMPORARY_SUFFIX}"):  # by a killed writer
+        if left.is_dir() and time.time() - left.stat().st_mtime >= _ABANDONED_S:
+            shutil.rmtree(left, ignore_errors=True)
+    stem = f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    temporary, aside = (path.with_name(f"{stem}{n}{_TEMPORARY_SUFFIX}") for n in ("", "-old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in [*temporary.rglob("*"), temporary]:
+            sync(file)
+        if path.exists():
+            os.replace(path, aside)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        if aside.exists() and not path.exists():  # the new one could not take its place
+            os.replace(aside, path)
+        for folder in (temporary, aside):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -337,7 +377,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def remove_temporaries(folder: Path, *, older_than_s: float = 86_400.0) -> None:
+def remove_temporaries(folder: Path, *, older_than_s: float = _ABANDONED_S) -> None:
     """Removes what killed writers left in a folder (not in its subfolders).
 
     Args:
