@@ -28,6 +28,7 @@ from mmkd.encoders.loading import PACKAGE_PREFIX, content_identity
 from mmkd.encoders.registry import ENCODERS, check_kind, constructor_arguments, encoder_class
 from mmkd.errors import EncoderError, did_you_mean, outside
 from mmkd.files import read_yaml, write_text, yaml_folders
+from mmkd.hub import fetch, is_elsewhere
 from mmkd.trust import is_model_trusted, is_trusted, model_refusal, refusal, sending_refusal
 from mmkd.trust import trust_code as trust
 
@@ -37,6 +38,13 @@ from mmkd.trust import trust_code as trust
 FINGERPRINT_FORMAT = 1
 LABELS = ("name", "license", "notes", "dim", "size_mb", "tuned")
 CARD_FILE = "card.yaml"  # of a folder that holds a card and its weights
+ENCODER_FILES = {  # what is brought of a repository that holds a card, and the most bytes of each
+    CARD_FILE: 1 << 20,
+    "tuning.json": 1 << 24,
+    **{f"{part}/*.{end}": 1 << 28 for part in ("model", "adapter") for end in ("json", "txt")},
+    "model/*.model": 1 << 28,  # of sentencepiece
+    **{f"{part}/*.safetensors": 1 << 36 for part in ("model", "adapter")},
+}
 LOCAL_FIELDS = ("model", "pretrained")
 # what the caller decides at run time, never the card
 RUNTIME_ARGUMENTS = ("device", "batch_tokens", "allow_random_weights")
@@ -402,7 +410,8 @@ def load_card(
     ('text', 'hashed_text', True)
 
     Args:
-        name_or_path: A path ending in ``.yaml``, or a card's name.
+        name_or_path: A path ending in ``.yaml``, a card's name, or ``org/name``: a repository of
+            the hub that ``mmkd push`` put a tuned encoder in.
         folder: Searched first for a name; ``./encoders`` by default.
         trust_code: Packages or modules whose kinds it may name; see `mmkd.trust`.
 
@@ -415,7 +424,11 @@ def load_card(
     """
     trust(trust_code)
     if not name_or_path.endswith((".yaml", ".yml")):
-        return _read(card_path(name_or_path, folder=folder))
+        if not is_elsewhere(name_or_path):
+            return _read(card_path(name_or_path, folder=folder))
+        what = "an encoder's card"
+        place = fetch(name_or_path, ENCODER_FILES, holds=CARD_FILE, what=what, kind=EncoderError)
+        return _read(place / CARD_FILE)
     path = Path(name_or_path).expanduser()
     if not path.is_file():
         raise EncoderError(f"card {name_or_path}: no such file (from {Path.cwd()})")

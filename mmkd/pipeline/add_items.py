@@ -151,6 +151,7 @@ def add_items(
                 "data": marker["data"] | {"catalogue": _digest(marker["data"], items, trained)},
                 "teacher": marker.get("teacher"),
                 "added": added,
+                "shared": run.shared,
             },
             kept_of=run,
             items=items,
@@ -185,6 +186,12 @@ def _check_cards(run: RunFolder, planned: Plan, placements: Mapping[str, Placeme
             raise RunError(
                 f"{run.path}: the card {card.name} of encoders.{name} changed since the run was "
                 "trained, so its vectors would land anywhere; put the old card back, or train again"
+            )
+        if card.fitted and run.shared:
+            raise RunError(
+                f"{run.path}: came from the hub without the catalogue's {card.modality}s, and the "
+                f"card {card.name} of encoders.{name} is fitted on all of them; add items where "
+                "the run was trained"
             )
         if card.reads == "row":
             raise RunError(

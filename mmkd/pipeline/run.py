@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import polars as pl
@@ -31,11 +31,15 @@ from mmkd.pipeline.embed import absent_reasons, embed, encoder_vectors
 from mmkd.pipeline.evaluate import compare_runs, evaluate
 from mmkd.pipeline.train import train as train_run
 from mmkd.pipeline.tune import tune as tune_encoder
-from mmkd.runs.folder import RunFolder, find_run
+from mmkd.runs.folder import RunFolder
 from mmkd.runs.recommend import recommend, similar, student_vectors
+from mmkd.shipping.sharing import found_run
 from mmkd.student import Ensemble
 from mmkd.student.recommender import settled
 from mmkd.trust import trust_code as trust
+
+if TYPE_CHECKING:
+    from mmkd.shipping.export import Exported
 
 Histories = Sequence[str] | Sequence[Sequence[str]] | Mapping[str, Sequence[str]]
 
@@ -109,9 +113,18 @@ class Run:
         """The data it was trained on, read again.
 
         Raises:
-            RunError: The data changed since.
+            RunError: The data changed since, or the run came from the hub and the data is not here.
         """
-        data = plan(self.recipe, needs_teacher=False, needs_encoders=False).load_data()
+        try:
+            data = plan(self.recipe, needs_teacher=False, needs_encoders=False).load_data()
+        except (DataError, RecipeError) as error:
+            if not self.folder.shared:
+                raise
+            raise RunError(
+                f"{self.folder.path}: came from the hub without its data. It recommends for "
+                "histories; for more put the data where its recipe looks for it, below the working "
+                f"folder ({error})"
+            ) from error
         self.folder.check_data(data.digests())
         return data
 
@@ -132,7 +145,7 @@ class Run:
         Raises:
             EncoderError: Something must be encoded and the encoder is neither here nor to be had.
         """
-        return embed(self._encoding, self.items)
+        return embed(self._encoding, self._contents)
 
     @cached_property
     def distiller(self) -> CorrelationDistiller | None:
@@ -148,6 +161,11 @@ class Run:
     def absent(self) -> dict[str, dict[str, int]]:
         """Why items lack a vector: modality to reason to count."""
         return absent_reasons(self._encoding, self.tables)
+
+    @property
+    def _contents(self) -> ItemTable:
+        """The catalogue with what its encoders read; a run of the hub has ids and titles."""
+        return self.data.items if self.folder.shared else self.items
 
     @cached_property
     def _encoding(self) -> Plan:
@@ -230,12 +248,13 @@ class Run:
 
         Raises:
             DataError: An id is unknown, or an item has no such vector.
-            RunError: The run has no such modality.
+            RunError: The run has no such modality, or came from the hub without the texts or
+                pictures that its encoder reads.
         """
         rows = self.items.rows([items] if isinstance(items, str) else items)
         if by is None:
             return similar(student_vectors(self.student), self.items, rows, k=k)
-        vectors = encoder_vectors(self._encoding, self.items, modality=by)
+        vectors = encoder_vectors(self._encoding, self._contents, modality=by)
         return similar(torch.from_numpy(vectors), self.items, rows, k=k)
 
     def item_vectors(self) -> tuple[list[str], NDArray[np.float32]]:
@@ -312,6 +331,57 @@ class Run:
 
         return write_report([self, *others], path)
 
+    def export(
+        self,
+        folder: Path | str,
+        *,
+        onnx: bool = False,
+        index: str | None = None,
+        force: bool = False,
+    ) -> "Exported":
+        """Write a folder that a service loads without mmkd: items, vectors, graphs, an index.
+
+        Args:
+            folder: Where to; it appears whole or not at all.
+            onnx: Whether ``encoder.onnx`` (a history to a query vector) and ``topk.onnx`` (a
+                history to a list) are made; both are held to what the run answers.
+            index: ``faiss`` for the FAISS index that suits the number of items, or a factory string
+                such as ``Flat``, ``HNSW32`` or ``IVF1024,SQ8``.
+            force: Whether an earlier export there may be replaced.
+
+        Returns:
+            What was written, how far the graphs' scores are from the run's, and what both take.
+
+        Raises:
+            MmkdError: ``mmkd[onnx]`` is not installed.
+            RunError: The folder holds something; the index does not fit; or a graph answers
+                otherwise than the run.
+        """
+        from mmkd.shipping.export import export
+
+        return export(self, folder, onnx=onnx, index=index, force=force)
+
+    def push_to_hub(self, repository: str, *, private: bool | None = None) -> str:
+        """Put the run into a repository of the Hugging Face hub, for `mmkd.load` anywhere.
+
+        Weights, ids, titles and metrics go, with a model card made of them. The log, its users,
+        the rank of every test case, texts, pictures and the paths of this machine do not.
+
+        Args:
+            repository: ``org/name``; made where there is none.
+            private: Whether a new one is for its owner alone; None leaves it to the hub.
+
+        Returns:
+            Where it is to be looked at.
+
+        Raises:
+            RunError: There is no token or it may not write, the repository holds something else, or
+                the hub can't be reached.
+        """
+        from mmkd.shipping.sharing import push_run
+
+        return push_run(self, repository, private=private)
+
     def _queries(
         self, histories: Histories | None, users: Sequence[str] | Literal["all"] | None
     ) -> tuple[Sequence[str | int], list[NDArray[np.int64]]]:
@@ -346,6 +416,7 @@ class Run:
 def load(
     folder: Path | str,
     *,
+    revision: str | None = None,
     runs: Path | str | None = None,
     encoders: Mapping[str, EncoderCard | Encoder] | None = None,
     trust_code: str | Sequence[str] | None = None,
@@ -364,17 +435,19 @@ def load(
         2
 
     Args:
-        folder: Its folder, or its name below ``runs``.
+        folder: Its folder, its name below ``runs``, or ``org/name``: a repository of the Hugging
+            Face hub (`Run.push_to_hub`). What is here wins.
+        revision: Of the repository: a branch, tag or commit.
         runs: Where runs are kept; None for MMKD_RUNS, or ``runs`` where that is not set.
         encoders: By modality the objects that it was trained with, where those were objects.
         trust_code: Packages or modules outside mmkd whose classes the run may name, such as a
             backbone of your own: they are imported. See `mmkd.trust`.
 
     Raises:
-        RunError: There is no finished run.
+        RunError: There is no finished run; or the hub can't be reached, or has no such run.
     """
     trust(trust_code)
-    return Run(find_run(folder, _runs(runs)).path, encoders=encoders)
+    return Run(found_run(folder, _runs(runs), revision=revision), encoders=encoders)
 
 
 def train(

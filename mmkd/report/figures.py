@@ -37,8 +37,9 @@ class Metric:
 
 
 def name_of(run: "Run") -> str:
-    """What a run is called: its folder's name."""
-    return printable(run.folder.path.resolve().name)
+    """What a run is called: its folder's name; one of the hub lies in a commit's, so its own."""
+    folder = run.folder
+    return printable(folder.marker()["recipe"] if folder.shared else folder.path.resolve().name)
 
 
 def tested(run: "Run") -> tuple[str, Mapping[str, Any]]:

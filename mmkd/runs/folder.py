@@ -123,6 +123,11 @@ class RunFolder:
         return self.started and (self.path / "result.json").is_file()
 
     @property
+    def shared(self) -> bool:
+        """Whether it came from the hub, without what only its owner has: log, users, ranks."""
+        return self.started and bool(self.marker().get("shared"))
+
+    @property
     def bare(self) -> bool:
         """Whether a run was begun and killed before its recipe followed its marker."""
         kept = {self.frame(name).name for name in TABLES}
@@ -152,7 +157,7 @@ class RunFolder:
             marker: What the run is begun with: ``recipe``, its name; ``data``, of
                 ``data_digests``; ``teacher``, of ``weights_digest`` of the run it compresses;
                 ``added``, where items were added without training: how many ``items``, to which
-                ``run``, as a path from this one.
+                ``run``, as a path from this one; ``shared``, where it is for the hub.
             recipe: What is run, as YAML.
             frames: The tables that are no files elsewhere, or another run's: ``items``,
                 ``interactions``; or the files that are copied.
@@ -471,6 +476,11 @@ class RunFolder:
         if not path.is_file():
             if name in known:
                 raise RunError(f"{path}: missing, though the run was finished with it; {put_back}")
+            if known and self.shared:
+                raise RunError(
+                    f"{self.path}: came from the hub without {name}, which says who took what; "
+                    "that stays with the one who trained it"
+                )
             raise RunError(
                 f"{self.path}: holds no {name}; name the folder of a run that was trained to its "
                 "end (mmkd train RECIPE writes runs/NAME)"
