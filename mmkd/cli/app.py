@@ -9,7 +9,18 @@ import typer
 from typer.core import TyperGroup
 
 from mmkd import __version__
-from mmkd.cli import STOPPED, cache, encoders, listing, recipes, runs, serve, sweep, tuning
+from mmkd.cli import (
+    STOPPED,
+    cache,
+    encoders,
+    listing,
+    recipes,
+    runs,
+    serve,
+    shipping,
+    sweep,
+    tuning,
+)
 from mmkd.cli.arguments import RecipeCommand, trusting
 from mmkd.errors import Interrupted, MmkdError, world_told
 from mmkd.terminal import printable
@@ -52,6 +63,8 @@ for command in (
     runs.compare,
     runs.report,
     serve.serve,
+    shipping.export,
+    shipping.push,
     runs.neighbours,
     encoders.encode,
 ):

@@ -26,7 +26,7 @@ RecipeName = Annotated[str, typer.Argument(help="A recipe's path or name (mmkd l
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the recipe, such as training.lr=1e-3.")
 ]
-RunName = Annotated[str, typer.Argument(help="A run's folder or name.")]
+RunName = Annotated[str, typer.Argument(help="A run's folder or name, or org/name on the hub.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start the run anew.")]
@@ -107,10 +107,10 @@ def _recipe_key(option: str, known: Collection[str]) -> str | None:
 
 
 def find_run(name: str, runs: Path) -> Path:
-    """A run's folder from its path or its name below ``runs``."""
-    from mmkd.runs.folder import find_run as find
+    """A run's folder from its path, its name below ``runs``, or ``org/name`` on the hub."""
+    from mmkd.shipping.sharing import found_run
 
-    return find(name, runs).path
+    return found_run(name, runs)
 
 
 def planned(recipe: str, overrides: Sequence[str] | None = None) -> "Plan":

@@ -4,8 +4,9 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -17,6 +18,9 @@ from mmkd.embeddings import EmbeddingTable, RunReport
 from mmkd.errors import MmkdError
 from mmkd.runs.folder import RunFolder
 from mmkd.terminal import PlainTable, console, printable, printable_json
+
+if TYPE_CHECKING:
+    from mmkd.shipping.export import Exported
 
 METRICS = ("HR@10", "NDCG@10", "MRR@10")
 _FILE_WIDTH = 120  # of tables that go to a file or another program
@@ -303,6 +307,33 @@ def written(found: Mapping[str, int], path: Path, *, as_json: bool) -> None:
         _json({"path": str(path), **found})
     else:
         _print(f"{found['lists']} lists, {found['rows']} rows: {path}")
+
+
+def exported(found: "Exported", *, as_json: bool) -> None:
+    """What was exported, and how the graphs were held to the run."""
+    if as_json:
+        _json({**asdict(found), "folder": str(found.folder)})
+        return
+    _print(
+        f"{found.folder}: {found.items:,} items, vectors of {found.dim}; {', '.join(found.files)}"
+    )
+    if found.index is not None:
+        _print(f"{found.index} finds {found.recall:.1%} of the ten best items by inner product")
+    if found.difference is not None:
+        log, strange = found.checked
+        of_log = f"{log} histories of the log" if log else "no history of the log (it is not here)"
+        _print(
+            f"checked on {of_log} and {strange} random ones: scores differ from torch's by "
+            f"{found.difference:.1g} at most"
+        )
+        rows(
+            ("ms a request", "torch", "onnxruntime"),
+            [
+                [f"batch of {size}", *(f"{one:.2f}" for one in taken)]
+                for size, taken in found.milliseconds.items()
+            ],
+        )
+    _print("how a service loads it: docs/export.md")
 
 
 def reported(path: Path, runs: Sequence[str], *, as_json: bool) -> None:
