@@ -2,7 +2,7 @@
 
     python -m benchmarks.export --run FOLDER
 
-FOLDER is a trained run. It is exported into a temporary folder, once an index, and asked for the
+FOLDER is a trained run. It is exported into temporary folders, and asked for the
 ten best items of histories of its log (random ones of 1 to the longest length where the log is not
 there), seen items left out: one history at a time, and batches. Prints a table of milliseconds a
 request, the median and the 95th percentile, and writes benchmarks/results/export.json.
@@ -41,17 +41,15 @@ def main() -> None:
     ways: dict[str, Callable[[Rows], object]] = {"torch": _by_torch(run)}
     recalls: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory() as place:
+        graphs = Path(place) / "graphs"
+        run.export(graphs, onnx=True)
+        encoder = _session(graphs / "encoder.onnx", options.threads)
+        topk = _session(graphs / "topk.onnx", options.threads)
+        ways["onnxruntime, encoder.onnx alone"] = _by_encoder(encoder)
+        ways["onnxruntime, topk.onnx"] = _by_topk(topk, len(run.items))
         for spec in options.index:
-            out = Path(place) / spec
-            done = run.export(out, onnx=not recalls, index=spec)
-            first = next(iter(recalls), spec)
-            encoder = _session(Path(place) / first / "encoder.onnx", options.threads)
-            if not recalls:
-                topk = _session(out / "topk.onnx", options.threads)
-                ways["onnxruntime, encoder.onnx alone"] = _by_encoder(encoder)
-                ways["onnxruntime, topk.onnx"] = _by_topk(topk, len(run.items))
-            name = f"encoder.onnx + FAISS {spec}"
-            recalls[name] = done.recall
+            name, out = f"encoder.onnx + FAISS {spec}", Path(place) / spec
+            recalls[name] = run.export(out, index=spec).recall
             ways[name] = _by_index(encoder, faiss.read_index(str(out / "index.faiss")))
         rows = [
             {

@@ -28,6 +28,7 @@ from mmkd.files import (
     read_yaml,
     remove_temporaries,
     replacing,
+    replacing_folder,
     write_json,
     write_parquet,
     write_sealed_json,
@@ -262,3 +263,29 @@ def test_damaged_parquet_of_a_stranger_takes_no_process_down(tmp_path: Path, row
         path.write_bytes(damaged[: int(draw.integers(1, len(sound)))] if row == 2 else damaged)
         with suppress(OSError, ValueError, pa.ArrowException):
             read_any_parquet(path).to_dicts()
+
+
+def test_a_folder_takes_its_place_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "out"
+    with replacing_folder(target) as new:
+        (new / "a").write_text("1")
+        assert not target.exists() and new.parent == target.parent
+    assert (target / "a").read_text() == "1"
+    with pytest.raises(KeyError), replacing_folder(target) as new:
+        (new / "b").write_text("2")
+        raise KeyError
+    assert [file.name for file in target.iterdir()] == ["a"]
+    with replacing_folder(target) as new:
+        (new / "b").write_text("2")
+    assert [file.name for file in target.iterdir()] == ["b"]
+    assert [one.name for one in target.parent.iterdir()] == ["out"]
+
+
+def test_what_a_killed_writer_of_a_folder_left_goes_with_the_next(tmp_path: Path) -> None:
+    old, living = tmp_path / ".out.9-aa.tmp", tmp_path / ".out.9-bb.tmp"
+    for folder in (old, living):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    with replacing_folder(tmp_path / "out"):
+        pass
+    assert not old.exists() and living.exists() and (tmp_path / "out").is_dir()

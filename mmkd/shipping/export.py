@@ -26,7 +26,13 @@ from mmkd import __version__
 from mmkd.embeddings.index import default_kind, empty_index, train_index, widen
 from mmkd.errors import CacheError, MmkdError, RunError, outside
 from mmkd.evaluation.ranking import top_k
-from mmkd.files import file_digest, replacing_folder, write_parquet, write_sealed_json
+from mmkd.files import (
+    file_digest,
+    replacing,
+    replacing_folder,
+    write_parquet,
+    write_sealed_json,
+)
 from mmkd.shipping import graphs
 from mmkd.student import Ensemble, Retrieval
 
@@ -191,7 +197,8 @@ def _write_items(run: "Run", towers: Retrieval, folder: Path) -> None:
     """Ids, titles and vectors; row 0 of the vectors is padding, so that a row is an index."""
     count, vectors = len(run.items), towers.vectors
     padded = torch.nn.functional.pad(vectors, (0, 0, 1, 0))  # [I+1, D]
-    save_file({"vectors": padded.contiguous()}, folder / "vectors.safetensors")
+    with replacing(folder / "vectors.safetensors") as temporary:
+        save_file({"vectors": padded.contiguous()}, temporary)
     named = run.items.frame[1:].select(
         pl.int_range(1, count + 1, dtype=pl.Int64).alias("row"), "id", "title"
     )

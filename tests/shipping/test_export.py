@@ -1,6 +1,7 @@
 """An exported folder: what is in it, whether it answers as the run, and what is refused."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -70,6 +71,12 @@ def made(service: Exported, monkeypatch: pytest.MonkeyPatch) -> ModelProto:
     model = onnx.load(str(service.folder / "encoder.onnx"))
     monkeypatch.setattr(graphs, "encoder_graph", lambda towers: model)
     return model
+
+
+def umask() -> int:
+    found = os.umask(0)
+    os.umask(found)
+    return found
 
 
 def histories(run: mmkd.Run) -> list[list[str]]:
@@ -153,6 +160,7 @@ def _scores(
 def test_the_files_say_what_is_in_them(kdsr: mmkd.Run, service: Exported) -> None:
     done, folder = service, service.folder
     assert sorted(path.name for path in folder.iterdir()) == sorted(done.files)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~umask()}
     about = read_json(folder / "export.json")
     assert {*about["files"]} == {*done.files} - {"export.json"}
     for name, told in about["files"].items():
