@@ -168,8 +168,9 @@ def _root(matrix: Tensor, known: Tensor | None) -> Tensor:
         return matrix.new_zeros(matrix.shape[1], matrix.shape[1])
     mean = rows.double().mean(0)
     total = mean.new_zeros(len(mean), len(mean))
-    for some in rows.split(_CHUNK_ROWS):
-        centred = some.double() - mean
+    for start in range(0, len(rows), _CHUNK_ROWS):
+        centred = rows[start : start + _CHUNK_ROWS].double() - mean
         total += centred.mT @ centred
     values, directions = torch.linalg.eigh(total / len(rows))
-    return (directions * values.clamp(min=0).sqrt()).to(matrix.dtype)
+    root: Tensor = directions * values.clamp(min=0).sqrt()
+    return root.to(matrix.dtype)

@@ -14,6 +14,7 @@ import onnx
 import polars as pl
 import pytest
 import torch
+from commands import invoke, printed
 from numpy.typing import NDArray
 from onnx import ModelProto
 from onnxruntime import InferenceSession
@@ -373,3 +374,17 @@ def test_an_old_run_is_exported(tmp_path: Path) -> None:
     for folder in sorted(path.parent for path in fixture.rglob("result.json")):
         done = mmkd.load(folder).export(tmp_path / folder.name, index="faiss")
         assert done.recall is not None and done.recall > 0.99
+
+
+def test_the_command_line_exports_and_says_so(kdsr: mmkd.Run, tmp_path: Path) -> None:
+    given = ("export", kdsr.folder.path, "--out", tmp_path / "out", "--index", "Flat")
+    told = invoke(*given).stdout
+    assert told.startswith(
+        f"{tmp_path / 'out'}: {len(kdsr.items)} items, vectors of 16; index.faiss"
+    )
+    assert "Flat finds 100.0% of the ten best items" in told
+    with pytest.raises(RunError, match="give --force to replace it"):
+        invoke(*given)
+    found = printed(*given, "--force")
+    assert found["folder"] == str(tmp_path / "out") and found["index"] == "Flat"
+    assert found["difference"] is None and "export.json" in found["files"]
