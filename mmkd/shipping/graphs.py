@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -48,7 +48,8 @@ def encoder_graph(towers: Retrieval) -> "ModelProto":
         sizes[1] = torch.export.Dim("length", min=1, max=towers.length)
     body = _exported(towers, example, {"history": sizes}, "latest", "query")
     front = _front(towers.length, padded=fixed)
-    return onnx.compose.merge_models(front, body, io_map=[("latest", "latest")])
+    whole: ModelProto = onnx.compose.merge_models(front, body, io_map=[("latest", "latest")])
+    return whole
 
 
 def topk_graph(towers: Retrieval, encoder: "ModelProto") -> "ModelProto":
@@ -62,7 +63,9 @@ def topk_graph(towers: Retrieval, encoder: "ModelProto") -> "ModelProto":
     scores = _products(towers.vectors) if towers.dot else _mixture(towers)
     whole = onnx.compose.merge_models(encoder, scores, io_map=[("query", "query")])
     tail = _tail(towers.item_count)
-    return onnx.compose.merge_models(whole, tail, io_map=[("all_scores", "all_scores")])
+    joint = [("all_scores", "all_scores")]
+    found: ModelProto = onnx.compose.merge_models(whole, tail, io_map=joint)
+    return found
 
 
 def session(model: "ModelProto | Path", *, threads: int) -> "InferenceSession":
@@ -152,7 +155,7 @@ def _products(vectors: Tensor) -> "ModelProto":
 def _exported(
     module: nn.Module,
     example: Tensor,
-    sizes: Mapping[str, Any],
+    sizes: dict[str, Any],
     given: str,
     wanted: str,
 ) -> "ModelProto":
@@ -176,7 +179,7 @@ def _exported(
             "or leave out --onnx"
         ) from error
     assert program is not None
-    return cast("ModelProto", program.model_proto)
+    return program.model_proto
 
 
 def _front(length: int | None, *, padded: bool) -> "ModelProto":

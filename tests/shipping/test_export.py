@@ -95,7 +95,7 @@ def padded(run: mmkd.Run, given: list[list[str]]) -> NDArray[np.int64]:
 
 def answer(folder: Path, **inputs: NDArray[Any]) -> list[NDArray[Any]]:
     session = InferenceSession(folder / "topk.onnx")
-    return session.run(["items", "scores"], inputs)
+    return [np.asarray(one) for one in session.run(["items", "scores"], inputs)]
 
 
 def test_every_backbone_and_ensemble_answers_as_the_run(
