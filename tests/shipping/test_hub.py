@@ -382,8 +382,6 @@ def test_the_command_line_pushes_and_reads(hub: Hub, kdsr: mmkd.Run, tmp_path: P
     assert got.returncode == 0, got.stderr
     listed = [one["item"] for one in json.loads(got.stdout)]
     assert listed == kdsr.recommend([list(ids)], k=5)["item_id"].to_list()
-    lost = mmkd_of("similar", "ann/nothing", "--item", "A")
-    assert lost.returncode == 2 and "there is no such repository" in lost.stderr
 
 
 def test_an_unknown_item_is_told_as_ever(
