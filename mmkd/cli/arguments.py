@@ -14,6 +14,8 @@ from mmkd.errors import RecipeError, RunError, closest
 if TYPE_CHECKING:
     from mmkd.config.plan import Plan
     from mmkd.config.recipe import Recipe
+    from mmkd.pipeline.run import Run
+    from mmkd.pipeline.seeds import SeedRuns
 
 
 def _cases(value: str) -> str:
@@ -111,6 +113,16 @@ def find_run(name: str, runs: Path) -> Path:
     from mmkd.runs.folder import find_run as find
 
     return find(name, runs).path
+
+
+def open_runs(names: Sequence[str], runs: Path) -> "list[Run | SeedRuns]":
+    """Runs, and folders of several seeds' runs, opened."""
+    from mmkd.pipeline.run import Run
+    from mmkd.pipeline.seeds import SeedRuns
+    from mmkd.runs.seeds import SeedFolder, find_runs
+
+    found = [find_runs(name, runs) for name in names]
+    return [SeedRuns(one.path) if isinstance(one, SeedFolder) else Run(one.path) for one in found]
 
 
 def planned(recipe: str, overrides: Sequence[str] | None = None) -> "Plan":
