@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from mmkd import __version__
-from mmkd.cli import STOPPED, cache, encoders, listing, recipes, runs, serve, sweep, tuning
+from mmkd.cli import STOPPED, cache, data, encoders, listing, recipes, runs, serve, sweep, tuning
 from mmkd.cli.arguments import RecipeCommand, trusting
 from mmkd.errors import Interrupted, MmkdError, world_told
 from mmkd.terminal import printable
@@ -58,10 +58,12 @@ for command in (
     overridden = "overrides" in inspect.signature(command).parameters
     app.command(cls=RecipeCommand if overridden else None)(trusting(command))
 app.command("add-items")(trusting(runs.add_items))
+app.command("show")(runs.show_)
 app.command("ls")(listing.list_)
 app.command("cp")(listing.copy)
 app.command()(recipes.demo)
 app.add_typer(cache.app, name="cache")
+app.add_typer(data.app, name="data")
 
 
 def _version(value: bool) -> None:
