@@ -10,7 +10,7 @@ import typer
 from mmkd.cli.arguments import AsJson
 
 if TYPE_CHECKING:
-    from mmkd.datasets import Published
+    from mmkd.published import Published
 
 app = typer.Typer(
     help="Published data sets: list them, get one ready to train on.", no_args_is_help=True
@@ -21,7 +21,7 @@ app = typer.Typer(
 def list_(json: AsJson = False) -> None:
     """What there is to get, and on what terms."""
     from mmkd.cli import show
-    from mmkd.datasets import find, names
+    from mmkd.published import find, names
 
     keys = ("name", "title", "what", "page", "terms", "cite")
     found = [{key: getattr(find(name), key) for key in keys} for name in names()]
@@ -60,7 +60,7 @@ def get(
     """Get a published data set: tables, pictures, and a recipe that trains on them."""
     from mmkd.cli import show
     from mmkd.cli.progress import EmbeddingProgress
-    from mmkd.datasets import get as run_get
+    from mmkd.published import get as run_get
 
     def accepted(chosen: "Published", sizes: Mapping[str, int | None]) -> bool:
         return _accepted(chosen, sizes, given=accept)

@@ -70,13 +70,13 @@ def compare(
     base = sides[0][0]
     for other in (ranks for side in sides for ranks in side):
         _check_same_cases(base, other)
-    values = [
+    by_first, by_second = (
         np.stack([per_case(ranks.rank, metric, ties=ranks.ties) for ranks in side])
         for side in sides
-    ]  # [S, N] each
-    a, b = values[0].mean(0), values[1].mean(0)
+    )  # [S, N] and [T, N]
+    a, b = by_first.mean(0), by_second.mean(0)
     p_value = paired_permutation_test(a, b, base.user, permutations=permutations, seed=seed)
-    ends = difference_interval(*values, base.user, seed=seed, resamples=resamples)
+    ends = difference_interval(by_first, by_second, base.user, seed=seed, resamples=resamples)
     several = {"seeds": [len(side) for side in sides]} if max(map(len, sides)) > 1 else {}
     return {
         "metric": metric,
@@ -117,12 +117,13 @@ def difference_interval(
     count = len(first)
     if count == len(second) == 1:
         change = (first[0] - second[0])[:, None]
-        return bootstrap_intervals(change, users, seed=seed, resamples=resamples)[0]
+        ends = bootstrap_intervals(change, users, seed=seed, resamples=resamples)
+        return np.asarray(ends[0])
     columns = np.concatenate([first, second]).T  # [N, S + T]
     means = np.concatenate([*_resampled(columns, users, resamples, seed)])[..., None]
     generator = np.random.default_rng((seed, 1))
     drawn = _over_seeds(means[:, :count], generator) - _over_seeds(means[:, count:], generator)
-    return _percentiles(drawn)[0]
+    return np.asarray(_percentiles(drawn)[0])
 
 
 def crossed_intervals(
@@ -275,7 +276,7 @@ def _over_seeds(
     wider = np.sqrt(count / (count - 1)) * t.ppf(tail, count - 1) / norm.ppf(tail)
     often = generator.multinomial(count, np.full(count, 1 / count), size=len(means))  # [R, S]
     away: NDArray[np.float64] = np.einsum("rs,rsm->rm", often / count - 1 / count, means)
-    return middle + wider * away
+    return np.asarray(middle + wider * away)
 
 
 def _percentiles(means: NDArray[np.float64], level: float = 0.95) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import yaml
 
@@ -200,14 +200,13 @@ def begin_study(
 
 def _load(folder: Path) -> "optuna.Study":
     """The study of a folder, which is made where there is none."""
-    optuna = _optuna()
-    study: optuna.Study = optuna.create_study(
+    study = _optuna().create_study(
         storage=f"sqlite:///{(folder / DATABASE).resolve()}",
         study_name="sweep",
         direction="maximize",
         load_if_exists=True,
     )
-    return study
+    return cast("optuna.Study", study)
 
 
 def _optuna() -> Any:

@@ -6,6 +6,7 @@ best of each may then be trained with several seeds, and only those are tested.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def sweep_all(
             jobs=jobs,
             seed=seed,
             prune=prune,
-            announce=None if announce is None else lambda trial, n=name: announce(n, trial),
+            announce=None if announce is None else partial(announce, name),
             note=note,
         )
     return [read_sweep(folder / name) for name in given]

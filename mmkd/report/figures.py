@@ -5,7 +5,7 @@ From ``result.json``, the ranks and the history of opened runs to rows of tables
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mmkd.pipeline.run import Run
     from mmkd.pipeline.seeds import SeedRuns
 
-    Reported = Run | SeedRuns
+    Reported: TypeAlias = Run | SeedRuns
 
 Record = dict[str, Any]
 

@@ -310,7 +310,7 @@ def test_a_trial_behind_the_median_is_stopped(
         assert not (tmp_path / "s" / "trials" / f"{trial.number:04d}" / "checkpoints").exists()
     read = read_sweep(tmp_path / "s")
     assert read.trials == tuple(found) and read.metric == "NDCG@10" and read.name == "quickstart"
-    assert read.importance == {"training.lr": pytest.approx(1.0)}
+    assert read.importance is not None and read.importance["training.lr"] == pytest.approx(1.0)
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -18,9 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from mmkd import __version__
-from mmkd.datasets.published import RemoteFile
 from mmkd.errors import DataError, outside
 from mmkd.files import open_plain, sync, write_text
+from mmkd.published.known import RemoteFile
 
 Progress = Callable[[str, int, int], None]
 """Told a file's name, the bytes that are there and the bytes in all (0: not known)."""

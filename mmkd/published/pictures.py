@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mmkd.datasets.download import AGENT
 from mmkd.embeddings.pictures import ImageProblem, decode_image
 from mmkd.errors import DataError, outside
+from mmkd.published.download import AGENT
 
 _AT_ONCE = 4
 _MOST_BYTES = 10_000_000  # of a picture

@@ -15,9 +15,9 @@ import numpy as np
 import polars as pl
 
 from mmkd.data.interactions import InteractionLog, k_core
-from mmkd.datasets.pictures import fetch_pictures
-from mmkd.datasets.tables import Prepared, lines
 from mmkd.errors import DataError
+from mmkd.published.pictures import fetch_pictures
+from mmkd.published.tables import Prepared, lines
 
 HOSTS = ("m.media-amazon.com", "images-na.ssl-images-amazon.com", "images-amazon.com")
 _CHUNK = 500_000  # reviews that are Python objects at once
@@ -176,7 +176,7 @@ def _products(
 def picture_address(images: object) -> str | None:
     """The main picture's address: of a list of records, or of a record of lists.
 
-    >>> from mmkd.datasets.amazon import picture_address
+    >>> from mmkd.published.amazon import picture_address
     >>> picture_address([{"variant": "PT01", "large": "b"}, {"variant": "MAIN", "large": "a"}])
     'a'
     >>> picture_address({"variant": ["MAIN"], "large": [None], "hi_res": ["c"]})

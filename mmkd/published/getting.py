@@ -11,14 +11,14 @@ from pathlib import Path
 from mmkd import __version__
 from mmkd.config.start import recipe_text
 from mmkd.data.dataset import Dataset
-from mmkd.datasets.amazon import HOSTS, amazon
-from mmkd.datasets.download import Progress, Unreachable, download, size_of
-from mmkd.datasets.microlens import microlens
-from mmkd.datasets.movielens import hundred_thousand, million
-from mmkd.datasets.published import Published, RemoteFile, find
-from mmkd.datasets.tables import Prepared, located
 from mmkd.errors import DataError, outside
 from mmkd.files import file_digest, replacing, write_json, write_parquet, write_text
+from mmkd.published.amazon import HOSTS, amazon
+from mmkd.published.download import Progress, Unreachable, download, size_of
+from mmkd.published.known import Published, RemoteFile, find
+from mmkd.published.microlens import microlens
+from mmkd.published.movielens import hundred_thousand, million
+from mmkd.published.tables import Prepared, located
 
 ITEMS, EVENTS, PICTURES, SOURCE = "items.csv", "events.parquet", "pictures", "source.json"
 Accept = Callable[[Published, "dict[str, int | None]"], bool]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from published_files import Site, picture
 
-from mmkd.datasets.download import Unreachable, download, size_of
-from mmkd.datasets.pictures import fetch_pictures
-from mmkd.datasets.published import RemoteFile
 from mmkd.errors import DataError
+from mmkd.published.download import Unreachable, download, size_of
+from mmkd.published.known import RemoteFile
+from mmkd.published.pictures import fetch_pictures
 
 CONTENT = random.Random(0).randbytes(300_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 
 import polars as pl
 
-from mmkd.datasets.archives import unpack
-from mmkd.datasets.tables import Prepared, lines, located, numbers
 from mmkd.errors import DataError
+from mmkd.published.archives import unpack
+from mmkd.published.tables import Prepared, lines, located, numbers
 
 _PAIRS, _TITLES = "MicroLens-100k_pairs.csv", "MicroLens-100k_title_en.csv"
 _TOPICS, _COVERS = "tags_to_summary.csv", "MicroLens-100k_covers"

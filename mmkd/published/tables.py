@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import polars as pl
 
-from mmkd.datasets.archives import read_member
 from mmkd.errors import DataError, outside
 from mmkd.files import open_plain
+from mmkd.published.archives import read_member
 
 MOST_TEXT_BYTES = 500_000_000  # of a text file that is read whole
 

@@ -23,12 +23,12 @@ from published_files import (
 )
 
 from mmkd.config.recipe import load_recipe
-from mmkd.datasets import get, published
-from mmkd.datasets.amazon import amazon
-from mmkd.datasets.movielens import hundred_thousand, million
-from mmkd.datasets.published import RemoteFile, find
 from mmkd.errors import DataError
 from mmkd.pipeline.train import train
+from mmkd.published import get, known
+from mmkd.published.amazon import amazon
+from mmkd.published.known import RemoteFile, find
+from mmkd.published.movielens import hundred_thousand, million
 
 TINY = ["training.epochs=1", "training.threads=1", "training.cpu=true"]
 
@@ -154,7 +154,7 @@ def hosted(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """ml-1m on the loopback."""
     site.files["/ml-1m.zip"] = zipped(tmp_path / "made.zip", million_files()).read_bytes()
     file = RemoteFile("ml-1m.zip", (f"{site.url}/ml-1m.zip",), 10**6)
-    monkeypatch.setitem(published._ALL, "ml-1m", replace(find("ml-1m"), files=(file,)))
+    monkeypatch.setitem(known._ALL, "ml-1m", replace(find("ml-1m"), files=(file,)))
     monkeypatch.chdir(tmp_path)
     return site
 
@@ -162,7 +162,7 @@ def hosted(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 def test_terms_are_accepted_before_anything_is_downloaded(hosted: Site, tmp_path: Path) -> None:
     asked: list[dict[str, int | None]] = []
 
-    def no(chosen: published.Published, sizes: dict[str, int | None]) -> bool:
+    def no(chosen: known.Published, sizes: dict[str, int | None]) -> bool:
         asked.append(sizes)
         return False
 
@@ -188,7 +188,7 @@ def test_without_a_network_it_says_at_once_what_to_get_by_hand(
     hosted: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     gone = RemoteFile("ml-1m.zip", ("http://127.0.0.1:1/ml-1m.zip",), 10**6)
-    monkeypatch.setitem(published._ALL, "ml-1m", replace(find("ml-1m"), files=(gone,)))
+    monkeypatch.setitem(known._ALL, "ml-1m", replace(find("ml-1m"), files=(gone,)))
     by_hand = r"(?s)ml-1m\.zip from http://127\.0\.0\.1:1/ml-1m\.zip.*data get ml-1m --from FOLDER"
     with pytest.raises(DataError, match=by_hand):
         get("ml-1m", accept=yes)

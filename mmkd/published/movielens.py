@@ -8,8 +8,8 @@ from pathlib import Path
 
 import polars as pl
 
-from mmkd.datasets.tables import Prepared, content, numbers, parsed
 from mmkd.errors import DataError
+from mmkd.published.tables import Prepared, content, numbers, parsed
 
 _COLUMNS = {
     "id": "item_id",

@@ -156,7 +156,7 @@ def names() -> list[str]:
 def find(name: str) -> Published:
     """A data set by its name.
 
-    >>> from mmkd.datasets import find
+    >>> from mmkd.published import find
     >>> find("ml-1m").files[0].name, find("amazon-2023-video-games").title
     ('ml-1m.zip', 'Amazon Reviews 2023, Video Games')
 

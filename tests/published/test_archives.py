@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 from published_files import zipped
 
-from mmkd.datasets.archives import read_member, unpack
 from mmkd.errors import DataError
+from mmkd.published.archives import read_member, unpack
 
 
 def name_of(path: PurePosixPath) -> str | None:
