@@ -226,12 +226,12 @@ def seeds(summary: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
         if kind == "test"
         else "no test was read; deviations are between seeds"
     )
-    name = _run_name(folder)
+    name, first = _run_name(folder), summary["runs"][0]
     _print(
         f"{len(names)} seeds, {summary['seconds'].get('total', 0):.1f} s each; {over}\n"
         f"runs: {folder}/seed-*; next:\n"
         f"  mmkd compare {name} ANOTHER-RUN # one row, every case the mean of the seeds\n"
-        f"  mmkd recommend {name}/{summary['runs'][0]} --history ID,ID -k 5"
+        f"  mmkd recommend {name}/{first} --history {_example(folder / first)} -k 5"
     )
 
 

@@ -45,20 +45,20 @@ def sweep(
     NAME:key=... is for one of them. The same command goes on with a sweep that was stopped. No
     trial reads the test set.
     """
-    from mmkd.cli import show
-    from mmkd.pipeline.seeds import seeds_of
-    from mmkd.pipeline.study import parted
-    from mmkd.pipeline.sweeps import by_recipe
+    from mmkd.pipeline.study import by_recipe, parted
 
-    if seeds is not None:
-        seeds_of(seeds)  # what is wrong with them is told before anything is searched
     texts = overrides or []
     given = by_recipe(
         [recipe, *(text for text in texts if "=" not in text)],
         [text for text in texts if "=" in text],
     )
     for called, own in given.values():
-        planned(called, parted(own)[1])
+        planned(called, parted(own)[1])  # faults are told before torch is loaded
+    from mmkd.cli import show
+    from mmkd.pipeline.seeds import seeds_of
+
+    if seeds is not None:
+        seeds_of(seeds)  # before anything is searched
     folder = out or runs / f"{'-'.join(given)}-sweep"
     found = _search(given, folder, trials=trials, jobs=jobs, seed=seed, prune=prune)
     told: dict[str, Any] = {"folder": str(folder), **show.swept(found)}

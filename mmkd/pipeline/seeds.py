@@ -338,7 +338,8 @@ def _tested(runs: Sequence[RunFolder], tests: Sequence[Mapping[str, Any]]) -> di
 
     def intervals(here: NDArray[np.bool_]) -> dict[str, list[float]]:
         ends = crossed_intervals(values[:, here], users[here], resamples=resamples)
-        return dict(zip(names, ends.tolist(), strict=True))
+        # widened seeds may lead out of what a metric can be
+        return dict(zip(names, ends.clip(0.0, 1.0).tolist(), strict=True))
 
     test: dict[str, Any] = mean_of(tests)
     test["intervals"] = intervals(np.ones(len(users), dtype=np.bool_))

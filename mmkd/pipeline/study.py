@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import yaml
 
-from mmkd.config.recipe import Recipe, recipe_digest
+from mmkd.config.recipe import Recipe, read_recipe, recipe_digest
 from mmkd.errors import MmkdError, RecipeError, RunError
 
 if TYPE_CHECKING:
@@ -142,6 +142,43 @@ def parted(overrides: Sequence[str]) -> tuple[list[Dimension], list[str]]:
     """
     found = [(text, Dimension.parse(text)) for text in overrides]
     return [one for _, one in found if one], [text for text, one in found if one is None]
+
+
+def by_recipe(recipes: Sequence[str], overrides: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
+    """What several recipes are swept with.
+
+    Args:
+        recipes: Paths or names.
+        overrides: As for ``sweep``, for all of them; ``NAME:key=...`` for the recipe NAME alone.
+
+    Returns:
+        Recipe's name to what it was called by, and its own overrides.
+
+    Raises:
+        RecipeError: Two recipes have one name, or a prefix is no recipe's.
+    """
+    mine: dict[str, list[str]] = {}
+    shared = []
+    for text in overrides:
+        name, colon, rest = text.partition(":")
+        if colon and "=" not in name:
+            mine.setdefault(name, []).append(rest)
+        else:
+            shared.append(text)
+    found: dict[str, tuple[str, list[str]]] = {}
+    for recipe in recipes:
+        # a name may be an override's; what it searches must not be in the way of reading it
+        name = read_recipe(recipe, parted(shared)[1]).name
+        if name in found:
+            raise RecipeError(
+                f"{recipe} and {found[name][0]}: both are named {name}; give each a name of its own"
+            )
+        found[name] = (recipe, [*shared, *mine.pop(name, [])])
+    if mine:
+        raise RecipeError(
+            f"{next(iter(mine))}: is no recipe of this sweep; they are {', '.join(found)}"
+        )
+    return found
 
 
 def read_sweep(folder: Path) -> Sweep:

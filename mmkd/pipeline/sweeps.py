@@ -38,7 +38,7 @@ def sweep_all(
     """Sweep several recipes, one after the other, with the same number of trials.
 
     Args:
-        given: Recipe's name to its path or name, and its overrides, of ``by_recipe``.
+        given: Recipe's name to its path or name, and its overrides, of ``study.by_recipe``.
         folder: Gets a folder a recipe, by its name; what is there already goes on.
         trials: How many for each.
         jobs: As for ``sweep``.
@@ -72,43 +72,6 @@ def sweep_all(
             note=note,
         )
     return [read_sweep(folder / name) for name in given]
-
-
-def by_recipe(recipes: Sequence[str], overrides: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
-    """What several recipes are swept with.
-
-    Args:
-        recipes: Paths or names.
-        overrides: As for ``sweep``, for all of them; ``NAME:key=...`` for the recipe NAME alone.
-
-    Returns:
-        Recipe's name to what it was called by, and its own overrides.
-
-    Raises:
-        RecipeError: Two recipes have one name, or a prefix is no recipe's.
-    """
-    mine: dict[str, list[str]] = {}
-    shared = []
-    for text in overrides:
-        name, colon, rest = text.partition(":")
-        if colon and "=" not in name:
-            mine.setdefault(name, []).append(rest)
-        else:
-            shared.append(text)
-    found: dict[str, tuple[str, list[str]]] = {}
-    for recipe in recipes:
-        # a name may be an override's; what it searches must not be in the way of reading it
-        name = read_recipe(recipe, parted(shared)[1]).name
-        if name in found:
-            raise RecipeError(
-                f"{recipe} and {found[name][0]}: both are named {name}; give each a name of its own"
-            )
-        found[name] = (recipe, [*shared, *mine.pop(name, [])])
-    if mine:
-        raise RecipeError(
-            f"{next(iter(mine))}: is no recipe of this sweep; they are {', '.join(found)}"
-        )
-    return found
 
 
 def train_best(

@@ -212,7 +212,9 @@ def importances(rows: Sequence[Record]) -> Spec:
     return _spec(base.mark_bar(height=14, color=ACCENT) + text, height=_ROW_PX * len(rows))
 
 
-def tried(rows: Sequence[Record], option: str, metric: str, *, kind: str) -> Spec:
+def tried(
+    rows: Sequence[Record], option: str, metric: str, *, kind: str, within: Sequence[Any]
+) -> Spec:
     """A point a trial: an option's value, and what came of it.
 
     Args:
@@ -221,12 +223,15 @@ def tried(rows: Sequence[Record], option: str, metric: str, *, kind: str) -> Spe
         option: The axis's title.
         metric: The other axis's title.
         kind: As of a dimension.
+        within: The two ends, or the choices.
     """
     if kind == "choice":
-        x = alt.X("at:N", title=option, sort=None, axis=alt.Axis(labelAngle=0, labelLimit=140))
+        names = alt.Axis(labelAngle=0, labelLimit=140)
+        x = alt.X("at:N", title=option, scale=alt.Scale(domain=[*within]), axis=names)
     else:
-        scale = alt.Scale(type="log" if kind == "log" else "linear", zero=False, nice=False)
-        x = alt.X("at:Q", title=option, scale=scale, axis=alt.Axis(tickCount=6))
+        form = "log" if kind == "log" else "linear"
+        scale = alt.Scale(type=form, domain=[*within], nice=False)
+        x = alt.X("at:Q", title=option, scale=scale, axis=alt.Axis(tickCount=6, format="~g"))
     states = alt.Scale(domain=["complete", "pruned"], range=[ACCENT, QUIET])
     chart = (
         alt.Chart(alt.InlineData(values=[*rows]))
@@ -240,7 +245,7 @@ def tried(rows: Sequence[Record], option: str, metric: str, *, kind: str) -> Spe
             ).legend(None),
             tooltip=[
                 _tip("number:Q", "trial", "d"),
-                alt.Tooltip("at", title="value"),
+                _tip("at:N", "value"),
                 _tip("value:Q", metric),
                 _tip("state:N"),
             ],

@@ -80,7 +80,6 @@ def _told(sweep: "Sweep") -> Record:
         "metric": sweep.metric,
         "best": None if best is None else best.value,
         "chosen": "" if best is None else printable(", ".join(best.overrides)),
-        "complete": states.count("complete"),
         "pruned": states.count("pruned"),
         "failed": states.count("failed"),
         "seconds": sum(trial.seconds for trial in sweep.trials),
@@ -89,7 +88,12 @@ def _told(sweep: "Sweep") -> Record:
             for name, value in (sweep.importance or {}).items()
         ],
         "options": [
-            {"key": printable(one.key), "kind": one.kind, "rows": points(sweep, one)}
+            {
+                "key": printable(one.key),
+                "kind": one.kind,
+                "within": [printable(v) if isinstance(v, str) else v for v in one.values],
+                "rows": points(sweep, one),
+            }
             for one in sweep.space
         ],
         "rows": [_row(trial, best) for trial in sweep.trials],
