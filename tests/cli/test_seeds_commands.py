@@ -13,17 +13,18 @@ IDS = [*ID_ONLY, "name=ids", "training.epochs=1", "evaluation.baselines=false"]
 
 
 @pytest.fixture(scope="module")
-def seeds(shop: Shop) -> Path:
-    given = ["train", "quickstart", *shop.overrides, *IDS, "--seeds", "2", "--runs", shop.runs]
+def seeds(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    given = ["train", "quickstart", *shop.overrides, *IDS, "--seeds", "2", "--runs", runs]
     told = invoke(*given)
     assert told.exit_code == 0, told.output
     assert "seed 0, 1 of 2\n" in told.stderr and "seed 1, 2 of 2\n" in told.stderr
-    return shop.runs / "ids-seeds"
+    return runs / "ids-seeds"
 
 
 def test_what_training_ends_with_is_shown_again(shop: Shop, seeds: Path) -> None:
     summary = SeedRuns(seeds).result
-    assert printed("show", "ids-seeds", "--runs", shop.runs) == {**summary, "folder": str(seeds)}
+    assert printed("show", "ids-seeds", "--runs", seeds.parent) == {**summary, "folder": str(seeds)}
     lines = invoke("show", seeds).stdout.splitlines()
     assert lines[0].split() == "test mean 95% interval deviation seed 0 seed 1".split()
     low, high = summary["test"]["intervals"]["HR@10"]
@@ -37,19 +38,19 @@ def test_what_training_ends_with_is_shown_again(shop: Shop, seeds: Path) -> None
 
 
 def test_a_folder_of_seeds_is_one_row_and_one_line(shop: Shop, seeds: Path) -> None:
-    found = printed("compare", "ids-seeds", "quickstart", "id-only", "--runs", shop.runs)
+    found = printed("compare", seeds, "quickstart", "id-only", "--runs", shop.runs)
     assert [one["run"] for one in found["others"]] == ["quickstart", "id-only"]
     mean = SeedRuns(seeds).result["test"]["metrics"]["NDCG@10"]
     assert found["others"][0]["this"] == pytest.approx(mean)
-    turned = printed("compare", "quickstart", "ids-seeds", "--runs", shop.runs)
+    turned = printed("compare", "quickstart", seeds, "--runs", shop.runs)
     assert turned["others"][0]["other"] == pytest.approx(mean)
-    listed = {one["run"]: one for one in printed("ls", "runs", "--runs", shop.runs)}
+    listed = {one["run"]: one for one in printed("ls", "runs", "--runs", seeds.parent)}
     assert listed["ids-seeds"]["state"] == "2 of 2 seeds"
     assert listed["ids-seeds"]["test NDCG@10"] == pytest.approx(mean)
 
 
 def test_it_goes_on_only_when_told_and_one_seed_is_no_several(shop: Shop, seeds: Path) -> None:
-    given = ["train", "quickstart", *shop.overrides, *IDS, "--runs", shop.runs]
+    given = ["train", "quickstart", *shop.overrides, *IDS, "--runs", seeds.parent]
     before = (seeds / "seed-0" / "result.json").stat().st_mtime_ns
     with pytest.raises(RunError, match="give --resume to go on with them"):
         invoke(*given, "--seeds", "3")
