@@ -241,10 +241,12 @@ def train_all(
             resume=resume,
             progress=progress,
             announce=announce,
+            last=False,
         )
     if main:
         kept.write(summary=summarise(kept))
     processes.wait_for_everyone()
+    processes.destroy_process_group()
     return kept.summary()
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -182,6 +183,27 @@ def test_terms_are_accepted_before_anything_is_downloaded(hosted: Site, tmp_path
     hosted.asked.clear()
     get("ml-1m", accept=yes, force=True)
     assert not hosted.asked  # what was downloaded is there
+
+
+def test_on_a_terminal_the_terms_are_asked_for(
+    hosted: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match="its terms were not accepted"):
+        invoke("data", "get", "ml-1m")  # nobody is there to answer
+    answers = iter([False, True])
+    terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("mmkd.cli.data.sys", terminal)
+    monkeypatch.setattr("mmkd.cli.data.typer.confirm", lambda *_, **__: next(answers))
+    with pytest.raises(DataError, match="its terms were not accepted"):
+        invoke("data", "get", "ml-1m")
+    assert not hosted.asked
+    told = invoke("data", "get", "ml-1m")
+    size = len(hosted.files["/ml-1m.zip"]) / 1e6
+    assert (
+        f"to download: ml-1m.zip, {size:,.1f} MB" in told.stderr and "cite: Harper" in told.stderr
+    )
+    assert "next: mmkd validate data/ml-1m/ml-1m.yaml, then mmkd train" in told.stdout
+    assert invoke("validate", "data/ml-1m/ml-1m.yaml").exit_code == 0
 
 
 def test_without_a_network_it_says_at_once_what_to_get_by_hand(
