@@ -1,6 +1,10 @@
 """Several seeds of one recipe: single trainings, their means, what goes on and what is refused."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +163,22 @@ def test_a_folder_of_seeds_is_no_run_and_names_those_in_it(folder: Path, tmp_pat
         SeedRuns(folder / "seed-0")
     with pytest.raises(RunError, match="is not empty and holds no seeds' runs"):
         train_all(SeedRuns(folder).recipe, 2, folder=folder / "seed-0")
+
+
+def test_several_processes_train_all_seeds_together(synthetic: list[str], tmp_path: Path) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "mmkd", "train", "quickstart", *synthetic, *SHORT, *IDS, "--seeds", "2"]
+    told = subprocess.run(
+        [sys.executable, *launch, *command, "--out", str(tmp_path / "seeds"), "--json"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = SeedRuns(tmp_path / "seeds")
+    assert [run.result["processes"] for run in found.runs] == [2, 2]
+    assert json.loads(told.stdout) == {**found.result, "folder": str(tmp_path / "seeds")}
+    assert told.stderr.count("seed 1, 2 of 2") == 1
 
 
 @pytest.mark.parametrize(
