@@ -229,8 +229,9 @@ def tried(
         names = alt.Axis(labelAngle=0, labelLimit=140)
         x = alt.X("at:N", title=option, scale=alt.Scale(domain=[*within]), axis=names)
     else:
-        form = "log" if kind == "log" else "linear"
-        scale = alt.Scale(type=form, domain=[*within], nice=False)
+        scale = alt.Scale(domain=[*within], nice=False)
+        if kind == "log":
+            scale = alt.Scale(domain=[*within], nice=False, type="log")
         x = alt.X("at:Q", title=option, scale=scale, axis=alt.Axis(tickCount=6, format="~g"))
     states = alt.Scale(domain=["complete", "pruned"], range=[ACCENT, QUIET])
     chart = (

@@ -15,7 +15,7 @@ IDS = [*ID_ONLY, "name=ids", "training.epochs=1", "evaluation.baselines=false"]
 @pytest.fixture(scope="module")
 def seeds(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
-    given = ["train", "quickstart", *shop.overrides, *IDS, "--seeds", "2", "--runs", runs]
+    given = ["train", "quickstart", *shop.overrides, *IDS, "--seeds", "2", "--runs", str(runs)]
     told = invoke(*given)
     assert told.exit_code == 0, told.output
     assert "seed 0, 1 of 2\n" in told.stderr and "seed 1, 2 of 2\n" in told.stderr
@@ -50,7 +50,7 @@ def test_a_folder_of_seeds_is_one_row_and_one_line(shop: Shop, seeds: Path) -> N
 
 
 def test_it_goes_on_only_when_told_and_one_seed_is_no_several(shop: Shop, seeds: Path) -> None:
-    given = ["train", "quickstart", *shop.overrides, *IDS, "--runs", seeds.parent]
+    given = ["train", "quickstart", *shop.overrides, *IDS, "--runs", str(seeds.parent)]
     before = (seeds / "seed-0" / "result.json").stat().st_mtime_ns
     with pytest.raises(RunError, match="give --resume to go on with them"):
         invoke(*given, "--seeds", "3")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report.conftest import HOSTILE, trained
-from report.test_page import Page
+from hostile_runs import HOSTILE, trained
+from markup import Page
 
 import mmkd
 from mmkd.errors import RunError
@@ -85,11 +85,11 @@ def test_no_sweep_is_no_page(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def seeds(run: Run, shop: Path, tmp_path_factory: pytest.TempPathFactory) -> SeedRuns:
+def seeds(run: Run, shop_of_strangers: Path, tmp_path_factory: pytest.TempPathFactory) -> SeedRuns:
     """The run of the other tests, and one of another seed."""
     kept = SeedFolder(tmp_path_factory.mktemp("seeds") / "<b>both<")
     shutil.copytree(run.folder.path, kept.path / "seed-0")
-    other = trained(shop, "other", "seed=1")
+    other = trained(shop_of_strangers, "other", "seed=1")
     shutil.copytree(other.folder.path, kept.path / "seed-1")
     kept.write(recipe="quickstart", seeds=(0, 1))
     kept.write(summary=summarise(kept))
