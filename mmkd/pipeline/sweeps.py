@@ -21,7 +21,6 @@ from mmkd.pipeline.study import Sweep, Trial, is_sweep, parted, read_sweep
 from mmkd.pipeline.sweep import sweep
 
 MARKER = "sweeps.json"
-SEEDS = "seeds"  # below a sweep: the best recipe's runs
 
 
 def sweep_all(
@@ -85,7 +84,7 @@ def train_best(
 
     Args:
         sweeps: They came to their end.
-        seeds: As for ``train_seeds``.
+        seeds: As for ``train_seeds``; the runs lie in ``NAME-seeds`` below the sweep's folder.
         progress: Told how far an embedding is.
         note: Told which recipe is trained, and with which seed.
 
@@ -97,7 +96,7 @@ def train_best(
         if note:
             note(f"{one.name}: the best, trained and tested")
         recipe = read_recipe(str(one.folder / "best.yaml"))
-        path = one.folder / SEEDS
+        path = one.folder / f"{recipe.name}-seeds"
         train_all(recipe, seeds, folder=path, resume=True, progress=progress, announce=note)
         found.append(SeedRuns(path))
     return found

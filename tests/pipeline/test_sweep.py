@@ -399,7 +399,7 @@ def test_several_recipes_get_as_many_trials_each_and_the_best_are_tested(
     assert len(told["recipes"]["narrow"]["trials"][0]["overrides"]) == 1
     [row] = told["compared"]
     assert row["run"] == "wide"
-    found = [SeedRuns(out / name / "seeds") for name in ("narrow", "wide")]
+    found = [SeedRuns(out / name / f"{name}-seeds") for name in ("narrow", "wide")]
     assert found[0].recipe.training["lr"] == 0.01  # the nearest to the best
     assert row["this"] == pytest.approx(found[0].result["test"]["metrics"]["NDCG@10"])
     again = invoke("sweep", *given)
