@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from mmkd.pipeline.run import load as load
     from mmkd.pipeline.run import train as train
     from mmkd.pipeline.run import tune as tune
+    from mmkd.pipeline.seeds import SeedRuns as SeedRuns
+    from mmkd.pipeline.seeds import train_seeds as train_seeds
     from mmkd.report import write_report as write_report
     from mmkd.student import Ensemble as Ensemble
     from mmkd.student import FusedItemEmbedding as FusedItemEmbedding
@@ -93,6 +95,7 @@ _HOMES = {
     "mmkd.losses.objective": ("Objective",),
     "mmkd.losses.recommendation": ("GBCE", "NeighbourLoss", "SampledSoftmax", "Softmax"),
     "mmkd.pipeline.run": ("Run", "load", "train", "tune"),
+    "mmkd.pipeline.seeds": ("SeedRuns", "train_seeds"),
     "mmkd.report": ("write_report",),
     "mmkd.student": ("Ensemble", "FusedItemEmbedding", "Recommender"),
     "mmkd.student.backbones.gru4rec": ("GRU4Rec",),

@@ -12,6 +12,7 @@ from mmkd import __version__
 from mmkd.cli import (
     STOPPED,
     cache,
+    data,
     encoders,
     listing,
     recipes,
@@ -71,10 +72,12 @@ for command in (
     overridden = "overrides" in inspect.signature(command).parameters
     app.command(cls=RecipeCommand if overridden else None)(trusting(command))
 app.command("add-items")(trusting(runs.add_items))
+app.command("show")(runs.show_)
 app.command("ls")(listing.list_)
 app.command("cp")(listing.copy)
 app.command()(recipes.demo)
 app.add_typer(cache.app, name="cache")
+app.add_typer(data.app, name="data")
 
 
 def _version(value: bool) -> None:

@@ -14,6 +14,10 @@ from mmkd.errors import RecipeError, RunError, closest
 if TYPE_CHECKING:
     from mmkd.config.plan import Plan
     from mmkd.config.recipe import Recipe
+    from mmkd.pipeline.run import Run
+    from mmkd.pipeline.seeds import SeedRuns
+    from mmkd.runs.folder import RunFolder
+    from mmkd.runs.seeds import SeedFolder
 
 
 def _cases(value: str) -> str:
@@ -111,6 +115,24 @@ def find_run(name: str, runs: Path) -> Path:
     from mmkd.shipping.sharing import found_run
 
     return found_run(name, runs)
+
+
+def find_runs(name: str, runs: Path) -> "RunFolder | SeedFolder":
+    """A run as `find_run` finds it, or the runs of several seeds, by path or name."""
+    from mmkd.runs.folder import RunFolder
+    from mmkd.runs.seeds import find_seeds
+
+    return find_seeds(name, runs) or RunFolder(find_run(name, runs))
+
+
+def open_runs(names: Sequence[str], runs: Path) -> "list[Run | SeedRuns]":
+    """Runs, and folders of several seeds' runs, opened."""
+    from mmkd.pipeline.run import Run
+    from mmkd.pipeline.seeds import SeedRuns
+    from mmkd.runs.seeds import SeedFolder
+
+    found = [find_runs(name, runs) for name in names]
+    return [SeedRuns(one.path) if isinstance(one, SeedFolder) else Run(one.path) for one in found]
 
 
 def planned(recipe: str, overrides: Sequence[str] | None = None) -> "Plan":

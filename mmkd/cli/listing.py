@@ -13,6 +13,7 @@ from mmkd.files import copy_file
 
 if TYPE_CHECKING:
     from mmkd.runs.folder import RunFolder
+    from mmkd.runs.seeds import SeedFolder
 
 KINDS = ("recipes", "presets", "encoders", "runs", "cache")
 
@@ -127,8 +128,28 @@ def _encoders() -> list[dict[str, Any]]:
 
 def _runs(folder: Path) -> list[dict[str, Any]]:
     from mmkd.runs.folder import run_folders
+    from mmkd.runs.seeds import seed_folders
 
-    return [{"run": run.path.name, **_state(run)} for run in run_folders(folder)]
+    found = [{"run": run.path.name, **_state(run)} for run in run_folders(folder)]
+    found += [{"run": seeds.path.name, **_seeds_state(seeds)} for seeds in seed_folders(folder)]
+    return sorted(found, key=lambda one: str(one["run"]))
+
+
+def _seeds_state(seeds: "SeedFolder") -> dict[str, Any]:
+    """As ``_state``, of several seeds' runs: the means."""
+    state: dict[str, Any] = {"state": "damaged", "epochs": None}
+    state |= {"valid NDCG@10": None, "test NDCG@10": None}
+    try:
+        runs = seeds.runs()
+        done = sum(run.finished for run in runs)
+        state["state"] = f"{done} of {len(runs)} seeds"
+        if seeds.finished:
+            summary = seeds.summary()
+            state["valid NDCG@10"] = summary["valid"].get("NDCG@10")
+            state["test NDCG@10"] = (summary["test"] or {"metrics": {}})["metrics"].get("NDCG@10")
+    except (RunError, AttributeError, KeyError, TypeError):
+        state["state"] = "damaged"
+    return state
 
 
 def _state(run: "RunFolder") -> dict[str, Any]:

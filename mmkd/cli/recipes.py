@@ -137,11 +137,24 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="How many seeds, such as 3, or which, such as 0,7,11; into runs/NAME-seeds."
+        ),
+    ] = None,
     runs: Runs = RUNS,
     json: AsJson = False,
 ) -> None:
-    """Train a recipe: embed, distil, train, select on validation, test once."""
+    """Train a recipe: embed, distil, train, select on validation, test once.
+
+    With --seeds a run each, in one folder, and their means with intervals over users and seeds.
+    """
     plan = planned(recipe, overrides)
+    if seeds is not None:
+        folder = out or runs / f"{plan.recipe.name}-seeds"
+        train_seeds(plan, seeds, folder, resume=resume, overwrite=overwrite, json=json)
+        return
     folder = out or runs / plan.recipe.name
     _train(plan, folder, resume=resume, overwrite=overwrite, json=json)
 
@@ -208,6 +221,32 @@ def demo(
         note(f"report: {report_demo(folder)}; open it in a browser")
     except MmkdError as error:  # the table is there, and the runs are
         note(f"no report: {error}")
+
+
+def train_seeds(
+    plan: "Plan", seeds: str, folder: Path, *, resume: bool, overwrite: bool, json: bool
+) -> None:
+    """Train a plan with several seeds, and show what they come to."""
+    from mmkd.cli import show
+    from mmkd.cli.progress import EmbeddingProgress, note
+    from mmkd.errors import TrainingInterrupted
+    from mmkd.pipeline.seeds import train_all
+
+    try:
+        with EmbeddingProgress() as progress:
+            summary = train_all(
+                plan,
+                seeds,
+                folder=folder,
+                resume=resume,
+                overwrite=overwrite,
+                progress=progress.advance,
+                announce=note,
+            )
+    except KeyboardInterrupt as error:
+        raise TrainingInterrupted(None, folder) from error
+    if int(os.environ.get("RANK", "0")) == 0:
+        show.seeds(summary, folder, as_json=json)
 
 
 def _train(

@@ -15,12 +15,16 @@ from mmkd.cli.arguments import (
     RunName,
     Runs,
     find_run,
+    find_runs,
+    open_runs,
     planned,
 )
 from mmkd.errors import RunError, shown
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from mmkd.pipeline.study import Sweep
 
 
 def evaluate(
@@ -131,6 +135,28 @@ def similar(
     show.items(_ranked(frame), title=f"near {item}", as_json=json)
 
 
+def show_(
+    run: RunName,
+    runs: Runs = RUNS,
+    json: AsJson = False,
+) -> None:
+    """What a run ended with; of several seeds' runs the means, intervals over the seeds too."""
+    from mmkd.cli import show
+    from mmkd.pipeline.sweeps import find_sweeps
+    from mmkd.runs.folder import RunFolder
+
+    if sweeps := find_sweeps(run, runs):
+        show.sweeps(_sweeps(sweeps), as_json=json)
+        return
+    found = find_runs(run, runs)
+    if not isinstance(found, RunFolder):
+        show.seeds(found.summary(), found.path, as_json=json)
+        return
+    if not found.finished:
+        raise RunError(f"{found.path}: training is not finished; continue it with --resume")
+    show.result(found.result(), found.path, as_json=json)
+
+
 def compare(
     names: Annotated[list[str], typer.Argument(help="Runs; the others against the first.")],
     cases: Cases = "test",
@@ -138,13 +164,15 @@ def compare(
     runs: Runs = RUNS,
     json: AsJson = False,
 ) -> None:
-    """Is the first run better than the others? Paired tests, corrected for their number."""
+    """Is the first run better than the others? Paired tests, corrected for their number.
+
+    A folder of several seeds' runs is one of them: every case is the mean of its seeds.
+    """
     from mmkd.cli import show
-    from mmkd.pipeline.run import Run
 
     if len(names) < 2:
         raise RunError("give two runs or more, the one in question first")
-    opened = [Run(find_run(name, runs)) for name in names]
+    opened = open_runs(names, runs)
     found = opened[0].compare(*opened[1:], cases=cases, metric=metric)
     show.compared(found.to_dicts(), names[0], metric, as_json=json)
 
@@ -155,12 +183,21 @@ def report(
     runs: Runs = RUNS,
     json: AsJson = False,
 ) -> None:
-    """Write one HTML file about a run, or about several beside each other; it works offline."""
-    from mmkd.cli import show
-    from mmkd.pipeline.run import Run
-    from mmkd.report import write_report
+    """Write one HTML file about a run, or about several beside each other; it works offline.
 
-    written = write_report([Run(find_run(name, runs)) for name in names], out)
+    Of a sweep it tells what was tried and which options mattered.
+    """
+    from mmkd.cli import show
+    from mmkd.pipeline.sweeps import find_sweeps
+    from mmkd.report import write_report, write_sweep_report
+
+    swept = [find_sweeps(name, runs) for name in names]
+    if any(swept):
+        if not all(swept):
+            raise RunError("give either runs or sweeps; a report is about one or the other")
+        written = write_sweep_report(_sweeps([path for some in swept for path in some]), out)
+    else:
+        written = write_report(open_runs(names, runs), out)
     show.reported(written, names, as_json=json)
 
 
@@ -227,6 +264,12 @@ def add_items(
             f"({shown(done.left_out)})"
         )
     typer.echo(f"next: mmkd recommend {out} --history ID,ID")
+
+
+def _sweeps(folders: list[Path]) -> "list[Sweep]":
+    from mmkd.pipeline.study import read_sweep
+
+    return [read_sweep(folder) for folder in folders]
 
 
 def _ranked(*frames: "pl.DataFrame") -> list[dict[str, Any]]:

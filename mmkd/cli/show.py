@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -20,6 +21,7 @@ from mmkd.runs.folder import RunFolder
 from mmkd.terminal import PlainTable, console, printable, printable_json
 
 if TYPE_CHECKING:
+    from mmkd.pipeline.study import Sweep
     from mmkd.shipping.export import Exported
 
 METRICS = ("HR@10", "NDCG@10", "MRR@10")
@@ -43,6 +45,26 @@ def started(data: Dataset, path: Path, *, as_json: bool) -> None:
         f"{data.split.user_count:,} users, {len(data.items):,} items, {len(data.log):,} events\n"
         f"wrote {path}, whose encoders need no download; better ones are named in it\n"
         f"next: mmkd validate {path}, then mmkd train {path}"
+    )
+
+
+def gotten(data: Dataset, recipe: Path, notes: Sequence[str], *, as_json: bool) -> None:
+    """A published data set that is ready."""
+    counts = {
+        "users": data.split.user_count,
+        "items": len(data.items),
+        "events": len(data.log),
+        "pictures": len(data.items) - data.items.frame[1:]["image_path"].null_count(),
+    }
+    if as_json:
+        _json({"recipe": str(recipe), **counts, "notes": [*notes]})
+        return
+    for line in notes:
+        _print(f"* {line}")
+    _print(
+        ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        + f"\nwrote {recipe}, whose encoders need no download; better ones are named in it\n"
+        f"next: mmkd validate {recipe}, then mmkd train {recipe}"
     )
 
 
@@ -156,7 +178,7 @@ def result(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
         f"{processes} process{'es' if processes > 1 else ''}, "
         f"peak memory {result['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
-    name = shlex.quote(folder.name if folder.parent == RUNS else str(folder))
+    name = _run_name(folder)
     then = "--against ANOTHER-RUN" if result["test"] else " # the test, which was not read"
     _print(
         f"run: {folder}; next:\n"
@@ -166,6 +188,66 @@ def result(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
     )
 
 
+def seeds(summary: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
+    """Several seeds' runs: each figure's mean, its interval over users and seeds, the seeds'."""
+    if as_json:
+        _json({**summary, "folder": str(folder)})
+        return
+    kind = "test" if summary["test"] else "valid"
+    report = summary["test"] or {"metrics": summary["valid"], "slices": {}}
+    k = _cutoff(report)
+    names = [str(seed) for seed in summary["seeds"]]
+    told = "test" if kind == "test" else "validation"
+    grid = _grid(told, "mean", "95% interval", "deviation", *(f"seed {name}" for name in names))
+    for metric in (f"HR@{k}", f"NDCG@{k}", f"MRR@{k}"):
+        values = summary["by_seed"][kind][metric]
+        grid.add_row(
+            metric,
+            _four(report["metrics"][metric]),
+            _interval(report, metric),
+            _four(stdev(values)),
+            *(_four(value) for value in values),
+        )
+    gain = f"NDCG@{k}"
+    for name, part in report["slices"].items():
+        if part["n"]:
+            grid.add_row(f"{gain} {name} ({part['n']:,})", _four(part[gain]), _interval(part, gain))
+    if kind == "test":
+        values = summary["by_seed"]["valid"][gain]
+        grid.add_row(
+            f"validation {gain}",
+            _four(summary["valid"][gain]),
+            "",
+            _four(stdev(values)),
+            *(_four(value) for value in values),
+        )
+    _print(grid)
+    over = (
+        f"{report['n']:,} test cases of {report['users']:,} users; intervals are over users and "
+        "seeds, deviations between seeds"
+        if kind == "test"
+        else "no test was read; deviations are between seeds"
+    )
+    name, first = _run_name(folder), summary["runs"][0]
+    _print(
+        f"{len(names)} seeds, {summary['seconds'].get('total', 0):.1f} s each; {over}\n"
+        f"runs: {folder}/seed-*; next:\n"
+        f"  mmkd compare {name} ANOTHER-RUN # one row, every case the mean of the seeds\n"
+        f"  mmkd recommend {name}/{first} --history {_example(folder / first)} -k 5"
+    )
+
+
+def _run_name(folder: Path) -> str:
+    """What to type for a run's folder."""
+    return shlex.quote(folder.name if folder.parent == RUNS else str(folder))
+
+
+def _cutoff(report: Mapping[str, Any]) -> int:
+    """The k that is shown: 10, or the largest there is."""
+    cutoffs = [int(name.partition("@")[2]) for name in report["metrics"] if name.startswith("HR@")]
+    return 10 if 10 in cutoffs else max(cutoffs)
+
+
 def _beside(result: Mapping[str, Any]) -> Table:
     """A row a figure; test and validation with intervals, and whatever baselines there are."""
     # of a run of an earlier release there is only what the best epoch was chosen by
@@ -173,8 +255,7 @@ def _beside(result: Mapping[str, Any]) -> Table:
     reports = {"test": result["test"], "validation": validation}
     reports = {name: report for name, report in reports.items() if report}  # some have no test
     first, main = next(iter(reports.items()))
-    cutoffs = [int(name.partition("@")[2]) for name in main["metrics"] if name.startswith("HR@")]
-    k = 10 if 10 in cutoffs else max(cutoffs)
+    k = _cutoff(main)
     parted = result.get("breakdown") or {}
     parted = {"test": parted.get("test"), "validation": parted.get("valid")}
     figures = {name: _figures(report, parted[name], k) for name, report in reports.items()}
@@ -370,6 +451,62 @@ def compared(found: Sequence[Mapping[str, Any]], first: str, metric: str, *, as_
             f"{one['p_holm']:.4f}",
         )
     _print(grid)
+
+
+def swept(found: "Sequence[Sweep]") -> dict[str, Any]:
+    """What sweeps found, for JSON: one's trials and importances, or those of each by its recipe."""
+    told: dict[str, dict[str, Any]] = {
+        one.name: {"trials": [vars(trial) for trial in one.trials], "importance": one.importance}
+        for one in found
+    }
+    return told[found[0].name] if len(found) == 1 else {"recipes": told}
+
+
+def sweeps(found: "Sequence[Sweep]", *, as_json: bool) -> None:
+    """The best trials of a sweep; of several, each one's best."""
+    if as_json:
+        _json(swept(found))
+        return
+    if len(found) == 1:
+        _trials(found[0])
+        return
+    lines = []
+    for one in found:
+        states = [trial.state for trial in one.trials]
+        best = one.best
+        lines.append(
+            [
+                one.name,
+                "-" if best is None else _four(best.value),
+                str(len(states)),
+                str(states.count("pruned")),
+                str(states.count("failed")),
+                f"{sum(trial.seconds for trial in one.trials) / 60:.1f}",
+                "" if best is None else " ".join(best.overrides),
+            ]
+        )
+    names = ("recipe", f"best validation {found[0].metric}", "trials", "stopped", "failed")
+    rows((*names, "minutes", "with"), lines)
+
+
+def _trials(found: "Sweep") -> None:
+    best = sorted(found.trials, key=lambda trial: -(trial.value or 0.0))
+    if not best:
+        _print(f"{found.name}: no trial has ended yet")
+        return
+    keys = [text.partition("=")[0].rpartition(".")[2] for text in best[0].overrides]
+    rows(
+        ("trial", "validation", *keys, "seconds"),
+        [
+            [
+                str(trial.number + 1),
+                _four(trial.value) if trial.state == "complete" else trial.state,
+                *(text.partition("=")[2] for text in trial.overrides),
+                f"{trial.seconds:.0f}",
+            ]
+            for trial in best[:10]
+        ],
+    )
 
 
 def neighbours(

@@ -12,7 +12,13 @@ from mmkd.evaluation.metrics import (
 from mmkd.evaluation.offset import choose_offset
 from mmkd.evaluation.ranking import CaseRanks, rank_and_ties, top_k
 from mmkd.evaluation.retention import Retention, RetentionProbe
-from mmkd.evaluation.significance import bootstrap_intervals, compare, paired_permutation_test
+from mmkd.evaluation.significance import (
+    bootstrap_intervals,
+    compare,
+    crossed_intervals,
+    difference_interval,
+    paired_permutation_test,
+)
 from mmkd.evaluation.teacher import teacher_worth
 from mmkd.evaluation.weights import choose_weights
 
@@ -30,6 +36,8 @@ __all__ = [
     "choose_weights",
     "compare",
     "coverage_at_k",
+    "crossed_intervals",
+    "difference_interval",
     "grouped_metrics",
     "metrics_from_ranks",
     "paired_permutation_test",

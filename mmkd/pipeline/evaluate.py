@@ -10,6 +10,7 @@ from mmkd.data.splits import SequenceSplit
 from mmkd.errors import RunError
 from mmkd.evaluation import CaseRanks, Evaluator, compare
 from mmkd.runs.folder import RunFolder
+from mmkd.runs.seeds import members
 from mmkd.training.trainer import Trainer
 
 
@@ -46,7 +47,8 @@ def compare_runs(
     """Is one run better than another? The ``test`` cases are those the runs keep.
 
     Args:
-        first: A trained run.
+        first: A trained run; or a folder with those of several seeds, of which every case is the
+            mean.
         second: Another on the same data.
         cases: ``test``, or ``valid`` to choose between settings: both runs rank those again, as a
             run does its test cases that ended without a test.
@@ -59,17 +61,20 @@ def compare_runs(
         RunError: A folder holds no trained run, the data changed since, or the runs were trained
             on different data or rank among different candidates.
     """
-    runs = (RunFolder(first), RunFolder(second))
+    sides = [members(first), members(second)]
+    runs = [run for side in sides for run in side]
     unfinished = [line for run in runs if (line := _unfinished(run, cases))]
     recipes = [read_recipe(str(run.recipe)) for run in runs]
-    _check_comparable(runs, recipes)
+    for other, recipe in zip(runs[1:], recipes[1:], strict=True):
+        _check_comparable((runs[0], other), (recipes[0], recipe))
     ranks = [
         run.ranks()
         if cases == "test" and run.result()["test"]
         else _rank_again(run, recipe, cases)[2]
         for run, recipe in zip(runs, recipes, strict=True)
     ]
-    found = compare(ranks[0], ranks[1], metric=metric)
+    count = len(sides[0])
+    found = compare(ranks[:count], ranks[count:], metric=metric)
     return found | ({"unfinished": "; ".join(unfinished)} if unfinished else {})
 
 

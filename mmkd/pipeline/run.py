@@ -39,6 +39,7 @@ from mmkd.student.recommender import settled
 from mmkd.trust import trust_code as trust
 
 if TYPE_CHECKING:
+    from mmkd.pipeline.seeds import SeedRuns
     from mmkd.shipping.export import Exported
 
 Histories = Sequence[str] | Sequence[Sequence[str]] | Mapping[str, Sequence[str]]
@@ -280,11 +281,13 @@ class Run:
         """The report of ``Evaluator.report``, computed again; ``cases`` is test or valid."""
         return evaluate(self.folder.path, cases=cases)
 
-    def compare(self, *others: "Run", cases: str = "test", metric: str = "NDCG@10") -> pl.DataFrame:
+    def compare(
+        self, *others: "Run | SeedRuns", cases: str = "test", metric: str = "NDCG@10"
+    ) -> pl.DataFrame:
         """Is this run better than others, case by case?
 
         Args:
-            *others: Runs on the same data.
+            *others: Runs on the same data; of several seeds every case is the mean.
             cases: ``test``, or ``valid`` to choose between settings.
             metric: Which metric to compare.
 
@@ -296,25 +299,9 @@ class Run:
         Raises:
             RunError: The runs were trained on different data or rank among different candidates.
         """
-        found = [
-            compare_runs(self.folder.path, other.folder.path, cases=cases, metric=metric)
-            for other in others
-        ]
-        corrected = holm([one["p_value"] for one in found])
-        return pl.DataFrame(
-            {
-                "run": [other.folder.path.name for other in others],
-                "this": [one["first"] for one in found],
-                "other": [one["second"] for one in found],
-                "difference": [one["difference"] for one in found],
-                "low": [one["interval"][0] for one in found],
-                "high": [one["interval"][1] for one in found],
-                "p_value": [one["p_value"] for one in found],
-                "p_holm": corrected,
-            }
-        )
+        return comparison(self, others, cases=cases, metric=metric)
 
-    def report(self, path: Path | str, *others: "Run") -> Path:
+    def report(self, path: Path | str, *others: "Run | SeedRuns") -> Path:
         """Write one HTML file about this run that works offline and can be mailed.
 
         Args:
@@ -447,7 +434,7 @@ def load(
         RunError: There is no finished run; or the hub can't be reached, or has no such run.
     """
     trust(trust_code)
-    return Run(found_run(folder, _runs(runs), revision=revision), encoders=encoders)
+    return Run(found_run(folder, runs_folder(runs), revision=revision), encoders=encoders)
 
 
 def train(
@@ -496,13 +483,13 @@ def train(
         MmkdError: As for `mmkd.pipeline.train.train`.
     """
     trust(trust_code)
-    planned = _planned(data, recipe, encoders, overrides, folder)
+    planned = given_plan(data, recipe, encoders, overrides, folder)
     for line in planned.recipe.notices:
         warnings.warn(line, FutureWarning, stacklevel=2)
     if announce := options.get("announce"):
         for line in planned.recipe.notes:
             announce(line)
-    path = _runs(None) / planned.recipe.name if folder is None else Path(folder)
+    path = runs_folder(None) / planned.recipe.name if folder is None else Path(folder)
     train_run(planned, folder=path, **options)
     own = {name: card for name, card in planned.cards.items() if card.holds_object}
     return Run(path, encoders=own)
@@ -550,13 +537,36 @@ def tune(
     return tune_encoder(planned, encoder=parent.modality, name=name, folder=Path(folder), **options)
 
 
-def _planned(
+def comparison(
+    this: "Run | SeedRuns", others: Sequence["Run | SeedRuns"], *, cases: str, metric: str
+) -> pl.DataFrame:
+    """As ``Run.compare``, of runs or of several seeds' runs."""
+    found = [
+        compare_runs(this.folder.path, other.folder.path, cases=cases, metric=metric)
+        for other in others
+    ]
+    return pl.DataFrame(
+        {
+            "run": [other.folder.path.name for other in others],
+            "this": [one["first"] for one in found],
+            "other": [one["second"] for one in found],
+            "difference": [one["difference"] for one in found],
+            "low": [one["interval"][0] for one in found],
+            "high": [one["interval"][1] for one in found],
+            "p_value": [one["p_value"] for one in found],
+            "p_holm": holm([one["p_value"] for one in found]),
+        }
+    )
+
+
+def given_plan(
     data: Dataset | Plan | Recipe | Path | str | None,
     recipe: Recipe | Path | str | None,
     encoders: Encoders | None,
     overrides: Overrides,
     folder: Path | str | None,
 ) -> Plan:
+    """What ``train`` is to run, of its arguments; RecipeError where they do not go together."""
     if isinstance(data, Plan):
         if recipe is not None or encoders is not None or overrides:
             raise RecipeError(
@@ -569,7 +579,7 @@ def _planned(
         where = None if folder is None else Path(folder)
         planned = joined(data, chosen, encoders=encoders, overrides=overrides, folder=where)
         if where is None and data.frames:  # they will lie in the run's folder, which is named now
-            where = _runs(None) / planned.recipe.name
+            where = runs_folder(None) / planned.recipe.name
             planned = joined(data, chosen, encoders=encoders, overrides=overrides, folder=where)
         return planned
     if (data is None) == (recipe is None):
@@ -581,7 +591,8 @@ def _planned(
     return joined(None, cast(Recipe | Path | str, given), encoders=encoders, overrides=overrides)
 
 
-def _runs(given: Path | str | None) -> Path:
+def runs_folder(given: Path | str | None) -> Path:
+    """Where runs are kept: as given, or MMKD_RUNS, or ``runs``."""
     return Path(given or os.environ.get("MMKD_RUNS") or "runs")
 
 

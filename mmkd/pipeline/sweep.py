@@ -4,114 +4,51 @@ Every trial is a run of its own in a process of its own, so that several go side
 that fails costs none of the others; none of them reads the test set. What was tried is kept in
 SQLite: a sweep that was stopped goes on where it was, trials that were running from their last
 checkpoint. Trial n is drawn with the seed of the search plus n, by what ended before it, so that
-stopping changes nothing of a search that runs one trial at a time.
+stopping changes nothing of a search that runs one trial at a time. A trial whose best validation
+falls behind the median of those before it, at the same epoch, is stopped there.
 """
 
-import json
 import os
-import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
+from filelock import FileLock, Timeout
 
-from mmkd.config.plan import plan
-from mmkd.config.recipe import Recipe, read_recipe, recipe_digest
-from mmkd.errors import MmkdError, RecipeError, RunError, at_least, refuse
+from mmkd.config.plan import Plan, plan
+from mmkd.config.recipe import Recipe, read_recipe
+from mmkd.errors import RecipeError, RunError, at_least, outside, refuse
+from mmkd.files import read_json
 from mmkd.interruption import Interruption
+from mmkd.pipeline.study import (
+    Dimension,
+    Trial,
+    begin_study,
+    ended_trial,
+    parted,
+    recorded,
+    trial_folder,
+)
+from mmkd.pipeline.tune import tune_first
 from mmkd.runs.folder import RunFolder
 from mmkd.threads import thread_count
+from mmkd.training.checkpoint import CheckpointFolder
 from mmkd.trust import trusted
 
 if TYPE_CHECKING:
     import optuna
 
-_RANGE = re.compile(r"(log|uniform|int)\((.*)\)")
 _POLL_S = 0.2
 _UNTESTED = "evaluation.test=false"  # of every trial
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """What a sweep may choose for one option.
-
-    >>> from mmkd.pipeline.sweep import Dimension
-    >>> Dimension.parse("training.lr=log(1e-4, 1e-2)")
-    Dimension(key='training.lr', kind='log', values=(0.0001, 0.01))
-    >>> Dimension.parse("student.embedding.dropout=0.1,0.3").values
-    ('0.1', '0.3')
-    >>> Dimension.parse("training.epochs=5") is None  # one value is a plain override
-    True
-
-    Attributes:
-        key: The option's dotted key.
-        kind: ``log`` or ``uniform`` between two numbers, ``int`` likewise, or ``choice``.
-        values: The two ends, or the choices as they are written in an override.
-    """
-
-    key: str
-    kind: str
-    values: tuple[Any, ...]
-
-    @classmethod
-    def parse(cls, text: str) -> "Dimension | None":
-        """Read ``KEY=log(a,b)``, ``uniform(a,b)``, ``int(a,b)`` or ``KEY=a,b,c``.
-
-        Raises:
-            RecipeError: The ends are no numbers, or the wrong way round.
-        """
-        key, _, value = text.partition("=")
-        value = value.strip()
-        if found := _RANGE.fullmatch(value):
-            kind, number = found[1], int if found[1] == "int" else float
-            try:
-                low, high = map(number, found[2].split(","))
-            except ValueError:
-                raise RecipeError(
-                    [f"{key}: got {value}, wanted two {number.__name__}s in brackets"]
-                ) from None
-            if not low < high or (kind == "log" and low <= 0):
-                above = " above 0" if kind == "log" else ""
-                raise RecipeError([f"{key}: got {value}, wanted a lower and a higher end{above}"])
-            return cls(key, kind, (low, high))
-        choices = _choices(value)
-        return cls(key, "choice", choices) if len(choices) > 1 else None
-
-    def suggest(self, trial: "optuna.Trial") -> str:
-        """An override for a trial."""
-        if self.kind == "choice":  # by place: Optuna keeps only plain values
-            place = trial.suggest_categorical(self.key, list(range(len(self.values))))
-            return f"{self.key}={self.values[place]}"
-        if self.kind == "int":
-            return f"{self.key}={trial.suggest_int(self.key, *self.values)}"
-        value = trial.suggest_float(self.key, *self.values, log=self.kind == "log")
-        return f"{self.key}={value:.6g}"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial that ended.
-
-    Attributes:
-        number: From 0.
-        overrides: What was chosen.
-        value: The selection metric on validation; None where the run failed.
-        seconds: Wall time.
-        error: Why it failed.
-    """
-
-    number: int
-    overrides: tuple[str, ...]
-    value: float | None
-    seconds: float
-    error: str = ""
+_FIRST_TRIALS = 5  # that are never stopped: a median of fewer says little
+_FIRST_EPOCHS = 1 / 3  # in which none is stopped: rates that start slowly may end best
 
 
 def sweep(
@@ -122,9 +59,14 @@ def sweep(
     trials: int = 30,
     jobs: int = 1,
     seed: int = 0,
+    prune: bool = True,
     announce: Callable[[Trial], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> list[Trial]:
     """Search a recipe's options on validation.
+
+    Encoders of the recipe's ``tune`` section are tuned once, before the trials, which all take
+    them; what the tuning depends on can't be searched then.
 
     Args:
         recipe: Path or name of a recipe.
@@ -134,14 +76,16 @@ def sweep(
         trials: How many in all.
         jobs: How many at once; each gets its share of the cores.
         seed: Of the search.
+        prune: Whether trials that fall behind are stopped.
         announce: Told of each trial as it ends.
+        note: Told in a line what else there is to know.
 
     Returns:
         All trials that ended, by number. The test set is read by none of this.
 
     Raises:
         RecipeError: The recipe or a dimension is wrong, or there is no dimension.
-        RunError: The folder holds another sweep, or every trial failed.
+        RunError: The folder holds another sweep, or one that is running; or every trial failed.
         MmkdError: Optuna is not installed.
     """
     refuse(at_least(1, trials=trials, jobs=jobs))
@@ -154,73 +98,112 @@ def sweep(
     for corner in (0, -1):  # both ends must be possible before anything runs
         ends = [f"{dimension.key}={dimension.values[corner]}" for dimension in space]
         plan(read_recipe(recipe, [*fixed, *ends]))
-    study = _study(folder, base, space)
-    metric = plan(base).training.select_metric
-    waiting = [one.number for one in study.trials if not one.state.is_finished()]
-    running: list[_Running] = []
-    ended = [_ended(one) for one in study.trials if one.state.is_finished()]
-    # the inner one is told of the first signal, the outer one of the second
-    with _recorded(folder), Interruption() as at_once, Interruption() as interruption:
-        try:
-            while True:
-                while len(running) < jobs and (waiting or len(study.trials) < trials):
-                    number = waiting.pop(0) if waiting else len(study.trials)
-                    trial = _trial(study, number, seed=seed)
-                    chosen = [dimension.suggest(trial) for dimension in space]
-                    trial.set_user_attr("overrides", chosen)
-                    running.append(_Running.start(trial, recipe, [*fixed, *chosen], folder, jobs))
-                if not running:
-                    break
-                time.sleep(_POLL_S)
-                if interruption.requested:  # of a trial that was told too there is no end to tell
-                    break
-                for one in [one for one in running if one.process.poll() is not None]:
-                    running.remove(one)
-                    ended.append(one.end(study, metric))
-                    if announce:
-                        announce(ended[-1])
-            for one in running:
-                one.process.terminate()
-            while not at_once.requested and any(one.process.poll() is None for one in running):
-                time.sleep(_POLL_S)  # they write a checkpoint
-        finally:
-            for one in running:
-                one.kill()
-    if interruption.requested:
-        raise RunError(
-            f"{folder}: stopped after {len(ended)} of {trials} trials; the same command goes on"
-        )
-    ended.sort(key=lambda one: one.number)
-    good = [one for one in ended if one.value is not None]
-    if not good:
-        raise RunError(f"{folder}: every trial failed; the first said: {ended[0].error}")
-    best = max(good, key=lambda one: one.value or 0.0)
-    read_recipe(recipe, [*fixed, *best.overrides]).save(folder / "best.yaml")
+    _check_tuned(base, space)
+    planned = plan(base)
+    with _alone(folder):
+        metric = planned.training.select_metric
+        study = begin_study(folder, base, space, metric=metric)
+        study.pruner = _pruner(planned.training.epochs, prune=prune)
+        fixed += _tuned(planned, note)
+        search = _Search(study, recipe, fixed, space, folder, jobs, seed, metric)
+        ended = search.run(trials, announce=announce, note=note)
+        good = [one for one in ended if one.value is not None]
+        if not good:
+            raise RunError(f"{folder}: every trial failed; the first said: {ended[0].error}")
+        best = max(good, key=lambda one: one.value or 0.0)
+        read_recipe(recipe, [*fixed, *best.overrides]).save(folder / "best.yaml")
     return ended
 
 
-def parted(overrides: Sequence[str]) -> tuple[list[Dimension], list[str]]:
-    """The overrides that say what to search, and those that are every trial's.
+@dataclass
+class _Search:
+    """Trials of a study: drawn, run some at once, watched, told to it."""
 
-    Raises:
-        RecipeError: As for ``Dimension.parse``.
-    """
-    found = [(text, Dimension.parse(text)) for text in overrides]
-    return [one for _, one in found if one], [text for text, one in found if one is None]
+    study: "optuna.Study"
+    recipe: str
+    fixed: Sequence[str]
+    space: Sequence[Dimension]
+    folder: Path
+    jobs: int
+    seed: int
+    metric: str
+    running: "list[_Running]" = field(default_factory=list)
 
+    def run(
+        self,
+        trials: int,
+        *,
+        announce: Callable[[Trial], None] | None,
+        note: Callable[[str], None] | None,
+    ) -> list[Trial]:
+        """All trials up to a number; RunError where it is told to stop."""
+        study, running = self.study, self.running
+        waiting = [one.number for one in study.trials if not one.state.is_finished()]
+        ended = [ended_trial(one) for one in study.trials if one.state.is_finished()]
+        # the inner one is told of the first signal, the outer one of the second
+        with recorded(self.folder), Interruption() as at_once, Interruption() as interruption:
+            try:
+                left = self._left_running(waiting, note)
+                while True:
+                    while len(running) + len(left) < self.jobs and (
+                        waiting or len(study.trials) < trials
+                    ):
+                        self._start(waiting.pop(0) if waiting else len(study.trials))
+                    if not running and not left:
+                        break
+                    time.sleep(_POLL_S)
+                    if interruption.requested:  # of a trial that was told too there is no end
+                        break
+                    for number in [n for n in left if not self._of(n).busy]:
+                        left.remove(number)
+                        waiting.append(number)
+                    for one in running:
+                        one.watch(self.metric)
+                    for one in [one for one in running if one.process.poll() is not None]:
+                        running.remove(one)
+                        if one.process.returncode and not one.pruned and one.run.busy:
+                            left.append(one.trial.number)  # another was begun before, and killed
+                            continue
+                        ended.append(one.end(study, self.metric))
+                        if announce:
+                            announce(ended[-1])
+                for one in running:
+                    one.process.terminate()
+                while not at_once.requested and any(one.process.poll() is None for one in running):
+                    time.sleep(_POLL_S)  # they write a checkpoint
+            finally:
+                for one in running:
+                    one.kill()
+        if interruption.requested:
+            raise RunError(
+                f"{self.folder}: stopped after {len(ended)} of {trials} trials; the same command "
+                "goes on"
+            )
+        return sorted(ended, key=lambda one: one.number)
 
-def trial_folder(folder: Path, number: int) -> Path:
-    """Where a trial of a sweep has its run."""
-    return folder / "trials" / f"{number:04d}"
+    def _of(self, number: int) -> RunFolder:
+        return RunFolder(trial_folder(self.folder, number))
 
+    def _left_running(self, waiting: list[int], note: Callable[[str], None] | None) -> list[int]:
+        """Trials that train on, though the sweep that began them was killed; to be waited for."""
+        left = [number for number in waiting if self._of(number).busy]
+        for number in left:
+            waiting.remove(number)
+            if note:
+                note(
+                    f"trial {number + 1} is still training since the sweep was killed; waiting "
+                    "for it"
+                )
+        return left
 
-def _choices(value: str) -> tuple[str, ...]:
-    """The items of a YAML list without its brackets, each as it is written."""
-    try:
-        nodes = yaml.compose(f"[{value}]", Loader=yaml.SafeLoader).value
-    except yaml.YAMLError:  # a plain override, of which the recipe says what is wrong
-        return (value,)
-    return tuple(value[n.start_mark.index - 1 : n.end_mark.index - 1].strip() for n in nodes)
+    def _start(self, number: int) -> None:
+        trial = _trial(self.study, number, seed=self.seed)
+        chosen = [dimension.suggest(trial) for dimension in self.space]
+        trial.set_user_attr("overrides", chosen)
+        overrides = [*self.fixed, *chosen]
+        begun = _Running.start(trial, self.recipe, overrides, self.folder, self.jobs)
+        begun.told = {*self.study.trials[number].intermediate_values}
+        self.running.append(begun)
 
 
 @dataclass
@@ -231,6 +214,9 @@ class _Running:
     run: RunFolder
     log: Path
     began: float
+    told: set[int] = field(default_factory=set)  # epochs that the study knows
+    read: Path | None = None  # the checkpoint that was read last
+    pruned: bool = False
 
     @classmethod
     def start(
@@ -252,6 +238,30 @@ class _Running:
             )
         return cls(trial, overrides, process, RunFolder(run), log, time.monotonic())
 
+    def watch(self, metric: str) -> None:
+        """Tell the study of epochs that are new, and stop the trial where it falls behind."""
+        newest = CheckpointFolder(self.run.path / "checkpoints").newest()
+        if self.pruned or newest is None or newest == self.read:
+            return
+        try:
+            history = read_json(newest / "progress.json")["report"]["history"]
+        except (OSError, KeyError, ValueError):  # another took its place meanwhile
+            return
+        self.read = newest
+        for _ in self._told(history, metric):
+            if self.trial.should_prune():
+                self.pruned = True
+                self.process.terminate()
+                return
+
+    def _told(self, history: Sequence[Mapping[str, Any]], metric: str) -> Iterator[int]:
+        """Tell the study of validations that are new, one after the other."""
+        for record in history:
+            if metric in record.get("valid", {}) and record["epoch"] not in self.told:
+                self.told.add(record["epoch"])
+                self.trial.report(record["valid"][metric], step=record["epoch"])
+                yield record["epoch"]
+
     def kill(self) -> None:
         """End the trial with all that it started, if it runs still."""
         if self.process.poll() is None:
@@ -264,55 +274,68 @@ class _Running:
 
         self.trial.set_user_attr("seconds", round(time.monotonic() - self.began, 1))
         if self.process.returncode == 0 and self.run.finished:
+            with suppress(RunError):  # of a stand-in
+                [*self._told(self.run.history(), metric)]  # it has come to its end
             study.tell(self.trial, self.run.result()["valid"][metric])
+        elif self.pruned:
+            shutil.rmtree(self.run.path / "checkpoints", ignore_errors=True)
+            study.tell(self.trial, state=TrialState.PRUNED)
         else:
             lines = self.log.read_text("utf-8", errors="replace").strip().splitlines()
             self.trial.set_user_attr("error", lines[-1][-500:] if lines else "it said nothing")
             study.tell(self.trial, state=TrialState.FAIL)
-        return _ended(study.trials[self.trial.number])
+        return ended_trial(study.trials[self.trial.number])
 
 
 @contextmanager
-def _recorded(folder: Path) -> Iterator[None]:
-    """RunError where the study's file can't be written or read, in its library's words."""
-    from optuna.exceptions import OptunaError
-    from sqlalchemy.exc import SQLAlchemyError
-
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other sweeps out of a folder, which is made; a killed process frees it."""
+    with outside(RunError, folder, "can't be written", remedy="give another one with --out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunError(
+                f"{folder}: another sweep is running here; wait for it, or give another folder "
+                "with --out"
+            ) from error
     try:
         yield
-    except (OptunaError, SQLAlchemyError) as error:
-        told = str(error.__cause__ or error).splitlines()[0]
-        raise RunError(
-            f"{folder / 'sweep.db'}: can't be used ({told}); free some space, put the file back, "
-            "or give another folder with --out"
-        ) from error
+    finally:
+        lock.release()
 
 
-def _study(folder: Path, base: Recipe, space: Sequence[Dimension]) -> "optuna.Study":
-    try:
-        import optuna
-    except ImportError:
-        raise MmkdError("optuna is not installed; run: pip install 'mmkd[sweep]'") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
-    what = {
-        "recipe": recipe_digest(base),
-        "space": json.loads(json.dumps([vars(d) for d in space])),
-    }
-    with _recorded(folder):
-        study = optuna.create_study(
-            storage=f"sqlite:///{(folder / 'sweep.db').resolve()}",
-            study_name="sweep",
-            direction="maximize",
-            load_if_exists=True,
-        )
-        before: Mapping[str, Any] = study.user_attrs
-        if before and dict(before) != what:
-            changed = " and ".join(name for name in what if before.get(name) != what[name])
-            raise RunError(f"{folder}: holds a sweep of another {changed}; give another folder")
-        for name, value in what.items():
-            study.set_user_attr(name, value)
-        return study
+def _check_tuned(base: Recipe, space: Sequence[Dimension]) -> None:
+    """Raise RecipeError where what is searched would have the encoders tuned once a trial."""
+    names = ["tune", "data", *(f"encoders.{name}" for name in base.tune)] if base.tune else []
+    refuse(
+        [
+            f"{one.key}: can't be searched, as encoders are tuned once for all trials (tune); tune "
+            "them first (mmkd tune), or leave tune or this option out"
+            for one in space
+            if any(one.key == name or one.key.startswith(f"{name}.") for name in names)
+        ],
+        RecipeError,
+    )
+
+
+def _tuned(planned: Plan, note: Callable[[str], None] | None) -> list[str]:
+    """Overrides that put tuned encoders in the place of a recipe's ``tune`` section."""
+    tune = planned.recipe.tune
+    if not tune:
+        return []
+    cards = tune_first(planned, announce=note).recipe.encoders
+    return [f"encoders.{name}={cards[name]}" for name in tune] + [f"tune.{n}=null" for n in tune]
+
+
+def _pruner(epochs: int, *, prune: bool) -> "optuna.pruners.BasePruner":
+    """Stops what is behind the median at its epoch; nothing where it is not wanted."""
+    from optuna.pruners import MedianPruner, NopPruner
+
+    if not prune:
+        return NopPruner()
+    return MedianPruner(_FIRST_TRIALS, n_warmup_steps=int(_FIRST_EPOCHS * epochs))
 
 
 def _trial(study: "optuna.Study", number: int, *, seed: int) -> "optuna.Trial":
@@ -322,14 +345,3 @@ def _trial(study: "optuna.Study", number: int, *, seed: int) -> "optuna.Trial":
     study.sampler = optuna.samplers.TPESampler(seed=seed + number)
     begun = study.trials
     return optuna.Trial(study, begun[number]._trial_id) if number < len(begun) else study.ask()
-
-
-def _ended(trial: "optuna.trial.FrozenTrial") -> Trial:
-    attributes = trial.user_attrs
-    return Trial(
-        number=trial.number,
-        overrides=tuple(attributes.get("overrides", ())),
-        value=trial.value if trial.state.name == "COMPLETE" else None,
-        seconds=float(attributes.get("seconds", 0.0)),
-        error=str(attributes.get("error", "")),
-    )

@@ -37,6 +37,7 @@ def train(
     overwrite: bool = False,
     progress: EmbedProgress | None = None,
     announce: Callable[[str], None] | None = None,
+    last: bool = True,
 ) -> dict[str, Any]:
     """The main job: to a run folder with a trained recommender, tested unless the recipe says no.
 
@@ -50,6 +51,7 @@ def train(
             once the new run's data has been read.
         progress: Told how far the embedding is.
         announce: Told in one line what trains on what, before anything long.
+        last: Whether several processes part after it; not where another training follows.
 
     Returns:
         The content of ``result.json``; its ``test`` is None after ``evaluation.test: false``.
@@ -226,7 +228,10 @@ def train(
             result=result,
         )
         accelerator.wait_for_everyone()
-        accelerator.end_training()
+        if last:
+            accelerator.end_training()
+        for tracker in () if last else accelerator.trackers:
+            tracker.finish()
     return result
 
 

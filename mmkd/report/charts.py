@@ -16,7 +16,7 @@ Spec = dict[str, Any]
 
 INK, QUIET, ACCENT, WARM = "#2b2926", "#a49c8f", "#0f6f68", "#b4541a"
 _SERIES = (ACCENT, WARM, "#5b5ea6", "#8a7a2d", "#a0426a", "#4f7f3a", "#6b6259", "#2f7fb8")
-_KINDS = {"this run": ACCENT, "run": "#5b5ea6", "baseline": QUIET}
+_KINDS = {"this run": ACCENT, "run": "#5b5ea6", "baseline": QUIET, "seed": QUIET}
 _SLICE_COLOURS = ("#c2652a", "#e0b04c", "#7fb3a6", "#0f6f68")  # cold to head
 _ROW_PX = 30
 _MOST_EPOCHS = 10  # numbered on an axis
@@ -138,9 +138,16 @@ def shares(rows: Sequence[Record]) -> Spec:
 
 
 def retention_and_metric(rows: Sequence[Record], metric: str) -> Spec:
-    """A point a run: how much it holds of its encoders, and how well it ranks."""
-    sides = beside([(row["retention"], row["value"]) for row in rows], [r["name"] for r in rows])
-    placed = [{**row, "side": side} for row, side in zip(rows, sides, strict=True)]
+    """A point a run: how much it holds of its encoders, and how well it ranks.
+
+    A run's seeds are small points without a name.
+    """
+    names = ["" if row["kind"] == "seed" else row["name"] for row in rows]
+    sides = beside([(row["retention"], row["value"]) for row in rows], names)
+    placed = [
+        {**row, "side": side if name else None}
+        for row, side, name in zip(rows, sides, names, strict=True)
+    ]
     base = alt.Chart(alt.InlineData(values=placed)).encode(
         x=alt.X(
             "retention:Q",
@@ -150,7 +157,9 @@ def retention_and_metric(rows: Sequence[Record], metric: str) -> Spec:
         y=alt.Y("value:Q", title=metric, scale=alt.Scale(zero=False, nice=False, padding=26)),
         tooltip=[_tip("name:N", "run"), _tip("retention:Q"), _tip("value:Q", metric)],
     )
-    point = base.mark_circle(size=120, opacity=1).encode(color=_kind())
+    mean, seed = alt.datum.kind != "seed", alt.datum.kind == "seed"
+    spread = base.transform_filter(seed).mark_circle(size=44, opacity=0.45).encode(color=_kind())
+    point = base.transform_filter(mean).mark_circle(size=120, opacity=1).encode(color=_kind())
     texts = [
         base.mark_text(align=align, dx=dx, dy=dy, fontSize=11, color=INK)
         .encode(text="name:N")
@@ -158,7 +167,7 @@ def retention_and_metric(rows: Sequence[Record], metric: str) -> Spec:
         for side, (align, dx, dy) in enumerate(_SIDES)
     ]
     above, below, right, left = texts
-    return _spec(point + above + below + right + left, height=260)
+    return _spec(spread + point + above + below + right + left, height=260)
 
 
 def beside(points: Sequence[tuple[float, float]], names: Sequence[str]) -> list[int]:
@@ -190,6 +199,75 @@ def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(one[a] < other[a + 2] and other[a] < one[a + 2] for a in (0, 1))
 
 
+def importances(rows: Sequence[Record]) -> Spec:
+    """A bar an option: its share of what made trials differ."""
+    base = alt.Chart(alt.InlineData(values=[*rows])).encode(
+        y=alt.Y("name:N", sort=None, title=None, axis=_names(limit=260)),
+        x=alt.X("value:Q", title="importance", scale=alt.Scale(domain=[0, 1])),
+        tooltip=[_tip("name:N", "option"), _tip("value:Q", "importance", ".2f")],
+    )
+    text = base.mark_text(align="left", dx=6, fontSize=11).encode(
+        text=alt.Text("value:Q", format=".2f")
+    )
+    return _spec(base.mark_bar(height=14, color=ACCENT) + text, height=_ROW_PX * len(rows))
+
+
+def tried(
+    rows: Sequence[Record], option: str, metric: str, *, kind: str, within: Sequence[Any]
+) -> Spec:
+    """A point a trial: an option's value, and what came of it.
+
+    Args:
+        rows: ``at``, the value, a number unless ``kind`` is ``choice``; ``value``, ``state`` and
+            ``number`` of the trial.
+        option: The axis's title.
+        metric: The other axis's title.
+        kind: As of a dimension.
+        within: The two ends, or the choices.
+    """
+    if kind == "choice":
+        names = alt.Axis(labelAngle=0, labelLimit=140)
+        x = alt.X("at:N", title=option, scale=alt.Scale(domain=[*within]), axis=names)
+    else:
+        scale = alt.Scale(domain=[*within], nice=False)
+        if kind == "log":
+            scale = alt.Scale(domain=[*within], nice=False, type="log")
+        x = alt.X("at:Q", title=option, scale=scale, axis=alt.Axis(tickCount=6, format="~g"))
+    states = alt.Scale(domain=["complete", "pruned"], range=[ACCENT, QUIET])
+    chart = (
+        alt.Chart(alt.InlineData(values=[*rows]))
+        .mark_circle(size=90)
+        .encode(
+            x=x,
+            y=alt.Y("value:Q", title=metric, scale=alt.Scale(zero=False)),
+            color=alt.Color("state:N", scale=states, legend=None),
+            opacity=alt.Opacity(
+                "state:N", scale=alt.Scale(domain=["complete", "pruned"], range=[0.9, 0.5])
+            ).legend(None),
+            tooltip=[
+                _tip("number:Q", "trial", "d"),
+                _tip("at:N", "value"),
+                _tip("value:Q", metric),
+                _tip("state:N"),
+            ],
+        )
+    )
+    return _spec(chart, height=200)
+
+
+def searches(rows: Sequence[Record], metric: str) -> Spec:
+    """A line a recipe: the best so far, trial by trial."""
+    names = [*dict.fromkeys(row["name"] for row in rows)]
+    base = alt.Chart(alt.InlineData(values=[*rows])).encode(
+        x=alt.X("number:Q", title="trial", axis=alt.Axis(format="d", tickMinStep=1, grid=False)),
+        y=alt.Y("best:Q", title=f"best {metric} so far", scale=alt.Scale(zero=False)),
+        color=_series("name", names),
+        tooltip=[_tip("name:N", "recipe"), _tip("number:Q", "trial", "d"), _tip("best:Q")],
+    )
+    line = base.mark_line(strokeWidth=2, interpolate="step-after")
+    return _spec(line + base.mark_circle(size=36), height=180)
+
+
 def _kind() -> alt.Color:
     scale = alt.Scale(domain=[*_KINDS], range=[*_KINDS.values()])
     return alt.Color("kind:N", scale=scale, legend=None)
@@ -209,8 +287,8 @@ def _legend() -> alt.Legend:
     return alt.Legend(title=None, orient="top", direction="horizontal", columns=2, symbolSize=70)
 
 
-def _names() -> alt.Axis:
-    return alt.Axis(labelLimit=150, domain=False, ticks=False, labelPadding=8)
+def _names(limit: int = 150) -> alt.Axis:
+    return alt.Axis(labelLimit=limit, domain=False, ticks=False, labelPadding=8)
 
 
 def _tip(field: str, title: str | None = None, form: str = ".4f") -> alt.Tooltip:

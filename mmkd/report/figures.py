@@ -5,9 +5,10 @@ From ``result.json``, the ranks and the history of opened runs to rows of tables
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmkd.data.splits import SequenceSplit
 from mmkd.evaluation import CaseRanks
@@ -18,11 +19,16 @@ from mmkd.evaluation.metrics import (
     popularity_bias,
     slice_of_items,
 )
-from mmkd.evaluation.significance import bootstrap_intervals
+from mmkd.evaluation.significance import difference_interval
+from mmkd.runs.folder import RunFolder
+from mmkd.runs.seeds import members
 from mmkd.terminal import printable
 
 if TYPE_CHECKING:
     from mmkd.pipeline.run import Run
+    from mmkd.pipeline.seeds import SeedRuns
+
+    Reported: TypeAlias = Run | SeedRuns
 
 Record = dict[str, Any]
 
@@ -36,13 +42,15 @@ class Metric:
     high: float | None = None
 
 
-def name_of(run: "Run") -> str:
+def name_of(run: "Reported") -> str:
     """What a run is called: its folder's name; one of the hub lies in a commit's, so its own."""
     folder = run.folder
-    return printable(folder.marker()["recipe"] if folder.shared else folder.path.resolve().name)
+    if isinstance(folder, RunFolder) and folder.shared:
+        return printable(folder.marker()["recipe"])
+    return printable(folder.path.resolve().name)
 
 
-def tested(run: "Run") -> tuple[str, Mapping[str, Any]]:
+def tested(run: "Reported") -> tuple[str, Mapping[str, Any]]:
     """Which cases a run's main figures are of, and their report: the test, or validation."""
     result = run.result
     if result["test"]:
@@ -63,7 +71,7 @@ def metric(report: Mapping[str, Any], name: str) -> Metric:
     return Metric(report["metrics"][name], low, high)
 
 
-def retention(run: "Run", figure: str = "spearman") -> dict[str, float]:
+def retention(run: "Reported", figure: str = "spearman") -> dict[str, float]:
     """Modality to how much of its encoder the run's student holds."""
     return {
         key.removeprefix("retention.").removesuffix(f".{figure}"): value
@@ -72,7 +80,7 @@ def retention(run: "Run", figure: str = "spearman") -> dict[str, float]:
     }
 
 
-def reports(run: "Run", others: Sequence["Run"] = ()) -> dict[str, Mapping[str, Any]]:
+def reports(run: "Reported", others: Sequence["Reported"] = ()) -> dict[str, Mapping[str, Any]]:
     """Name to report: the run's, the others' and the baselines' that stand beside it."""
     kind, own = tested(run)
     found = {name_of(run): own}
@@ -85,7 +93,7 @@ def reports(run: "Run", others: Sequence["Run"] = ()) -> dict[str, Mapping[str, 
     return found
 
 
-def headline(run: "Run", others: Sequence["Run"] = ()) -> list[Record]:
+def headline(run: "Reported", others: Sequence["Reported"] = ()) -> list[Record]:
     """A row a run and baseline: name, kind, value, low, high of NDCG, and HR."""
     k = cutoff(tested(run)[1])
     rows = []
@@ -106,7 +114,7 @@ def headline(run: "Run", others: Sequence["Run"] = ()) -> list[Record]:
     return rows
 
 
-def by_slice(run: "Run", others: Sequence["Run"] = ()) -> list[Record]:
+def by_slice(run: "Reported", others: Sequence["Reported"] = ()) -> list[Record]:
     """A row a slice and method: slice, n, name, kind, value of NDCG; empty slices are left out."""
     k = cutoff(tested(run)[1])
     kinds = {row["name"]: row["kind"] for row in headline(run, others)}
@@ -125,30 +133,37 @@ def by_slice(run: "Run", others: Sequence["Run"] = ()) -> list[Record]:
 
 
 def gain_by_slice(
-    run: "Run", ids_only: "Run", split: SequenceSplit, *, resamples: int = 1000
+    run: "Reported", ids_only: "Reported", split: SequenceSplit, *, resamples: int = 1000
 ) -> list[Record]:
     """By slice the gain in NDCG over a run that reads ids only: value and its 95% interval."""
     name = f"NDCG@{cutoff(tested(run)[1])}"
-    mine, other = run.folder.ranks(), ids_only.folder.ranks()
-    change = per_case(mine.rank, name, ties=mine.ties) - per_case(other.rank, name, ties=other.ties)
-    slices = slice_of_items(split.train_counts())[mine.target]
+    mine, other = (_values(side, name) for side in (run, ids_only))  # [S, N], [T, N]
+    ranks = members(run.folder.path)[0].ranks()
+    slices = slice_of_items(split.train_counts())[ranks.target]
     rows = []
     for number, part in enumerate(SLICES):
         here = slices == number
         if here.any():
-            ends = bootstrap_intervals(
-                change[here][:, None], mine.user[here], resamples=resamples, seed=0
-            )[0]
+            ends = difference_interval(
+                mine[:, here], other[:, here], ranks.user[here], resamples=resamples
+            )
+            change = mine[:, here].mean(0) - other[:, here].mean(0)
             rows.append(
                 {
                     "slice": part,
                     "n": int(here.sum()),
-                    "value": float(change[here].mean()),
+                    "value": float(change.mean()),
                     "low": float(ends[0]),
                     "high": float(ends[1]),
                 }
             )
     return rows
+
+
+def _values(run: "Reported", name: str) -> NDArray[np.float64]:
+    """A metric [S, N] of every test case, by seed."""
+    found = [one.ranks() for one in members(run.folder.path)]
+    return np.stack([per_case(ranks.rank, name, ties=ranks.ties) for ranks in found])
 
 
 def epochs(run: "Run") -> dict[str, list[Record]]:
@@ -204,7 +219,7 @@ def leanings(
     return measures, rows
 
 
-def compared(runs: Sequence["Run"]) -> list[Record]:
+def compared(runs: Sequence["Reported"]) -> list[Record]:
     """A row a run: its figures, and the difference of the first run and it where there is one."""
     first, others = runs[0], runs[1:]
     kind, report = tested(first)
@@ -217,6 +232,7 @@ def compared(runs: Sequence["Run"]) -> list[Record]:
         rows.append(
             {
                 "name": name_of(run),
+                "seeds": len(seeds_of(run)),
                 "hit": metric(own, f"HR@{k}"),
                 "gain": metric(own, f"NDCG@{k}"),
                 "slices": {
@@ -234,22 +250,35 @@ def compared(runs: Sequence["Run"]) -> list[Record]:
     return rows
 
 
-def points(runs: Sequence["Run"]) -> list[Record]:
-    """A row a run that has encoders: name, kind, mean retention over modalities, NDCG."""
+def points(runs: Sequence["Reported"]) -> list[Record]:
+    """A row a run that has encoders: name, kind, mean retention over modalities, NDCG.
+
+    Of several seeds there is a row for their mean, and one for each, of kind ``seed``.
+    """
     name = f"NDCG@{cutoff(tested(runs[0])[1])}"
-    return [
-        {
-            "name": name_of(run),
-            "kind": "run" if place else "this run",
-            "retention": float(np.mean(list(kept.values()))),
-            "value": tested(run)[1]["metrics"][name],
-        }
-        for place, run in enumerate(runs)
-        if (kept := retention(run))
-    ]
+    rows = []
+    for place, run in enumerate(runs):
+        seeds = seeds_of(run)
+        told = [(run, "run" if place else "this run"), *((seed, "seed") for seed in seeds)]
+        for one, kind in told:
+            if kept := retention(one):
+                rows.append(
+                    {
+                        "name": name_of(run),
+                        "kind": kind,
+                        "retention": float(np.mean(list(kept.values()))),
+                        "value": tested(one)[1]["metrics"][name],
+                    }
+                )
+    return rows
 
 
-def reads_ids_only(run: "Run") -> bool:
+def seeds_of(run: "Reported") -> Sequence["Run"]:
+    """The runs of several seeds; none of a single run."""
+    return getattr(run, "runs", ())
+
+
+def reads_ids_only(run: "Reported") -> bool:
     """Whether a run's recipe has no encoder."""
     return not run.recipe.encoders
 

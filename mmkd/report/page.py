@@ -7,11 +7,11 @@ lets no script run but the page's own two, by their digests, and no request leav
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,13 +31,14 @@ from mmkd.terminal import printable
 
 if TYPE_CHECKING:
     from mmkd.pipeline.run import Run
+    from mmkd.report.figures import Reported
 
 T = TypeVar("T")
 _EMBED = "window.vegaEmbed = vegaEmbed;"  # what a page calls, to be bundled with all it needs
 _BESIDE = 2  # other runs that a chart has room for beside the baselines
 
 
-def write_report(runs: "Run | Sequence[Run]", path: Path | str, *, seed: int = 0) -> Path:
+def write_report(runs: "Reported | Sequence[Reported]", path: Path | str, *, seed: int = 0) -> Path:
     """Write a report of trained runs: one HTML file that works offline and can be mailed.
 
     >>> import mmkd
@@ -51,7 +52,8 @@ def write_report(runs: "Run | Sequence[Run]", path: Path | str, *, seed: int = 0
     True
 
     Args:
-        runs: The one in question first; the others are compared with it.
+        runs: The one in question first; the others are compared with it. Of several seeds' runs
+            (`mmkd.SeedRuns`) the figures are the means, and the lists those of the first seed.
         path: The file to write.
         seed: Of the draws of items and users that are shown.
 
@@ -66,10 +68,14 @@ def write_report(runs: "Run | Sequence[Run]", path: Path | str, *, seed: int = 0
     given = [*runs] if isinstance(runs, Sequence) else [runs]
     if not given:
         raise RunError("there is no run to report on; give one or more")
-    file = Path(path)
+    return write_page(Path(path), lambda: _render(given, seed))
+
+
+def write_page(file: Path, make: Callable[[], str]) -> Path:
+    """Make a page and write it; RunError, before it is made, where the file is a folder."""
     if file.is_dir():
         raise RunError(f"{file}: is a folder; give the file to write, such as {file}/report.html")
-    page = _render(given, seed)
+    page = make()
     with outside(RunError, file, "cannot be written", remedy="give another file"):
         write_text(file, page)
     return file
@@ -89,13 +95,15 @@ class Missing:
 class _Sections:
     """A run's sections, each made when a template asks for it."""
 
-    def __init__(self, run: "Run", others: Sequence["Run"], seed: int) -> None:
-        self._run, self._others, self._seed = run, others, seed
+    def __init__(self, run: "Reported", others: Sequence["Reported"], seed: int) -> None:
+        self._given, self._others, self._seed = run, others, seed
+        self.seeds = [one.folder.path.name for one in figures.seeds_of(run)]
+        self._run: Run = next(iter(figures.seeds_of(run)), cast("Run", run))  # whose lists they are
         self.name = figures.name_of(run)
         self.kind, self.report = figures.tested(run)
         self.k = figures.cutoff(self.report)
         self.metric = f"NDCG@{self.k}"
-        self.result = run.result
+        self.result = self._run.result
         self.retention = {
             figure: figures.retention(run, figure) for figure in ("spearman", "recall@10")
         }
@@ -103,16 +111,16 @@ class _Sections:
 
     @cached_property
     def headline(self) -> list[figures.Record]:
-        return figures.headline(self._run, self._others)
+        return figures.headline(self._given, self._others)
 
     @cached_property
     def slices(self) -> list[figures.Record]:
         few = len(self._others) <= _BESIDE
         beside = self._others if few else [run for run in [self.ids_only] if run]
-        return figures.by_slice(self._run, beside)
+        return figures.by_slice(self._given, beside)
 
     @cached_property
-    def ids_only(self) -> "Run | None":
+    def ids_only(self) -> "Reported | None":
         """The first other run that reads ids only, where this one reads more."""
         if figures.reads_ids_only(self._run):
             return None
@@ -123,7 +131,7 @@ class _Sections:
         ids = self.ids_only
         if ids is None or self.kind != "test":
             return None
-        return _told(lambda: figures.gain_by_slice(self._run, ids, self._split))
+        return _told(lambda: figures.gain_by_slice(self._given, ids, self._split))
 
     @property
     def ids_name(self) -> str | None:
@@ -131,7 +139,7 @@ class _Sections:
 
     @cached_property
     def points(self) -> list[figures.Record]:
-        return figures.points([self._run, *self._others])
+        return figures.points([self._given, *self._others])
 
     @cached_property
     def epochs(self) -> dict[str, list[figures.Record]]:
@@ -226,22 +234,39 @@ def _told(make: Callable[[], T]) -> T | Missing:
         return Missing(printable(str(error)))
 
 
-def _render(runs: Sequence["Run"], seed: int) -> str:
+def _render(runs: Sequence["Reported"], seed: int) -> str:
+    return render(
+        "report.html",
+        lambda: {
+            "runs": [figures.name_of(run) for run in runs],
+            "compared": figures.compared(runs) if len(runs) > 1 else [],
+            "main": _Sections(runs[0], runs[1:], seed),
+            "missing": lambda section: isinstance(section, Missing),
+        },
+    )
+
+
+def render(template: str, content: Callable[[], Mapping[str, object]]) -> str:
+    """A page of a template, with the style, the scripts and the policy that all pages have.
+
+    Args:
+        template: Its name.
+        content: What it shows; asked for once it is known that a page can be made.
+
+    Raises:
+        MmkdError: ``mmkd[report]`` is not installed.
+    """
     environment, bundle = templates(extra="report"), _bundle()
     from mmkd.report import charts
 
     script = (TEMPLATES / "report.js").read_text("utf-8")
-    compared = figures.compared(runs) if len(runs) > 1 else []
-    return environment.get_template("report.html").render(
+    return environment.get_template(template).render(
         charts=charts,
-        runs=[figures.name_of(run) for run in runs],
-        compared=compared,
-        main=_Sections(runs[0], runs[1:], seed),
         style=(TEMPLATES / "report.css").read_text("utf-8"),
         scripts=(bundle, script),
         policy=_policy(bundle, script),
         version=__version__,
-        missing=lambda section: isinstance(section, Missing),
+        **content(),
     )
 
 

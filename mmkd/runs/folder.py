@@ -53,6 +53,7 @@ from mmkd.runs.placement import Placement, read_placements, write_placements
 from mmkd.student import Ensemble, StudentSpec, backbone_class
 
 _MARKER = "run.json"
+SEEDS_MARKER = "seeds.json"  # of a folder that holds a run a seed
 _LOCK = ".lock"
 _SETTLED_NS = 100_000_000  # many ticks of a file system's clock: another write has another time
 _KEPT = (  # what a run with added items has from the run it was
@@ -393,6 +394,30 @@ class RunFolder:
                     (self.path / name).unlink(missing_ok=True)
             sync(self.path)
 
+    def remove(self) -> None:
+        """Delete a run's own files and what says that there is one; whatever else there is stays.
+
+        Raises:
+            RunError: The folder holds something that is no run, or can't be written.
+        """
+        self.clear()
+        with outside(RunError, self.path, "can't be cleared", remedy="give another folder"):
+            for name in ("recipe.yaml", _MARKER):
+                (self.path / name).unlink(missing_ok=True)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a process trains here."""
+        if not (self.path / _LOCK).is_file():
+            return False
+        lock = FileLock(self.path / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other trainings out of the folder, which is made; a killed process frees it.
@@ -525,11 +550,19 @@ def find_run(name: str | Path, runs: Path) -> RunFolder:
     """A run by its path, or by its name below ``runs``.
 
     Raises:
-        RunError: There is none; those that there are are named.
+        RunError: There is none; those that there are are named. Or it holds the runs of several
+            seeds, which are named too.
     """
     for path in (Path(name), runs / name):
         if (run := RunFolder(path)).started:
             return run
+        if (path / SEEDS_MARKER).is_file():
+            inside = [run.path.name for run in run_folders(path)]
+            raise RunError(
+                f"{path}: holds the runs of several seeds ({', '.join(inside) or 'none yet'}); "
+                f"name one of them, such as {path / (inside or ['seed-0'])[0]}; mmkd show, compare "
+                "and report take all at once, and so does mmkd.SeedRuns"
+            )
     known = ", ".join(run.path.name for run in run_folders(runs)) or "none"
     raise RunError(f"no run {name} (looked at {name} and {runs / name}); runs there are: {known}")
 

@@ -5,7 +5,12 @@ import pytest
 import scipy.stats
 
 from mmkd.errors import EvaluationError
-from mmkd.evaluation import bootstrap_intervals, paired_permutation_test
+from mmkd.evaluation import (
+    bootstrap_intervals,
+    crossed_intervals,
+    difference_interval,
+    paired_permutation_test,
+)
 from mmkd.evaluation import significance as module
 
 
@@ -117,3 +122,67 @@ def test_misfitting_arguments_are_errors() -> None:
         bootstrap_intervals(np.ones((0, 1)), users[:0])
     with pytest.raises(EvaluationError, match="level 95"):
         bootstrap_intervals(np.ones((2, 1)), users, level=95)
+
+
+def test_crossed_intervals_are_a_naive_draw_of_seeds_and_users() -> None:
+    """Whole users and seeds drawn in a loop; seeds' spread widened by hand."""
+    rng = np.random.default_rng(7)
+    count, users = 4, np.repeat(np.arange(40), rng.integers(1, 4, 40))
+    base = rng.random(40)[users]
+    apart = np.array([[-0.15], [-0.05], [0.05], [0.15]])
+    values = base + apart + rng.normal(0, 0.02, (count, len(users)))
+    ends = crossed_intervals(values[..., None], users, resamples=6000)[0]
+    wider = np.sqrt(4 / 3) * scipy.stats.t.ppf(0.975, 3) / scipy.stats.norm.ppf(0.975)
+    means = []
+    for _ in range(6000):
+        cases = np.concatenate([np.flatnonzero(users == u) for u in rng.integers(40, size=40)])
+        by_seed = values[:, cases].mean(1)
+        drawn = by_seed[rng.integers(count, size=count)]
+        means.append(by_seed.mean() + wider * (drawn.mean() - by_seed.mean()))
+    expected = np.quantile(means, [0.025, 0.975])
+    np.testing.assert_allclose(ends, expected, atol=0.05 * np.ptp(expected))
+    assert np.ptp(ends) > 1.5 * np.ptp(bootstrap_intervals(values[0][:, None], users)[0])
+
+
+def test_crossed_intervals_of_one_seed_are_those_over_users() -> None:
+    rng = np.random.default_rng(8)
+    values, users = rng.random((1, 30, 2)), np.arange(30) // 2
+    np.testing.assert_array_equal(
+        crossed_intervals(values, users, seed=3), bootstrap_intervals(values[0], users, seed=3)
+    )
+    same = np.repeat(values, 3, axis=0)  # seeds that agree have no spread
+    np.testing.assert_allclose(
+        crossed_intervals(same, users, seed=3), bootstrap_intervals(values[0], users, seed=3)
+    )
+
+
+@pytest.mark.parametrize(("between_users", "between_seeds"), [(1.0, 0.03), (0.3, 0.3)])
+def test_crossed_intervals_cover_the_truth_as_often_as_they_say(
+    between_users: float, between_seeds: float
+) -> None:
+    rng = np.random.default_rng(9)
+    covered, alone, count, users = 0, 0, 3, 150
+    for seed in range(200):
+        values = rng.normal(0, between_users, users) + rng.normal(0, between_seeds, (count, 1))
+        values += rng.normal(0, 0.5, (count, users))
+        ends = crossed_intervals(values[..., None], np.arange(users), resamples=300, seed=seed)[0]
+        covered += int(ends[0] <= 0 <= ends[1])
+        ends = bootstrap_intervals(values[0][:, None], np.arange(users), resamples=300)[0]
+        alone += int(ends[0] <= 0 <= ends[1])
+    assert covered >= 0.9 * 200  # of 95%: a draw of 200 may miss some
+    assert alone < covered  # what one seed says of its users says too little
+
+
+def test_the_difference_of_seeds_is_seen_from_both_sides() -> None:
+    rng = np.random.default_rng(10)
+    users = np.arange(60)
+    first, second = rng.random((3, 60)) + 0.2, rng.random((2, 60))
+    low, high = difference_interval(first, second, users, resamples=4000)
+    back = difference_interval(second, first, users, resamples=4000)
+    np.testing.assert_allclose(back, [-high, -low], atol=0.05 * (high - low))
+    np.testing.assert_array_equal(
+        difference_interval(first[:1], second[:1], users),
+        bootstrap_intervals((first[0] - second[0])[:, None], users)[0],
+    )
+    with pytest.raises(EvaluationError, match="S at least 1"):
+        crossed_intervals(np.ones((0, 3, 1)), users[:3])

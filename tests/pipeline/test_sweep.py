@@ -11,12 +11,17 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import invoke, printed
+from commands import ID_ONLY, invoke, printed
+from filelock import FileLock
 from synthetic_runs import recipe_of
 
 from mmkd import load_recipe
+from mmkd.config.plan import Plan, plan
 from mmkd.errors import RecipeError, RunError
-from mmkd.pipeline.sweep import Dimension, sweep
+from mmkd.pipeline.seeds import SeedRuns
+from mmkd.pipeline.study import Dimension, begin_study, parted, read_sweep
+from mmkd.pipeline.sweep import _check_tuned, sweep
+from mmkd.pipeline.sweeps import _check_comparable, find_sweeps
 from mmkd.pipeline.train import train
 from mmkd.runs.folder import RunFolder
 
@@ -140,7 +145,28 @@ if "STUBBORN" in os.environ:
     os.rename(run + "/begun.part", run + "/begun")
     while True:
         time.sleep(60)
+if "HELD" in os.environ:
+    import fcntl
+    lock = open(run + "/.lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        print("another process is training here")
+        sys.exit(2)
+    open(run + "/held", "a").write("held ")
+    while run.endswith(os.environ["HELD"]) and not os.path.exists(run + "/go"):
+        time.sleep(0.01)
 value = float(dict(a.split("=", 1) for a in sys.argv if "=" in a)["training.lr"])
+for epoch in range(int(os.environ.get("EPOCHS", 0))):
+    figures = [(e + 1) * value / 100 for e in range(epoch + 1)]
+    history = [{{"epoch": e, "valid": {{"NDCG@10": figure}}}} for e, figure in enumerate(figures)]
+    os.makedirs(f"{{run}}/checkpoints/step-{{epoch}}.part")
+    with open(f"{{run}}/checkpoints/step-{{epoch}}.part/progress.json", "w") as file:
+        json.dump({{"report": {{"history": history}}}}, file)
+    os.rename(f"{{run}}/checkpoints/step-{{epoch}}.part", f"{{run}}/checkpoints/step-{{epoch}}")
+    time.sleep(0.04)
+if "EPOCHS" in os.environ and value == 1 and int(run[-4:]) >= 5:
+    time.sleep(float(os.environ["LINGER"]))  # so that a busy machine comes to stop it
 result = dict.fromkeys(("best_epoch", "epochs", "peak_memory_bytes", "processes"), 1)
 result |= {{"test": None, "seconds": {{}}, "valid": {{"NDCG@10": 1 / (1 + abs(value - 0.01))}}}}
 marker = dict.fromkeys(("mmkd", "recipe", "tables")) | {{"data": {{}}}}
@@ -266,3 +292,140 @@ def test_a_stopped_sweep_goes_on_with_its_trial(synthetic: list[str], tmp_path: 
     [trial] = json.loads(done.stdout)["trials"]
     assert trial["value"] == RunFolder(run).result()["valid"]["NDCG@10"]
     assert "continuing" in run.with_suffix(".log").read_text()
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("prune", [True, False])
+def test_a_trial_behind_the_median_is_stopped(
+    synthetic: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prune: bool
+) -> None:
+    monkeypatch.setattr("mmkd.pipeline.sweep._POLL_S", 0.01)
+    monkeypatch.setenv("EPOCHS", "9")
+    monkeypatch.setenv("LINGER", "4" if prune else "0")
+    options = [*synthetic, "training.epochs=9", "training.lr=1,2,3"]
+    found = sweep("quickstart", options, folder=tmp_path / "s", trials=12, prune=prune)
+    behind = [trial for trial in found if trial.state == "pruned"]
+    assert bool(behind) == prune
+    for trial in behind:
+        assert trial.number >= 5 and trial.value is None and trial.overrides != ("training.lr=3",)
+        assert 3 < trial.epochs < 9  # none is stopped in the first third
+        rate = float(trial.overrides[0].partition("=")[2])
+        assert trial.so_far == pytest.approx(trial.epochs * rate / 100)
+        assert not (tmp_path / "s" / "trials" / f"{trial.number:04d}" / "checkpoints").exists()
+    read = read_sweep(tmp_path / "s")
+    assert read.trials == tuple(found) and read.metric == "NDCG@10" and read.name == "quickstart"
+    assert read.importance is not None and read.importance["training.lr"] == pytest.approx(1.0)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_trial_that_outlived_its_sweep_is_waited_for(
+    synthetic: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after kill -9: the study knows of a running trial, whose process holds its folder."""
+    monkeypatch.setattr("mmkd.pipeline.sweep._POLL_S", 0.02)
+    monkeypatch.setenv("HELD", "0000")
+    options, folder = [*synthetic, "training.lr=0.01,0.02"], tmp_path / "sweep"
+    space, fixed = parted(options)
+    base = load_recipe("quickstart", fixed)
+    folder.mkdir()
+    begin_study(folder, base, space, metric="NDCG@10").ask()
+    run = folder / "trials" / "0000"
+    left = subprocess.Popen([sys.executable, "training.lr=0.01", "--out", str(run)])
+    while not (run / "held").exists():
+        time.sleep(0.01)
+    told: list[str] = []
+
+    def note(line: str) -> None:
+        told.append(line)
+        (run / "go").touch()
+
+    found = sweep("quickstart", options, folder=folder, trials=2, note=note)
+    assert left.wait(10) == 0
+    assert told == ["trial 1 is still training since the sweep was killed; waiting for it"]
+    assert [trial.state for trial in found] == ["complete", "complete"]
+    assert (run / "held").read_text() == "held held "  # what it left is taken up, not a failure
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_one_sweep_at_a_time_has_a_folder(synthetic: list[str], tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"), pytest.raises(RunError, match="another sweep is running"):
+        sweep("quickstart", [*synthetic, "training.lr=1,2"], folder=tmp_path, trials=1)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_encoders_are_tuned_once_for_all_trials(
+    synthetic: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned: list[Plan] = []
+
+    def fake(planned: Plan, **_: object) -> Plan:
+        tuned.append(planned)
+        return plan(recipe_of(synthetic, "encoders.text=minilm-packaged"))
+
+    monkeypatch.setattr("mmkd.pipeline.sweep.tune_first", fake)
+    options = [*synthetic, "tune.text.epochs=1"]
+    found = sweep("quickstart", [*options, "training.lr=1,2"], folder=tmp_path / "s", trials=3)
+    assert len(tuned) == 1 and len(found) == 3 and "text" in tuned[0].recipe.tune
+    best = load_recipe(str(tmp_path / "s" / "best.yaml"))
+    assert best.encoders["text"] == "minilm-packaged" and best.tune == {}
+    for key in ("tune.text.lr=log(1e-4,1e-3)", "encoders.text=minilm,e5-base", "data.split=a,b"):
+        with pytest.raises(RecipeError, match="can't be searched, as encoders are tuned once"):
+            _check_tuned(load_recipe("quickstart", options), parted([key])[0])
+
+
+def write_recipe(path: Path, name: str, options: list[str], *more: str) -> str:
+    recipe = load_recipe("quickstart", [*options, f"name={name}", *more])
+    recipe.save(path / f"{name}.yaml")
+    return str(path / f"{name}.yaml")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_several_recipes_get_as_many_trials_each_and_the_best_are_tested(
+    synthetic: list[str], tmp_path: Path
+) -> None:
+    short = [*synthetic, "training.epochs=1", "evaluation.baselines=false", *ID_ONLY[1:]]
+    first = write_recipe(tmp_path, "narrow", short, "student.embedding.width=8")
+    second = write_recipe(tmp_path, "wide", short)
+    out = tmp_path / "both"
+    given = [first, second, "training.lr=0.01,0.02", "wide:training.patience=3,4"]
+    given += ["--trials", "3", "--seeds", "0,7", "--out", str(out)]
+    told = printed("sweep", *given)
+    assert {name: len(one["trials"]) for name, one in told["recipes"].items()} == {
+        "narrow": 3,
+        "wide": 3,
+    }
+    chosen = told["recipes"]["wide"]["trials"][0]["overrides"]
+    assert [text.partition("=")[0] for text in chosen] == ["training.lr", "training.patience"]
+    assert len(told["recipes"]["narrow"]["trials"][0]["overrides"]) == 1
+    [row] = told["compared"]
+    assert row["run"] == "wide"
+    found = [SeedRuns(out / name / f"{name}-seeds") for name in ("narrow", "wide")]
+    assert found[0].recipe.training["lr"] == 0.01  # the nearest to the best
+    assert row["this"] == pytest.approx(found[0].result["test"]["metrics"]["NDCG@10"])
+    again = invoke("sweep", *given)
+    assert "best validation NDCG@10" in again.stdout and "p (Holm)" in again.stdout
+    assert printed("show", out) == {"recipes": told["recipes"]}
+    assert [path.name for path in find_sweeps(out, tmp_path)] == ["narrow", "wide"]
+    with pytest.raises(RunError, match="holds sweeps of narrow, wide; give the same recipes"):
+        invoke("sweep", second, first, "training.lr=1,2", "--out", out)
+
+
+def test_recipes_that_can_not_be_compared_are_refused(synthetic: list[str], tmp_path: Path) -> None:
+    first = write_recipe(tmp_path, "a", synthetic)
+    other = write_recipe(tmp_path, "b", synthetic, "data.split=ratio")
+    metric = write_recipe(tmp_path, "c", synthetic, "training.select_metric=HR@10")
+    spelled = write_recipe(tmp_path, "d", synthetic, "data.interactions.min_user_events=1")
+    search, out = "training.lr=1,2", ("--out", str(tmp_path / "out"))
+    with pytest.raises(RecipeError, match=r"b and a differ in data \(split\), so"):
+        invoke("sweep", first, other, search, *out)
+    with pytest.raises(RecipeError, match=r"c and a differ in training\.select_metric"):
+        invoke("sweep", first, metric, search, *out)
+    with pytest.raises(RecipeError, match="both are named a; give each a name of its own"):
+        invoke("sweep", first, first, search, *out)
+    with pytest.raises(RecipeError, match="e: is no recipe of this sweep; they are a, b"):
+        invoke("sweep", first, other, search, "e:training.lr=3,4", *out)
+    with pytest.raises(RecipeError, match="seeds: got 1, wanted two or more"):
+        invoke("sweep", first, search, "--seeds", "1", *out)
+    plans = {name: plan(load_recipe(path)) for name, path in (("a", first), ("d", spelled))}
+    _check_comparable(plans)  # the same data, said in other words
+    assert not (tmp_path / "out").exists()
