@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from mmkd.data import SequenceSplit
-from mmkd.data.batches import BatchStream
+from mmkd.data.batches import BatchStream, Negatives
 from mmkd.data.dataset import Dataset
 from mmkd.data.soft_targets import SoftTargets
 from mmkd.data.tasks import Task
@@ -27,7 +27,7 @@ from mmkd.evaluation import Evaluator, Retention
 from mmkd.losses.objective import Objective
 from mmkd.student import Ensemble, Recommender
 from mmkd.threads import thread_count, use_threads
-from mmkd.training.arguments import TrainingArguments
+from mmkd.training.arguments import ROWS_FROM, Tables, TrainingArguments
 from mmkd.training.loop import Loop, TrainReport
 from mmkd.training.optimizer import AsynchronousUpdate, NoAsynchrony
 from mmkd.training.progress import check_installed, start_trackers
@@ -136,6 +136,7 @@ class Trainer:
                 accumulate=arguments.accumulate,
                 clean=objective.clean,
                 soften=soften,
+                negatives=_negatives(arguments.tables, objective, split.item_count),
             )
             correlations = distiller.to(device) if distiller and objective.correlation else None
 
@@ -233,6 +234,19 @@ def _check_parts(
     if (objective.compression is None) != (teacher is None):
         got, lacks = ("teacher", "compression") if teacher else ("compression", "teacher")
         raise TrainingError(f"objective: got a {got}, but no {lacks}; give both or neither")
+
+
+def _negatives(tables: Tables, objective: Objective, item_count: int) -> Negatives | None:
+    """What draws a batch's negatives, where only its rows and theirs are to step."""
+    sampled = objective.sampled
+    if tables == "rows" and sampled is None:
+        raise TrainingError(
+            "training.tables: got rows, but the recommendation loss, "
+            f"{type(objective.recommendation).__name__}, reads every item; choose a sampled one, "
+            "such as sampled_softmax, or set it to dense"
+        )
+    rows = tables == "rows" or (tables == "auto" and item_count > ROWS_FROM)
+    return sampled.draw if sampled is not None and rows else None
 
 
 @contextmanager
