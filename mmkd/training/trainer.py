@@ -138,6 +138,7 @@ class Trainer:
                 soften=soften,
                 negatives=_negatives(arguments.tables, objective, split.item_count),
             )
+            valid = evaluator.sample(split.valid)
             correlations = distiller.to(device) if distiller and objective.correlation else None
 
             def targets(items: Tensor, generator: torch.Generator) -> Mapping[str, Any]:
@@ -146,9 +147,7 @@ class Trainer:
                 return correlations.targets(items, generator=generator, share=1 / count)
 
             def validate() -> Mapping[str, float]:
-                found = evaluator.ranks(
-                    ensemble, split, split.valid, processes=processes, list_length=0
-                )
+                found = evaluator.ranks(ensemble, split, valid, processes=processes, list_length=0)
                 return evaluator.metrics(found) | retention(ensemble)
 
             # every process starts from the same weights and drops out different units
