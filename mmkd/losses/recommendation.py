@@ -206,9 +206,13 @@ class SampledSoftmax(nn.Module):
         own = item_matrix[places(target, rows) - 1]  # [M, D]
         positive = (hidden * own).sum(-1) - (self.sampler.log_q(target) + expected)  # [M]
         others = item_matrix[places(drawn, rows) - 1]  # [n, D]
-        negative = hidden @ others.mT - (self.sampler.log_q(drawn) + expected)  # [M, n]
-        logits = torch.cat([positive[:, None], negative], dim=1).float()
-        return (torch.logsumexp(logits, dim=1) - logits[:, 0]).sum()
+        lowered = -(self.sampler.log_q(drawn) + expected).to(others.dtype)  # [n]
+        if torch.is_autocast_enabled(hidden.device.type):  # which would round the correction too
+            negative = (hidden @ others.mT).float() + lowered
+        else:
+            negative = F.linear(hidden, others, lowered)  # [M, n]
+        # the cross-entropy of the target beside them, without a copy of [M, 1 + n] to join both
+        return F.softplus(negative.float().logsumexp(dim=1) - positive.float()).sum()
 
 
 class GBCE(nn.Module):

@@ -19,6 +19,7 @@ from mmkd.losses.correlation import CorrelationLoss
 from mmkd.losses.objective import Objective
 from mmkd.losses.recommendation import GBCE, SampledSoftmax, Softmax
 from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone
+from mmkd.training import trainer
 from mmkd.training.arguments import TrainingArguments
 from mmkd.training.loop import TrainReport
 from mmkd.training.optimizer import (
@@ -351,6 +352,17 @@ def test_a_resumed_training_by_rows_is_the_one_that_was_not_stopped(
     assert [r["losses"] for r in report.history] == [r["losses"] for r in whole.history]
     for name, value in step.student.state_dict().items():
         assert torch.equal(value, again.student.state_dict()[name]), name
+
+
+def test_rows_step_by_themselves_in_a_large_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, rows = fit(None, {"epochs": 1})
+    _, small = fit(None, {"epochs": 1, "tables": "auto"})
+    monkeypatch.setattr(trainer, "ROWS_FROM", ITEMS - 1)
+    _, large = fit(None, {"epochs": 1, "tables": "auto"})
+    one, whole, other = (
+        step.student.networks[0].embedding.id_table for step in (rows, small, large)
+    )
+    assert torch.equal(one, other) and not torch.equal(one, whole)
 
 
 def test_a_full_softmax_reads_every_item() -> None:
