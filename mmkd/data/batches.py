@@ -208,10 +208,8 @@ class BatchStream:
                 drawn = seeded_generator(self.seed, epoch, step, 3)
                 batch = self.soften(batch, epoch=epoch, generator=drawn)
             if self.negatives is not None:
-                drawn = self.negatives(
-                    batch.targets, generator=seeded_generator(self.seed, epoch, step, 4)
-                )
-                batch = replace(batch, negatives=drawn)
+                chance = seeded_generator(self.seed, epoch, step, 4)
+                batch = replace(batch, negatives=self.negatives(batch.targets, generator=chance))
             batch = batch.with_clean_view() if self.clean else batch
             yield batch.rows(self.rank, self.world_size)
 

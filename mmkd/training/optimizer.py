@@ -484,12 +484,11 @@ def _collected(total: Tensor | None, gradient: Tensor) -> Tensor:
 
     An overflow under fp16 skips its own step; it must not stay in the sum for good.
     """
-    limits = {"nan": 0.0, "posinf": 0.0, "neginf": 0.0}
     if gradient.is_sparse:
-        finite = torch.nan_to_num(gradient.values(), **limits)
+        finite = torch.nan_to_num(gradient.values(), nan=0.0, posinf=0.0, neginf=0.0)
         more = sparse_rows(gradient.indices()[0], finite, gradient.shape)
         return more if total is None else (total + more).coalesce()
-    finite = torch.nan_to_num(gradient, **limits)
+    finite = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
     return finite if total is None else total.add_(finite)
 
 

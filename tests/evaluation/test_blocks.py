@@ -51,7 +51,7 @@ def case(seed: int, levels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def test_ranks_and_ties_of_blocks_are_those_of_all(levels: int, block: int) -> None:
     scores, target, row, item = case(levels, levels)
     held = Held(scores, block)
-    excluded = {"exclude_row": row, "exclude_item": item}
+    excluded: dict[str, Any] = {"exclude_row": row, "exclude_item": item}
     rank, ties, items = rank_blocks(held, target, item_count=ITEMS, **excluded)
     for n in range(CASES):
         out = set(item[row == n].tolist())
@@ -65,7 +65,7 @@ def test_ranks_and_ties_of_blocks_are_those_of_all(levels: int, block: int) -> N
 def test_a_target_that_is_known_less_exactly_keeps_its_ties() -> None:
     scores, target, row, item = case(1, 4)
     held = Held(scores, 7, error=1e-3)
-    excluded = {"exclude_row": row, "exclude_item": item}
+    excluded: dict[str, Any] = {"exclude_row": row, "exclude_item": item}
     rank, ties, items = rank_blocks(held, target, item_count=ITEMS, k=3, **excluded)
     assert torch.equal(rank, rank_and_ties(scores, target, **excluded)[0])
     assert torch.equal(ties, rank_and_ties(scores, target, **excluded)[1])
@@ -80,7 +80,7 @@ def test_a_target_that_is_known_less_exactly_keeps_its_ties() -> None:
 def test_lists_of_blocks_are_those_of_all(k: int, block: int) -> None:
     scores, target, row, item = case(2, 3)
     scores += torch.rand(scores.shape, generator=torch.Generator().manual_seed(1)) / 2
-    excluded = {"exclude_row": row, "exclude_item": item}
+    excluded: dict[str, Any] = {"exclude_row": row, "exclude_item": item}
     wanted, best = top_k(scores, k, **excluded)
     _, _, items = rank_blocks(Held(scores, block), target, item_count=ITEMS, k=k, **excluded)
     barred = torch.zeros(ITEMS + 1, dtype=torch.bool)

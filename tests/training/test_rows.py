@@ -251,7 +251,9 @@ def test_clipping_takes_the_norm_of_dense_and_sparse_gradients_together() -> Non
 def test_a_row_that_is_named_twice_has_one_gradient() -> None:
     table = nn.Parameter(torch.ones(4, 1))
     values = torch.tensor([[1.0], [5.0], [2.0]])
-    table.grad = torch.sparse_coo_tensor([[2, 0, 2]], values, (4, 1), check_invariants=True)
+    table.grad = torch.sparse_coo_tensor(
+        torch.tensor([[2, 0, 2]]), values, (4, 1), check_invariants=True
+    )
     settle([table])
     assert table.grad.indices().tolist() == [[0, 2]]
     assert table.grad.values().tolist() == [[5.0], [3.0]]
@@ -286,7 +288,7 @@ def test_what_decays_towards_the_teacher_is_what_steps() -> None:
     table = nn.Parameter(torch.zeros(3, 1))
     towards = DecayTowardsStart([table], decay=0.5)
     with torch.no_grad():
-        table += 8
+        table.add_(8)
     table.grad = sparse([1], torch.ones(1, 1), 3)
     towards.before_step(torch.optim.SGD([table], lr=0.5))
     assert table.detach().flatten().tolist() == [8.0, 6.0, 8.0]
