@@ -83,7 +83,7 @@ class Batch:
         named = (self.items, self.views, self.targets, self.member_targets, self.negatives)
         numbers = torch.cat([ends, *(part.flatten() for part in named if part is not None)])
         if len(numbers) < item_count:
-            distinct: Tensor = torch.unique(numbers)  # type: ignore[no-untyped-call]
+            distinct: Tensor = torch.unique(numbers)
             return distinct
         seen = torch.zeros(item_count + 2, dtype=torch.bool, device=numbers.device)
         seen[numbers] = True  # no sort, where it would be of more numbers than there are items
