@@ -24,6 +24,7 @@ from mmkd.encoders import EncoderCard, load_card
 from mmkd.errors import EncoderError, RecipeError, refuse
 from mmkd.evaluation import Evaluator
 from mmkd.evaluation.metrics import CUTOFFS, metric_names
+from mmkd.losses.recommendation import LOSSES
 from mmkd.student import FusedItemEmbedding, StudentSpec, backbone_class, build_ensemble
 from mmkd.student.layers import check_modality_name
 from mmkd.training.arguments import TrainingArguments
@@ -197,6 +198,7 @@ def plan(
     tuning = _tuning(checks, training)
     evaluation, tests, baselines = _evaluation(checks)
     _select_metric(checks, training, evaluation, members)
+    _tables(checks, training)
     if checks.problems:
         raise RecipeError(checks.problems)
     refuse(
@@ -429,3 +431,15 @@ def _select_metric(
                     f"got validation, but training.select_metric is {got}, which it can't change; "
                     "select by ranks, such as NDCG@10, or give numbers",
                 )
+
+
+def _tables(checks: Checks, training: Options) -> None:
+    """Rows can step alone where the loss reads some items only."""
+    kind = checks.recipe.objective.recommendation.kind
+    sampled = [name for name, loss in LOSSES.items() if hasattr(loss, "draw")]
+    if training.get("tables") == "rows" and kind in LOSSES and kind not in sampled:
+        checks.problem(
+            "training.tables",
+            f"got rows, but the recommendation loss is {kind}, which reads every item; give "
+            f"objective.recommendation one of {', '.join(sampled)}, or leave this out",
+        )

@@ -6,7 +6,8 @@ of it with a few vectorised calls, and what a task makes of them. Everything dra
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +19,13 @@ from mmkd.data.tasks import Batch, Task
 from mmkd.errors import DataError
 
 BUCKET_BATCHES = 16  # batches that are sorted by length together; more trims more, mixes less
+
+
+class Negatives(Protocol):
+    """Draws the items that compete with a batch's targets, such as ``SampledSoftmax.draw``."""
+
+    def __call__(self, targets: Tensor, *, generator: torch.Generator | None) -> Tensor:
+        """Targets [V, B, L], of which M are asked, to [n] or [M, n] int64."""
 
 
 class TrainingWindows:
@@ -137,6 +145,8 @@ class BatchStream:
         accumulate: See ``TrainingWindows.epoch``.
         clean: Put the sequences themselves among the views, for losses that read their states.
         soften: Shares the targets with neighbours.
+        negatives: Draws what competes with a global batch's targets, of a sampled loss; None leaves
+            it to the loss.
 
     Raises:
         DataError: No user has enough training events for a single window.
@@ -156,6 +166,7 @@ class BatchStream:
         accumulate: int = 1,
         clean: bool = False,
         soften: SoftTargets | None = None,
+        negatives: Negatives | None = None,
     ) -> None:
         self.windows = TrainingWindows(
             split,
@@ -174,6 +185,7 @@ class BatchStream:
         self.accumulate = accumulate
         self.clean = clean
         self.soften = soften and soften.to(device)
+        self.negatives = negatives
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -195,6 +207,9 @@ class BatchStream:
             if self.soften is not None:
                 drawn = seeded_generator(self.seed, epoch, step, 3)
                 batch = self.soften(batch, epoch=epoch, generator=drawn)
+            if self.negatives is not None:
+                chance = seeded_generator(self.seed, epoch, step, 4)
+                batch = replace(batch, negatives=self.negatives(batch.targets, generator=chance))
             batch = batch.with_clean_view() if self.clean else batch
             yield batch.rows(self.rank, self.world_size)
 

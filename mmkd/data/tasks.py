@@ -30,6 +30,8 @@ class Batch:
         soft_share: Share of every target that its neighbours get in the loss, see ``SoftTargets``.
         member_targets: [N, V, B, L], where the networks of an ensemble have targets of their own.
         member_shares: By network, what ``soft_share`` is multiplied by; None = 1.
+        negatives: [n] int64 items that compete with all targets, or [M, n] with each of the M; None
+            where the loss draws its own or needs none.
     """
 
     items: Tensor
@@ -40,6 +42,7 @@ class Batch:
     soft_share: float = 0.0
     member_targets: Tensor | None = None
     member_shares: Sequence[float] | None = None
+    negatives: Tensor | None = None
 
     def with_clean_view(self) -> "Batch":
         """The same with the sequences themselves before the other views, without targets."""
@@ -56,14 +59,35 @@ class Batch:
 
     def rows(self, start: int, step: int) -> "Batch":
         """Every ``step``-th sequence from ``start``: one process's share of a global batch."""
-        own = self.member_targets
+        own, negatives = self.member_targets, self.negatives
+        if negatives is not None and negatives.ndim == 2:
+            ours = torch.zeros_like(self.targets, dtype=torch.bool)
+            ours[:, start::step] = True
+            negatives = negatives[ours[self.targets > 0]]
         return replace(
             self,
             items=self.items[start::step],
             views=self.views[:, start::step],
             targets=self.targets[:, start::step],
             member_targets=own if own is None else own[:, :, start::step],
+            negatives=negatives,
         )
+
+    def touched(self, item_count: int) -> Tensor:
+        """[R] int64, ascending: padding, every item that is read or asked about, the mask token.
+
+        Args:
+            item_count: I.
+        """
+        ends = self.items.new_tensor([0, item_count + 1])
+        named = (self.items, self.views, self.targets, self.member_targets, self.negatives)
+        numbers = torch.cat([ends, *(part.flatten() for part in named if part is not None)])
+        if len(numbers) < item_count:
+            distinct: Tensor = torch.unique(numbers)
+            return distinct
+        seen = torch.zeros(item_count + 2, dtype=torch.bool, device=numbers.device)
+        seen[numbers] = True  # no sort, where it would be of more numbers than there are items
+        return seen.nonzero().squeeze(1)
 
 
 class Task(Protocol):

@@ -1,7 +1,8 @@
 """Evaluator: from a student and a split's cases to full-catalogue ranks, metrics and a report.
 
 Batches are built on the device from the split's flat event array, sorted by history length so
-that each is trimmed to its longest history. Memory is O(batch x items); no user x item matrix.
+that each is trimmed to its longest history. Memory is O(batch x block of items) for a student, and
+bounded for any other scorer by smaller batches; no user x item matrix.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,16 +28,19 @@ from mmkd.evaluation.metrics import (
     per_case,
     popularity_bias,
 )
-from mmkd.evaluation.ranking import CaseRanks, gather, rank_and_ties, top_k
+from mmkd.evaluation.ranking import CaseRanks, gather, rank_and_ties, rank_blocks, top_k
 from mmkd.evaluation.significance import bootstrap_intervals
 from mmkd.student import Ensemble, Recommender
 from mmkd.student.recommender import answering
+from mmkd.student.scores import ITEM_BLOCK, BlockScores
 
 ExcludeSeen = Literal["history", "none"]
 Scorer = Callable[[Tensor], Tensor]
 """Histories [B, L] int64, left-padded with 0, to scores [B, I+1]; column 0 is never read."""
 
 LIST_LENGTH = 10  # recommended items kept per case, for coverage@10
+MOST_SCORES = 2**26  # held at once, of what scores the whole catalogue: 0.3 GB
+_SAMPLE_SEED = 0  # of all runs, so that they are validated on the same cases
 
 
 class Processes(Protocol):
@@ -112,6 +116,7 @@ class Evaluator:
         ks: Sequence[int] = CUTOFFS,
         batch_size: int = 512,
         resamples: int = 1000,
+        cases: int | None = None,
     ) -> None:
         """Say how to evaluate.
 
@@ -122,6 +127,9 @@ class Evaluator:
             ks: Cut-offs of HR, NDCG and MRR.
             batch_size: Cases scored at once.
             resamples: Of the bootstrap behind each interval.
+            cases: Validation cases that are ranked, a sample drawn by a fixed seed, so that all
+                runs on the same data are validated on the same ones; None ranks all. A test always
+                ranks all of its cases.
 
         Raises:
             ValueError: A count below 1, no cut-off, or an unknown ``exclude_seen``.
@@ -130,17 +138,27 @@ class Evaluator:
         self.ks = tuple(ks)
         self.batch_size = batch_size
         self.resamples = resamples
+        self.cases = cases
 
     @staticmethod
     def check(**options: Any) -> list[str]:
         """The problems of any of the constructor's options, a line each."""
         ks = tuple(options.get("ks", CUTOFFS))
+        counts = {name: options.get(name) for name in ("batch_size", "resamples", "cases")}
         return [
             *one_of(get_args(ExcludeSeen), exclude_seen=options.get("exclude_seen")),
             *([] if ks else ["ks: got none, wanted at least one cut-off; such as [10]"]),
             *(line for k in ks for line in at_least(1, ks=k)),
-            *at_least(1, batch_size=options.get("batch_size"), resamples=options.get("resamples")),
+            *at_least(1, **counts),
         ]
+
+    def sample(self, cases: Cases) -> Cases:
+        """The validation cases that are ranked: all, or some of them in their order."""
+        if self.cases is None or len(cases) <= self.cases:
+            return cases
+        generator = np.random.default_rng(_SAMPLE_SEED)
+        chosen = np.sort(generator.choice(len(cases), self.cases, replace=False))
+        return Cases(cases.user[chosen], cases.position[chosen])
 
     def ranks(
         self,
@@ -175,9 +193,12 @@ class Evaluator:
         """
         refuse(at_least(1, max_length=max_length))
         device = processes.device if processes else _device_of(student)
-        score: Scorer = (
-            student.next_scores if isinstance(student, (Ensemble, Recommender)) else student
-        )
+        ranked = _by_blocks(student, split.item_count, list_length)
+        if ranked is None:
+            ranked = _whole(student, split.item_count, list_length)
+            most = max(1, MOST_SCORES // split.item_count)
+        else:
+            most = None
         with answering(student) if isinstance(student, nn.Module) else torch.no_grad():
             # one empty part each, so that no case at all needs no other path
             case = [np.empty(0, dtype=np.int64)]
@@ -185,20 +206,14 @@ class Evaluator:
             ties = [torch.empty(0, dtype=torch.int64, device=device)]
             lists = [ties[0].new_empty(0, list_length)]
             for batch in self.batches(
-                split, cases, student, processes=processes, max_length=max_length
+                split, cases, student, processes=processes, max_length=max_length, most=most
             ):
-                scores, target = score(batch.histories), batch.target
-                _check_shape(scores, len(target), split.item_count)
-                excluded = {"exclude_row": batch.row, "exclude_item": batch.item}
-                found, tied = rank_and_ties(scores, target, **excluded)
+                found, tied, best = ranked(batch)
                 # kept on the device: a copy back per batch would wait for it each time
                 case.append(batch.case)
                 ranks.append(found)
                 ties.append(tied)
-                if list_length:
-                    lists.append(top_k(scores, list_length, **excluded)[0])
-                else:
-                    lists.append(target.new_empty(len(target), 0))
+                lists.append(best)
         order = np.concatenate(case)
         part = CaseRanks(
             case=order,
@@ -218,8 +233,17 @@ class Evaluator:
         *,
         processes: Processes | None = None,
         max_length: int | None = None,
+        most: int | None = None,
     ) -> "Iterator[CaseBatch]":
         """This process's cases, those of like histories together; arguments as for ``ranks``.
+
+        Args:
+            split: Where the events are.
+            cases: Which events to predict.
+            student: Whose histories are made.
+            processes: Who shares the cases.
+            max_length: How many of the latest events are read.
+            most: Cases a batch, where ``batch_size`` is more than can be held.
 
         Raises:
             EvaluationError: If cases and split don't belong together.
@@ -241,8 +265,9 @@ class Evaluator:
         events = on_device(split.items)
         ends = on_device(split.offsets[cases.user[case]] + position)
         seen, length = on_device(position), on_device(read[order])
-        for start in range(0, len(case), self.batch_size):
-            batch = slice(start, start + self.batch_size)
+        size = min(self.batch_size, most or self.batch_size)
+        for start in range(0, len(case), size):
+            batch = slice(start, start + size)
             end = ends[batch]
             target = events[end]
             row = item = None
@@ -312,6 +337,43 @@ class Evaluator:
                 "lists": covered | popularity_bias(lists, counts),
             },
         }
+
+
+_Ranked = Callable[[CaseBatch], tuple[Tensor, Tensor, Tensor]]  # ranks, ties and lists of a batch
+
+
+def _whole(student: Ensemble | Recommender | Scorer, item_count: int, list_length: int) -> _Ranked:
+    score = student.next_scores if isinstance(student, (Ensemble, Recommender)) else student
+
+    def ranked(batch: CaseBatch) -> tuple[Tensor, Tensor, Tensor]:
+        scores, target = score(batch.histories), batch.target
+        _check_shape(scores, len(target), item_count)
+        excluded = {"exclude_row": batch.row, "exclude_item": batch.item}
+        found, tied = rank_and_ties(scores, target, **excluded)
+        if not list_length:
+            return found, tied, target.new_empty(len(target), 0)
+        return found, tied, top_k(scores, list_length, **excluded)[0]
+
+    return ranked
+
+
+def _by_blocks(student: object, item_count: int, list_length: int) -> _Ranked | None:
+    """None where a catalogue is scored whole: it is small, or the scorer knows no other way."""
+    if item_count <= ITEM_BLOCK or not isinstance(student, (Ensemble, Recommender)):
+        return None
+    ensemble = Ensemble.of(student)
+
+    def ranked(batch: CaseBatch) -> tuple[Tensor, Tensor, Tensor]:
+        return rank_blocks(
+            BlockScores.after(ensemble, batch.histories),
+            batch.target,
+            item_count=item_count,
+            exclude_row=batch.row,
+            exclude_item=batch.item,
+            k=list_length,
+        )
+
+    return ranked
 
 
 def _histories(events: Tensor, end: Tensor, length: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ No sampled candidates anywhere. What several processes ranked is joined case by 
 is computed once, from all cases, never as a mean of the processes' means.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -124,22 +125,110 @@ def rank_and_ties(
         EvaluationError: if a shape or an index does not fit, or a score is NaN.
     """
     _check_scores(scores)
-    _check_targets(scores, target)
+    _check_targets(target, len(scores), scores.shape[1])
     own = scores.gather(1, target[:, None])  # [N, 1]
-    # int32 sums: the default int64 sum of booleans is 20 times slower on a CPU
-    greater = (scores > own).sum(1, dtype=torch.int32).long()
-    tied = (scores == own).sum(1, dtype=torch.int32).long() - 1  # less the target itself
-    own = own[:, 0]
-    greater -= (scores[:, 0] > own).long()
-    tied -= (scores[:, 0] == own).long()
-
-    row, item = _exclusions(scores, exclude_row, exclude_item)
+    row, item = _exclusions(scores.shape, scores.device, exclude_row, exclude_item)
     other = item != target[row]
-    row, item = row[other], item[other]
-    value = scores[row, item]  # [P]
-    greater.index_add_(0, row, (value > own[row]).long(), alpha=-1)
-    tied.index_add_(0, row, (value == own[row]).long(), alpha=-1)
+    greater, tied = _counts(scores[:, 1:], own, row[other], item[other] - 1)
+    tied -= 1  # the target itself
     return 1.0 + greater.double() + tied.double() / 2.0, tied
+
+
+class Blocks(Protocol):
+    """Scores of a catalogue's items by blocks, such as ``BlockScores``."""
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Every block's first item and scores [N, n]; the same bits each time it is asked."""
+
+    def of(self, items: Tensor) -> Tensor:
+        """Scores [N, K] of items [K]."""
+
+
+def rank_blocks(
+    scores: Blocks,
+    target: Tensor,
+    *,
+    item_count: int,
+    exclude_row: Tensor | None = None,
+    exclude_item: Tensor | None = None,
+    k: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ranks, ties and lists, of scores that never exist whole.
+
+    Args:
+        scores: By blocks; each is changed.
+        target: As for :func:`rank_and_ties`, and so the following.
+        item_count: I.
+        exclude_row: [P] int64 or None.
+        exclude_item: [P] int64 or None.
+        k: Items a list; 0 makes none.
+
+    Returns:
+        Ranks and ties as :func:`rank_and_ties` gives them, and items [N, k] as :func:`top_k`.
+
+    Raises:
+        EvaluationError: As those.
+    """
+    cases = len(target)
+    _check_targets(target, cases, item_count + 1)
+    shape = torch.Size([cases, item_count + 1])
+    row, item = _by_item(*_exclusions(shape, target.device, exclude_row, exclude_item))
+    own = scores.of(target).diagonal()[:, None].clone()  # [N, 1]
+    while True:
+        greater, tied = (torch.zeros_like(target) for _ in range(2))
+        seen, best = own.clone(), _Best(cases, k, target.device)
+        for first, block in scores.blocks():
+            _check_nan(block, first)
+            end = first + block.shape[1]
+            here = ((target >= first) & (target < end)).nonzero()[:, 0]
+            seen[here, 0] = block[here, target[here] - first]
+            some = _within(item, first, end)
+            other = item[some] != target[row[some]]
+            more, equal = _counts(block, own, row[some][other], item[some][other] - first)
+            greater += more
+            tied += equal
+            if k:
+                block[row[some], item[some] - first] = -torch.inf
+                best.add(block, first)
+        if torch.equal(seen, own):
+            break
+        own = seen  # a product of other columns may differ in the last bit, and would hide a tie
+    tied -= 1  # the target itself
+    return 1.0 + greater.double() + tied.double() / 2.0, tied, best.items
+
+
+def top_k_blocks(
+    scores: Blocks,
+    k: int,
+    *,
+    cases: int,
+    kept_out: Tensor,
+    exclude_row: Tensor | None = None,
+    exclude_item: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`top_k`, of scores that never exist whole.
+
+    Args:
+        scores: By blocks; each is changed.
+        k: Items a list.
+        cases: N.
+        kept_out: [I+1] bool, items that are in no list; or [N, I+1], of each list its own.
+        exclude_row: [P] int64 or None.
+        exclude_item: [P] int64 or None.
+
+    Raises:
+        EvaluationError: As there.
+    """
+    shape, device = torch.Size([cases, kept_out.shape[-1]]), kept_out.device
+    row, item = _by_item(*_exclusions(shape, device, exclude_row, exclude_item))
+    best = _Best(cases, k, device)
+    for first, block in scores.blocks():
+        _check_nan(block, first)
+        end = first + block.shape[1]
+        some = _within(item, first, end)
+        block[row[some], item[some] - first] = -torch.inf
+        best.add(block.masked_fill_(kept_out[..., first:end], -torch.inf), first)
+    return best.items, best.scores
 
 
 def top_k(
@@ -168,7 +257,7 @@ def top_k(
     if k < 1:
         raise EvaluationError(f"top_k got k={k}; ask for at least 1 item.")
     _check_scores(scores)
-    row, item = _exclusions(scores, exclude_row, exclude_item)
+    row, item = _exclusions(scores.shape, scores.device, exclude_row, exclude_item)
     allowed = scores.clone()
     allowed[:, 0] = -torch.inf
     allowed[row, item] = -torch.inf
@@ -181,49 +270,94 @@ def top_k(
     return items, best
 
 
+class _Best:
+    """The k best items of each of N rows, of blocks that come one after the other."""
+
+    def __init__(self, cases: int, k: int, device: torch.device) -> None:
+        self.items = torch.zeros(cases, k, dtype=torch.int64, device=device)
+        self.scores = torch.full((cases, k), -torch.inf, device=device)
+
+    def add(self, block: Tensor, first: int) -> None:
+        """Scores [N, n] of the items from ``first`` on; -inf is in no list."""
+        k = self.items.shape[1]
+        found, at = block.topk(min(k, block.shape[1]), dim=1)
+        items = torch.cat([self.items, (at + first).masked_fill(found == -torch.inf, 0)], dim=1)
+        self.scores, order = torch.cat([self.scores, found], dim=1).topk(k, dim=1)
+        self.items = items.gather(1, order)
+
+
+def _counts(scores: Tensor, own: Tensor, row: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+    """How many scores [N, n] are above [N, 1], and how many equal, without some (row, column)s."""
+    # int32 sums: the default int64 sum of booleans is 20 times slower on a CPU
+    greater = (scores > own).sum(1, dtype=torch.int32).long()
+    tied = (scores == own).sum(1, dtype=torch.int32).long()
+    value, mine = scores[row, item], own[row, 0]  # [P]
+    greater.index_add_(0, row, (value > mine).long(), alpha=-1)
+    tied.index_add_(0, row, (value == mine).long(), alpha=-1)
+    return greater, tied
+
+
+def _by_item(row: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+    item, order = item.sort()
+    return row[order], item
+
+
+def _within(item: Tensor, first: int, end: int) -> slice:
+    """Which of ascending items lie in a block."""
+    ends = torch.searchsorted(item, torch.tensor([first, end], device=item.device))
+    return slice(*ends.tolist())
+
+
 def _check_scores(scores: Tensor) -> None:
     if scores.dim() != 2 or scores.shape[1] < 2 or not scores.is_floating_point():
         raise EvaluationError(
             f"scores are {tuple(scores.shape)} {scores.dtype}; wanted floating point [N, I+1] "
             "with a column for padding and at least one item."
         )
+    _check_nan(scores[:, 1:], 1)
+
+
+def _check_nan(scores: Tensor, first: int) -> None:
+    """Refuse scores [N, n] of the items from ``first`` on that are no numbers."""
     # a maximum is NaN if any entry is: one pass and no temporary of the size of the scores
-    bad = scores[:, 1:].amax(1).isnan().nonzero()[:, 0]
+    bad = scores.amax(1).isnan().nonzero()[:, 0]
     if len(bad) > 0:
         case = int(bad[0])
-        column = int(scores[case, 1:].isnan().nonzero()[0, 0]) + 1
+        item = int(scores[case].isnan().nonzero()[0, 0]) + first
         raise EvaluationError(
-            f"the score of item {column} in row {case} is NaN ({len(bad)} of {len(scores)} rows "
+            f"the score of item {item} in row {case} is NaN ({len(bad)} of {len(scores)} rows "
             "hold NaN); the model diverged or met an input it cannot handle: check its loss and "
             "lower the learning rate."
         )
 
 
-def _check_targets(scores: Tensor, target: Tensor) -> None:
-    if target.shape != scores.shape[:1] or target.dtype != torch.int64:
+def _check_targets(target: Tensor, cases: int, width: int) -> None:
+    if target.shape != (cases,) or target.dtype != torch.int64:
         raise EvaluationError(
-            f"target is {tuple(target.shape)} {target.dtype}; wanted [{len(scores)}] int64, "
+            f"target is {tuple(target.shape)} {target.dtype}; wanted [{cases}] int64, "
             "one item per row of the scores."
         )
-    wrong = ((target < 1) | (target >= scores.shape[1])).nonzero()[:, 0]
+    wrong = ((target < 1) | (target >= width)).nonzero()[:, 0]
     if len(wrong) > 0:
         case = int(wrong[0])
         raise EvaluationError(
             f"row {case} has target {int(target[case])}; wanted an item in "
-            f"1..{scores.shape[1] - 1} (0 is padding)."
+            f"1..{width - 1} (0 is padding)."
         )
 
 
-def _exclusions(scores: Tensor, row: Tensor | None, item: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Excluded pairs without repeats and without padding: [P'] rows, [P'] items."""
+def _exclusions(
+    shape: torch.Size, device: torch.device, row: Tensor | None, item: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Excluded pairs of [N, I+1] without repeats and without padding: [P'] rows, [P'] items."""
     if row is None and item is None:
-        nothing = torch.empty(0, dtype=torch.int64, device=scores.device)
+        nothing = torch.empty(0, dtype=torch.int64, device=device)
         return nothing, nothing
     if row is None or item is None or row.shape != item.shape or row.dim() != 1:
         raise EvaluationError(
             "exclude_row and exclude_item must both be given, both [P]: one pair per position."
         )
-    cases, width = scores.shape
+    cases, width = shape
     if bool(((row < 0) | (row >= cases) | (item < 0) | (item >= width)).any()):
         raise EvaluationError(
             f"an excluded pair lies outside the scores; wanted rows in 0..{cases - 1} and items in "

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmkd.data.splits import Cases, SequenceSplit
 from mmkd.errors import EvaluationError
-from mmkd.evaluation.evaluator import Evaluator, Processes
+from mmkd.evaluation.evaluator import MOST_SCORES, Evaluator, Processes
 from mmkd.evaluation.metrics import per_case
 from mmkd.evaluation.ranking import rank_and_ties
 from mmkd.student import Ensemble
@@ -163,9 +163,11 @@ def gains(
         how many of each there are.
     """
     trains = split.train_counts() > 0
+    # the members' scores are kept beside one way of adding them up
+    most = max(1, MOST_SCORES // (split.item_count * (len(student.members) + 1)))
     sums, counts = np.zeros((count, 2)), np.zeros(2)
     with answering(student):
-        for batch in evaluator.batches(split, cases, student, processes=processes):
+        for batch in evaluator.batches(split, cases, student, processes=processes, most=most):
             cold = ~trains[batch.target.cpu().numpy()]
             counts += [np.sum(~cold), np.sum(cold)]
             for number, scores in enumerate(variants(batch.histories)):

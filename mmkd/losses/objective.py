@@ -14,9 +14,10 @@ from mmkd.losses.contrastive import ContrastiveLoss
 from mmkd.losses.correlation import CorrelationLoss
 from mmkd.losses.distributed import global_mean
 from mmkd.losses.mutual import MutualLoss
-from mmkd.losses.recommendation import NeighbourLoss, RecommendationLoss, Softmax
+from mmkd.losses.recommendation import NeighbourLoss, RecommendationLoss, SampledLoss, Softmax
 from mmkd.student import StudentOutput
 from mmkd.student.ensemble import Inference
+from mmkd.student.item_embedding import places
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,12 @@ class Objective(nn.Module):
                 )
 
     @property
+    def sampled(self) -> SampledLoss | None:
+        """The recommendation loss, where it reads the targets and some negatives only."""
+        found = self.recommendation
+        return found if isinstance(found, SampledLoss) else None
+
+    @property
     def clean(self) -> bool:
         """Whether a term reads the states of the unmasked sequences, see ``BatchStream``."""
         return self.attributes is not None or self.contrastive is not None
@@ -155,7 +162,7 @@ class Objective(nn.Module):
         targets_of = [target] * len(outputs)
         if batch.member_targets is not None:
             targets_of = list(batch.member_targets.flatten(1)[:, at])
-        total, parts = self._recommendation(states, outputs, targets_of)
+        total, parts = self._recommendation(states, outputs, targets_of, batch.negatives)
         terms = [
             *self._terms_of_sequences(outputs, batch),
             *self._terms_of_tables(outputs, batch, targets),
@@ -172,11 +179,12 @@ class Objective(nn.Module):
         states: Sequence[Tensor],
         outputs: Sequence[StudentOutput],
         targets: Sequence[Tensor],
+        negatives: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """At supervised positions: the loss itself, and what networks tell each other there."""
         if self.mutual is None:
             losses = [
-                global_mean(self.recommendation(h, out.item_matrix, target), len(target))
+                global_mean(self._loss(h, out, target, negatives), len(target))
                 for h, out, target in zip(states, outputs, targets, strict=True)
             ]
             total = torch.stack(losses).mean()
@@ -187,6 +195,14 @@ class Objective(nn.Module):
             states, matrices, torch.stack([wanted for _, wanted in found])
         )
         return total, {"recommendation": cross_entropy, "mutual": mutual}
+
+    def _loss(
+        self, states: Tensor, out: StudentOutput, target: Tensor, negatives: Tensor | None
+    ) -> Tensor:
+        if negatives is None:
+            return self.recommendation(states, out.item_matrix, target)
+        assert isinstance(self.recommendation, SampledLoss)
+        return self.recommendation(states, out.item_matrix, target, negatives, out.rows)
 
     def _candidates(
         self, outputs: Sequence[StudentOutput], target: Tensor
@@ -218,9 +234,10 @@ class Objective(nn.Module):
         targets: Mapping[str, CorrelationTargets],
     ) -> Iterator[tuple[str, float, Tensor]]:
         losses: dict[str, CorrelationLoss] = dict(self.correlation.items())  # type: ignore[arg-type]
+        items = places(batch.items, outputs[0].rows)
         for modality, loss in losses.items():
             found = [
-                (share, loss(table, batch.items, targets[modality]))
+                (share, loss(table, items, targets[modality]))
                 for table, share in self._tables(outputs, modality)
             ]
             for name, weight in loss.weights.items():

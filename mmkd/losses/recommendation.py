@@ -4,21 +4,18 @@ Nothing of shape [B, L, I] is ever formed: the objective gathers the supervised 
 the softmax over the catalogue runs in chunks that stay in the processor's cache.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmkd.distiller import TeacherNeighbours
-from mmkd.errors import at_least, checked, one_of, within
-
-Candidates = Literal["all", "trained"]
-Sampling = Literal["uniform", "popularity"]
-Counts = Tensor | NDArray[np.int64]
+from mmkd.errors import at_least, checked, within
+from mmkd.losses.negatives import Candidates, Counts, NegativeSampler, Sampling
+from mmkd.student.item_embedding import places
 
 # logits at a time of a softmax on a CPU, so that they stay in its cache: 128 rows of 12k items
 # were fastest
@@ -54,6 +51,45 @@ class RecommendationLoss(Protocol):
 
         Returns:
             The summed loss, a scalar.
+        """
+
+
+@runtime_checkable
+class SampledLoss(Protocol):
+    """A recommendation loss that reads the targets and the negatives it draws, and no other item.
+
+    So it can be given the vectors of just these, and a step costs what it touches
+    (``training.tables: rows``).
+    """
+
+    def draw(self, targets: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Negatives of a batch.
+
+        Args:
+            targets: Of any shape, 0 where nothing is asked; M are not.
+            generator: A CPU generator; None draws from torch's own.
+
+        Returns:
+            [n] int64 in 1..I for all positions, or [M, n], some for each.
+        """
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        item_matrix: Tensor,
+        target: Tensor,
+        negatives: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """As a ``RecommendationLoss``.
+
+        Args:
+            hidden: States at supervised positions, [M, D].
+            item_matrix: Vectors of items 1..I, [I, D]; or those of ``rows``, without its first and
+                last.
+            target: Items to predict, [M] int64 in 1..I.
+            negatives: Of ``draw``; None draws them here.
+            rows: See ``StudentOutput``; None where ``item_matrix`` has all items.
         """
 
 
@@ -143,26 +179,40 @@ class SampledSoftmax(nn.Module):
     ) -> None:
         super().__init__()
         self.negatives = negatives
-        self.candidates = _Candidates(candidates, train_counts)
-        weights = self.candidates.sampling_weights(train_counts, sampling)
-        self.register_buffer("weights", weights, persistent=False)  # [C]
-        self.weights: Tensor
+        self.sampler = NegativeSampler(
+            train_counts=train_counts, sampling=sampling, candidates=candidates
+        )
 
     @staticmethod
     def check(**options: Any) -> list[str]:
         """A line for each of these options that is out of range."""
         return _problems(options)
 
-    def forward(self, hidden: Tensor, item_matrix: Tensor, target: Tensor) -> Tensor:
-        """Sum the loss over positions; shapes as in ``RecommendationLoss``."""
-        item_matrix, target = self.candidates(item_matrix, target)
-        drawn = torch.multinomial(self.weights, self.negatives, replacement=True)  # [n]
-        log_q = torch.log(self.weights * self.negatives)  # [C]
-        own = target - 1
-        positive = (hidden * item_matrix[own]).sum(-1) - log_q[own]  # [M]
-        negative = hidden @ item_matrix[drawn].mT - log_q[drawn]  # [M, n]
-        logits = torch.cat([positive[:, None], negative], dim=1).float()
-        return (torch.logsumexp(logits, dim=1) - logits[:, 0]).sum()
+    def draw(self, targets: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """[n] negatives of all positions, see ``SampledLoss``."""
+        return self.sampler.draw(self.negatives, generator=generator).to(targets.device)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        item_matrix: Tensor,
+        target: Tensor,
+        negatives: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Sum the loss over positions; arguments as of ``SampledLoss``."""
+        drawn = self.draw(target) if negatives is None else negatives  # [n]
+        expected = math.log(self.negatives)
+        own = item_matrix[places(target, rows) - 1]  # [M, D]
+        positive = (hidden * own).sum(-1) - (self.sampler.log_q(target) + expected)  # [M]
+        others = item_matrix[places(drawn, rows) - 1]  # [n, D]
+        lowered = -(self.sampler.log_q(drawn) + expected).to(others.dtype)  # [n]
+        if torch.is_autocast_enabled(hidden.device.type):  # which would round the correction too
+            negative = (hidden @ others.mT).float() + lowered
+        else:
+            negative = F.linear(hidden, others, lowered)  # [M, n]
+        # the cross-entropy of the target beside them, without a copy of [M, 1 + n] to join both
+        return F.softplus(negative.float().logsumexp(dim=1) - positive.float()).sum()
 
 
 class GBCE(nn.Module):
@@ -200,11 +250,10 @@ class GBCE(nn.Module):
     ) -> None:
         super().__init__()
         self.negatives = negatives
-        self.candidates = _Candidates(candidates, train_counts)
-        weights = self.candidates.sampling_weights(train_counts, sampling)
-        self.register_buffer("weights", weights, persistent=False)  # [C]
-        self.weights: Tensor
-        rate = min(1.0, negatives / max(1, len(weights) - 1))
+        self.sampler = NegativeSampler(
+            train_counts=train_counts, sampling=sampling, candidates=candidates
+        )
+        rate = min(1.0, negatives / max(1, self.sampler.candidate_count - 1))
         self.beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
 
     @staticmethod
@@ -212,15 +261,27 @@ class GBCE(nn.Module):
         """A line for each of these options that is out of range."""
         return _problems(options)
 
-    def forward(self, hidden: Tensor, item_matrix: Tensor, target: Tensor) -> Tensor:
-        """Sum the loss over positions; shapes as in ``RecommendationLoss``."""
-        item_matrix, target = self.candidates(item_matrix, target)
-        own = target - 1
-        drawn = torch.multinomial(self.weights, len(own) * self.negatives, replacement=True)
-        drawn = drawn.view(len(own), self.negatives)
-        positive = (hidden * item_matrix[own]).sum(-1).float()  # [M]
-        negative = torch.einsum("md,mnd->mn", hidden, item_matrix[drawn]).float()  # [M, n]
-        hit = drawn == own[:, None]
+    def draw(self, targets: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """[M, n] negatives, some for each position, see ``SampledLoss``."""
+        positions = int(torch.count_nonzero(targets))
+        drawn = self.sampler.draw(positions * self.negatives, generator=generator)
+        return drawn.to(targets.device).view(positions, self.negatives)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        item_matrix: Tensor,
+        target: Tensor,
+        negatives: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Sum the loss over positions; arguments as of ``SampledLoss``."""
+        drawn = self.draw(target) if negatives is None else negatives  # [M, n]
+        own = item_matrix[places(target, rows) - 1]  # [M, D]
+        positive = (hidden * own).sum(-1).float()  # [M]
+        others = item_matrix[places(drawn, rows) - 1]  # [M, n, D]
+        negative = torch.einsum("md,mnd->mn", hidden, others).float()  # [M, n]
+        hit = drawn == target[:, None]
         pushed = F.softplus(negative).masked_fill(hit, 0.0).sum()
         return pushed - self.beta * F.logsigmoid(positive).sum()
 
@@ -308,23 +369,10 @@ class _Candidates(nn.Module):
             return item_matrix, target
         return item_matrix.index_select(0, self.rows), self.number[target]
 
-    def sampling_weights(self, train_counts: Counts, sampling: Sampling) -> Tensor:
-        """How likely each candidate is drawn, [C]."""
-        counts = torch.as_tensor(train_counts)[1:].to(torch.float32)
-        counts = counts if self.rows is None else counts[self.rows]
-        weights = torch.ones_like(counts) if sampling == "uniform" else counts + 1
-        return weights / weights.sum()
-
 
 def _problems(options: dict[str, Any]) -> list[str]:
-    choices = {"candidates": get_args(Candidates), "sampling": get_args(Sampling)}
     return [
         *at_least(1, negatives=options.get("negatives")),
         *within(0, 1, "0 is plain binary cross-entropy", calibration=options.get("calibration")),
-        *(
-            line
-            for name, known in choices.items()
-            if name in options
-            for line in one_of(known, **{name: options[name]})
-        ),
+        *NegativeSampler.check(**options),
     ]

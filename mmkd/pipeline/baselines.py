@@ -78,7 +78,8 @@ def evaluate_baselines(
         began = time.monotonic()
         scorer = make()
         ranks = evaluator.ranks(scorer, split, split.test, processes=processes)
-        valid = evaluator.ranks(scorer, split, split.valid, processes=processes, list_length=0)
+        cases = evaluator.sample(split.valid)
+        valid = evaluator.ranks(scorer, split, cases, processes=processes, list_length=0)
         test = evaluator.report(ranks, split, seed=seed)
         found[name] = {
             "breakdown": {"test": test.pop("breakdown")},

@@ -114,6 +114,8 @@ def _rank_again(
     run.check_data(data.digests())
     processes = Trainer(planned.training).processes()
     student.to(processes.device)
-    chosen = data.split.test if cases == "test" else data.split.valid
+    chosen = data.split.test
+    if cases == "valid":
+        chosen = planned.evaluator.sample(data.split.valid)
     ranks = planned.evaluator.ranks(student, data.split, chosen, processes=processes)
     return planned.evaluator, data.split, ranks

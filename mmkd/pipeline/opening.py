@@ -91,7 +91,7 @@ def opened(
         if main and announce:
             for line in data.notes:
                 announce(line)
-            announce(_announcement(recipe, data.split, accelerator))
+            announce(_announcement(planned, data.split, accelerator))
         vocabulary = None
         if planned.objective.attributes is not None:
             vocabulary = AttributeVocabulary.of(data.items)
@@ -197,14 +197,17 @@ def _kept(planned: Plan, run: RunFolder, data: Dataset) -> dict[str, pl.DataFram
     return {**of_others, **data.frames}
 
 
-def _announcement(recipe: Recipe, split: SequenceSplit, accelerator: Accelerator) -> str:
+def _announcement(planned: Plan, split: SequenceSplit, accelerator: Accelerator) -> str:
     """One line: what trains on what, with how many processes and threads."""
     count, threads = accelerator.num_processes, torch.get_num_threads()
+    name, cases = planned.recipe.name, len(split.valid)
+    ranked = len(planned.evaluator.sample(split.valid))
+    validate = str(cases) if ranked == cases else f"{ranked} of {cases}"
     return (
-        f"{recipe.name}: {count} process{'es' if count > 1 else ''} on {accelerator.device.type}, "
+        f"{name}: {count} process{'es' if count > 1 else ''} on {accelerator.device.type}, "
         f"{threads} thread{'s' if threads > 1 else ''} each; {split.item_count} items, "
         f"{split.user_count} users, {int(split.is_train().sum())} of {len(split.items)} events "
-        f"train, {len(split.valid)} validate, {len(split.test)} test"
+        f"train, {validate} validate, {len(split.test)} test"
     )
 
 

@@ -27,7 +27,7 @@ from mmkd.pipeline.embed import EmbedProgress
 from mmkd.pipeline.run import Run, comparison, given_plan, runs_folder
 from mmkd.pipeline.train import train
 from mmkd.pipeline.tune import tune_first
-from mmkd.runs.folder import find_run
+from mmkd.runs.folder import RunFolder, find_run
 from mmkd.runs.seeds import SeedFolder, find_seeds
 from mmkd.training.trainer import Trainer
 from mmkd.trust import trust_code as trust

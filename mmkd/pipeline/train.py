@@ -160,9 +160,10 @@ def train(
         changed = planned.members.weights_chosen or planned.members.offset_chosen
         tested = time.monotonic()
         cases = {"test": data.split.test} if planned.tests else {}
+        valid_cases = planned.evaluator.sample(data.split.valid)
         ranks = {
             name: planned.evaluator.ranks(student, data.split, chosen, processes=accelerator)
-            for name, chosen in (cases | {"valid": data.split.valid}).items()
+            for name, chosen in (cases | {"valid": valid_cases}).items()
         }
         reports = {
             name: planned.evaluator.report(found, data.split, seed=recipe.seed)
@@ -199,6 +200,8 @@ def train(
             "processes": accelerator.num_processes,
             "parameters": sum(p.numel() for p in student.parameters()),
         }
+        if len(valid_cases) < len(data.split.valid):
+            result["validation_cases"] = {"ranked": len(valid_cases), "of": len(data.split.valid)}
         if student.weights is not None:
             result["weights"] = student.shares()
         if student.untrained_offset is not None:
@@ -242,7 +245,7 @@ def _weigh(student: Ensemble, planned: Plan, run: OpenRun) -> None:
         choose_weights(
             student,
             split,
-            split.valid,
+            planned.evaluator.sample(split.valid),
             evaluator=planned.evaluator,
             metric=planned.training.select_metric,
             processes=run.accelerator,
@@ -256,7 +259,7 @@ def _place_untrained(student: Ensemble, planned: Plan, run: OpenRun) -> list[dic
     offset, curve = choose_offset(
         student,
         split,
-        split.valid,
+        planned.evaluator.sample(split.valid),
         evaluator=planned.evaluator,
         metric=planned.training.select_metric,
         price=planned.members.ensemble.get("untrained_price", 0.0),

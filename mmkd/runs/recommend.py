@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from mmkd.data.items import ItemTable
 from mmkd.distiller import unit_rows
 from mmkd.errors import DataError, RunError, at_least, refuse, shown
-from mmkd.evaluation.ranking import top_k
+from mmkd.evaluation.ranking import top_k, top_k_blocks
 from mmkd.student import Ensemble
-from mmkd.student.recommender import settled
+from mmkd.student.recommender import answering, settled
+from mmkd.student.scores import ITEM_BLOCK, BlockScores
 
 _CHUNK_BATCHES = 16  # histories are sorted by length among so many batches
 
@@ -221,13 +222,18 @@ def _best(
     padded = np.zeros((len(read), length), dtype=np.int64)  # [B, L]
     for row, events in enumerate(read):
         padded[row, length - len(events) :] = events
-    scores = student.next_scores(torch.from_numpy(padded).to(device))  # [B, I+1]
-    scores = scores.masked_fill(kept_out, -torch.inf)
-    if seen is None:
-        return top_k(scores, k)
-    who = torch.from_numpy(np.repeat(np.arange(len(seen)), [len(rows) for rows in seen]))
-    what = torch.from_numpy(np.concatenate(seen))
-    return top_k(scores, k, exclude_row=who.to(device), exclude_item=what.to(device))
+    asked = torch.from_numpy(padded).to(device)
+    excluded: dict[str, torch.Tensor] = {}
+    if seen is not None:
+        who = torch.from_numpy(np.repeat(np.arange(len(seen)), [len(rows) for rows in seen]))
+        what = torch.from_numpy(np.concatenate(seen))
+        excluded = {"exclude_row": who.to(device), "exclude_item": what.to(device)}
+    if student.item_count > ITEM_BLOCK:
+        with answering(student):
+            scores = BlockScores.after(student, asked)
+            return top_k_blocks(scores, k, cases=len(asked), kept_out=kept_out, **excluded)
+    whole = student.next_scores(asked)  # [B, I+1]
+    return top_k(whole.masked_fill(kept_out, -torch.inf), k, **excluded)
 
 
 def _read(student: Ensemble, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd.errors import at_least, one_of, refuse, within
+from mmkd.student.item_embedding import TableRows
 from mmkd.student.recommender import (
     Catalogue,
     Recommender,
@@ -117,13 +118,14 @@ class Ensemble(nn.Module):
         """The members."""
         return cast(list[Recommender], list(self.members))
 
-    def forward(self, items: Tensor) -> list[StudentOutput]:
+    def forward(self, items: Tensor, rows: TableRows | None = None) -> list[StudentOutput]:
         """States of every position, by member.
 
         Args:
             items: [B, L] int64, as for `Recommender`.
+            rows: As for `Recommender`.
         """
-        return [member(items) for member in self.members]
+        return [member(items, rows) for member in self.members]
 
     def score(
         self, hidden: Sequence[Tensor], item_matrices: Sequence[Tensor] | None = None
@@ -256,6 +258,11 @@ class Ensemble(nn.Module):
     def modality_parameters(self) -> list[nn.Parameter]:
         """The modality tables, each once, for a parameter group with a schedule of its own."""
         found = [p for member in self.networks for p in member.modality_parameters()]
+        return list({id(p): p for p in found}.values())
+
+    def trained_tables(self) -> list[nn.Parameter]:
+        """Every item table that trains, ids and modalities, each once."""
+        found = [p for member in self.networks for p in member.embedding.trained_tables()]
         return list({id(p): p for p in found}.values())
 
 

@@ -19,6 +19,49 @@ from mmkd.student.layers import check_dropout, check_modality_name, dropout
 
 AdapterKind = Literal["linear", "mlp"]
 
+# rows, where nothing is kept for gradients: what is made on the way is several times as large
+_ROWS_AT_ONCE = 65_536
+
+
+class TableRows:
+    """Some rows of every item table, for a step that costs what it touches.
+
+    A table's gradient is then sparse: it holds these rows and nothing else. Each table is looked up
+    once, so that members which share one share its rows too.
+
+    >>> import torch
+    >>> from mmkd.student.item_embedding import TableRows, places
+    >>> rows = TableRows(torch.tensor([0, 3, 7, 9]))  # padding, two items, the mask token
+    >>> rows.of(torch.arange(10.0)[:, None]).flatten().tolist()
+    [0.0, 3.0, 7.0, 9.0]
+    >>> places(torch.tensor([[0, 7]]), rows.numbers).tolist()
+    [[0, 2]]
+
+    Args:
+        numbers: [R] int64, ascending, each once: 0, some items, I+1.
+    """
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers = numbers
+        self._found: dict[int, Tensor] = {}
+
+    def of(self, table: Tensor) -> Tensor:
+        """[I+2, d] to [R, d]."""
+        if id(table) not in self._found:
+            sparse = isinstance(table, nn.Parameter) and table.requires_grad
+            self._found[id(table)] = F.embedding(self.numbers, table, sparse=sparse)
+        return self._found[id(table)]
+
+
+def places(items: Tensor, rows: Tensor | None) -> Tensor:
+    """Where items stand in tables of some rows, see `TableRows`.
+
+    Args:
+        items: Any shape, int64, each among the rows.
+        rows: [R]; None where the tables have all rows, so that an item stands at its own number.
+    """
+    return items if rows is None else torch.searchsorted(rows, items.contiguous())
+
 
 class FusedItemEmbedding(nn.Module):
     """One `id` table plus one table a modality, fused to one vector an item.
@@ -135,8 +178,9 @@ class FusedItemEmbedding(nn.Module):
             if adapter is not None:
                 self.adapters[name] = Adapter(start, dim=teacher.shape[1], kind=adapter)
                 start = TeacherStart(teacher.shape[1], 1.0, None)
-            rows_held = torch.where(mask[:, None], start(teacher), 0.0)
-            table = F.pad(rows_held, (0, 0, 0, 1))
+            table = torch.zeros(rows, start.width)
+            for some in _slices(len(teacher)):
+                table[some] = torch.where(mask[some, None], start(teacher[some]), 0.0)
             self.tables[name] = nn.Parameter(table, requires_grad=adapter is None)
             self.starts[name] = start
             has.append(F.pad(mask, (0, 1)))  # [I+2], the mask token has none
@@ -212,34 +256,42 @@ class FusedItemEmbedding(nn.Module):
         finally:
             self._kept = before
 
-    def table(self, tables: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Fuse every row, without dropout.
+    def table(
+        self, tables: Mapping[str, Tensor] | None = None, rows: TableRows | None = None
+    ) -> Tensor:
+        """Fuse every row, or some, without dropout.
 
         Args:
             tables: What `modality_tables` returned, where it was asked; None makes it.
+            rows: Which; None fuses all.
 
         Returns:
-            [I+2, d] the fused table, row 0 zero.
+            [I+2, d] the fused table, or [R, d] of the rows; row 0 zero.
         """
-        if self._kept is not None:
+        if self._kept is not None and rows is None:
             return self._kept[0]
-        sources = self._sources(self.modality_tables() if tables is None else tables)
+        sources = self._sources(self.modality_tables(rows) if tables is None else tables, rows)
+        has = self.has if rows is None else self.has[rows.numbers]
         if self.fuse is None:
             table = sources[0]
+        elif not torch.is_grad_enabled() and len(has) > _ROWS_AT_ONCE:
+            table = sources[0].new_zeros(len(has), self.width)
+            for some in _slices(len(has), start=1):
+                table[some] = self.fuse([s[some] for s in sources], self._read(has[some]))
         else:
-            fused: Tensor = self.fuse([s[1:] for s in sources], self._read(self.has[1:]))
+            fused: Tensor = self.fuse([s[1:] for s in sources], self._read(has[1:]))
             table = F.pad(fused, (0, 0, 1, 0))  # [I+2, d]; the padding row is written, never learnt
         if self.ids:
             return table
-        stand_ins = [self.stand_in[:1].expand(self.item_count + 1, -1), self.stand_in[1:]]
-        return torch.where(self.has[:, :1], torch.cat(stand_ins), table)
+        stand_ins = [self.stand_in[:1].expand(len(has) - 1, -1), self.stand_in[1:]]
+        return torch.where(has[:, :1], torch.cat(stand_ins), table)
 
     def lookup(self, items: Tensor, table: Tensor) -> Tensor:
         """Read a sequence's input vectors from a table that `table` returned, with dropout.
 
         Args:
-            items: [B, L] int64.
-            table: [I+2, d].
+            items: [B, L] int64; their `places`, where the table is of some rows.
+            table: [I+2, d], or of some rows.
 
         Returns:
             [B, L, d], zero where `items` is padding.
@@ -304,21 +356,34 @@ class FusedItemEmbedding(nn.Module):
             found = self.fuse.weights([s[1:] for s in sources], self._read(self.has[1:]))
         return dict(zip(names, F.pad(found, (0, 0, 1, 0)).unbind(1), strict=True))
 
-    def modality_tables(self) -> dict[str, Tensor]:
-        """Name to student table S_m [I+2, d]: the parameter itself, or what an adapter makes."""
-        if self._kept is not None:
+    def modality_tables(self, rows: TableRows | None = None) -> dict[str, Tensor]:
+        """Name to student table S_m [I+2, d]: the parameter itself, or what an adapter makes.
+
+        Args:
+            rows: Of which [R, d] are wanted; None = all.
+        """
+        if self._kept is not None and rows is None:
             return self._kept[1]
+        held = {name: t if rows is None else rows.of(t) for name, t in self.tables.items()}
         return {
             name: self.adapters[name](table) if name in self.adapters else table
-            for name, table in self.tables.items()
+            for name, table in held.items()
         }
 
     def modality_parameters(self) -> list[nn.Parameter]:
         """The modality tables, for a parameter group with a schedule of its own."""
         return [table for name, table in self.tables.items() if name not in self.adapters]
 
-    def _sources(self, tables: Mapping[str, Tensor]) -> list[Tensor]:
-        return [self.id_table, *tables.values()] if self.ids else list(tables.values())
+    def trained_tables(self) -> list[nn.Parameter]:
+        """Every table [I+2, d] that trains: ids, then modalities."""
+        return [*([self.id_table] if self.ids else []), *self.modality_parameters()]
+
+    def ids_of(self, rows: TableRows | None = None) -> Tensor:
+        """The id table [I+2, d], or some rows of it [R, d]."""
+        return self.id_table if rows is None else rows.of(self.id_table)
+
+    def _sources(self, tables: Mapping[str, Tensor], rows: TableRows | None = None) -> list[Tensor]:
+        return [self.ids_of(rows), *tables.values()] if self.ids else list(tables.values())
 
 
 class Adapter(nn.Module):
@@ -388,19 +453,22 @@ class TeacherStart:
             norm: Mean Euclidean norm to give these rows, by one factor for all; where they hold
                 nothing but zeros it is 1.
         """
-        table = torch.where(mask[:, None], _plain(teacher), 0.0)
         basis = None
-        if table.is_meta:  # of which shapes alone are asked
-            narrower = width < table.shape[1]
-            basis = table.new_empty(table.shape[1], width).double() if narrower else None
+        dim, parts = teacher.shape[1], _slices(len(teacher))
+        if teacher.is_meta or mask.is_meta:  # of which shapes alone are asked
+            basis = mask.new_empty(dim, width).double() if width < dim else None
             return cls(width, 1.0, basis)
-        if width < table.shape[1]:
-            exact = table.double()
-            _, vectors = torch.linalg.eigh(exact.mT @ exact)  # ascending eigenvalues
+        if width < dim:
+            moment = torch.zeros(dim, dim, dtype=torch.float64)
+            for some in parts:
+                exact = torch.where(mask[some, None], _plain(teacher[some]), 0.0).double()
+                moment = moment + exact.mT @ exact
+            _, vectors = torch.linalg.eigh(moment)  # ascending eigenvalues
             basis = vectors.flip(1)[:, :width]  # [d_t, d]
             largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))  # [1, d]
             basis = basis * largest.sign()
-        norms = cls(width, 1.0, basis)(table[mask]).norm(dim=1)
+        plain = cls(width, 1.0, basis)
+        norms = torch.cat([plain(teacher[some][mask[some]]).norm(dim=1) for some in parts])
         mean = norms.mean().item() if len(norms) else 0.0
         return cls(width, norm / mean if mean > 0 else 1.0, basis)
 
@@ -417,3 +485,9 @@ class TeacherStart:
 def _plain(teacher: Tensor) -> Tensor:
     """A teacher's numbers where they are worked with."""
     return teacher.detach().to(torch.get_default_device(), torch.float32)
+
+
+def _slices(count: int, *, start: int = 0) -> list[slice]:
+    """Rows from ``start`` on, so many at a time that what is made of them stays small."""
+    starts = range(start, count, _ROWS_AT_ONCE)
+    return [slice(first, min(first + _ROWS_AT_ONCE, count)) for first in starts]

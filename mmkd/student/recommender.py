@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmkd.errors import DataError, MmkdError, at_least, checked, one_of, refuse
 from mmkd.student.backbones import Backbone, build_backbone, reads_items
-from mmkd.student.item_embedding import FusedItemEmbedding
+from mmkd.student.item_embedding import FusedItemEmbedding, TableRows, places
 
 ScoreWith = Literal["id", "fused"]
 
@@ -35,6 +35,9 @@ class StudentOutput:
     """Name to the whole student table S_m [I+2, d] (the parameter, unless an adapter makes it)."""
     item_matrix: Tensor
     """[I, d], row r scores item r + 1."""
+    rows: Tensor | None = None
+    """[R] int64, ascending: padding, some items, the mask token, where `modality` [R, d] and
+    `item_matrix` [R-2, d] are of these rows alone; None = all (see `TableRows`)."""
 
 
 class Teacher(Protocol):
@@ -172,12 +175,14 @@ class Recommender(nn.Module):
             embedding=tables, backbone=backbone, score_with=score_with, max_length=max_length
         )
 
-    def forward(self, items: Tensor) -> StudentOutput:
+    def forward(self, items: Tensor, rows: TableRows | None = None) -> StudentOutput:
         """States of every position.
 
         Args:
             items: [B, L] int64: 0 padding (on the left), 1..I items, I+1 mask token, which the
                 caller sets where a bidirectional backbone is to predict.
+            rows: The rows of the item tables to read, those of `items` among them, where not all
+                are asked of.
 
         Returns:
             The states, the modality tables, and the matrix to score with.
@@ -190,16 +195,18 @@ class Recommender(nn.Module):
                 f"items: got shape {tuple(items.shape)}, wanted [B, L]; "
                 "add a batch dimension with items[None]."
             )
-        modality = self.embedding.modality_tables()
-        if self.score_with == "fused":
-            table = self.embedding.table(modality)  # [I+2, d]
-            x = self.embedding.lookup(items, table)
-            matrix = table[1:-1]
+        numbers = None if rows is None else rows.numbers
+        modality = self.embedding.modality_tables(rows)
+        if self.score_with == "fused" or rows is not None:
+            table = self.embedding.table(modality, rows)  # [I+2, d]
+            x = self.embedding.lookup(places(items, numbers), table)
+            matrix = table if self.score_with == "fused" else self.embedding.ids_of(rows)
+            matrix = matrix[1:-1]
         else:
             x = self.embedding(items)
             matrix = self.item_matrix()
         hidden = self._states(x, items)  # [B, L, d]
-        return StudentOutput(hidden=hidden, modality=modality, item_matrix=matrix)
+        return StudentOutput(hidden=hidden, modality=modality, item_matrix=matrix, rows=numbers)
 
     def item_matrix(self) -> Tensor:
         """[I, d] the rows to score with, row r for item r + 1."""

@@ -15,6 +15,9 @@ from mmkd.training.optimizer import Chosen, check_optimizer, check_schedule
 
 Precision = Literal["no", "bf16", "fp16"]
 DecayTowards = Literal["zero", "teacher"]
+Tables = Literal["auto", "dense", "rows"]
+
+ROWS_FROM = 100_000  # items, from which on ``auto`` steps rows with a sampled loss
 
 TRACKERS = tuple(sorted(str(name) for name in LOGGER_TYPE_TO_CLASS))  # all that Accelerate knows
 
@@ -55,6 +58,10 @@ class TrainingArguments:
         decay_towards: Where the modality tables decay to: ``zero``, as everything else, or
             ``teacher``, the table that they start from, so that it is their change that decays:
             ``S -= lr * decay * (S - S_start)``, decoupled with every optimiser.
+        tables: How the item tables, ids and modalities, step: ``dense``, all rows at every step
+            by ``optimizer``; or ``rows``, those of a batch and its negatives by ``RowAdam``, which
+            wants a sampled loss. ``auto`` is ``rows`` with a sampled loss and more than 100,000
+            items, else ``dense``.
         betas: Of the optimisers that have them.
         gradient_clip: Largest global gradient norm; None = no clipping.
         accumulate: Batches an optimiser step.
@@ -86,6 +93,7 @@ class TrainingArguments:
     weight_decay: float = 0.0
     table_decay: float | None = None
     decay_towards: DecayTowards = "zero"
+    tables: Tables = "auto"
     betas: tuple[float, float] = (0.9, 0.999)
     gradient_clip: float | None = None
     accumulate: int = 1
@@ -120,6 +128,7 @@ class TrainingArguments:
         if options.get("table_decay") is not None:
             problems += at_least(0, "null takes weight_decay", **given("table_decay"))
         problems += one_of(get_args(DecayTowards), **given("decay_towards"))
+        problems += one_of(get_args(Tables), **given("tables"))
         if options.get("decay_towards") == "teacher" and "weight_decay" in options:
             decay = options.get("table_decay")
             if not (options["weight_decay"] if decay is None else decay):

@@ -212,8 +212,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: It can't be written, as on a full disk.
     """
-    # clone: safetensors refuses tensors that share storage
-    content = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    content: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, value in tensors.items():
+        held = value.detach().cpu().contiguous()
+        storage = held.untyped_storage()
+        # safetensors refuses tensors that share storage; copies of all would double the memory
+        if storage.data_ptr() in taken or storage.nbytes() > held.nbytes:
+            held = held.clone()
+        taken.add(storage.data_ptr())
+        content[name] = held
     with _writing(path), replacing(path) as temporary:
         save_file(content, temporary)
 

@@ -89,7 +89,14 @@ class Loop:
         self.accelerator = accelerator
         self.folder = folder
         self.batches = len(stream)
-        self.stepping = Stepping(arguments, step, asynchronous, accelerator, batches=self.batches)
+        self.stepping = Stepping(
+            arguments,
+            step,
+            asynchronous,
+            accelerator,
+            batches=self.batches,
+            rows=stream.negatives is not None,
+        )
         self.best = BestWeights(folder, accelerator)
         self.checkpoints = CheckpointFolder(
             folder / "checkpoints",

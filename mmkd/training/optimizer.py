@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from mmkd.errors import at_least, checked, did_you_mean, one_of
 from mmkd.student import Ensemble
+from mmkd.training.rows import sparse_rows
 
 MODALITY_GROUP = "modality"
 OTHER_GROUP = "other"
@@ -160,8 +161,14 @@ class DecayTowardsStart:
         """Decay; once the rates are set and the gradients are as the step will see them."""
         for group in optimizer.param_groups:
             for table in group["params"]:
-                if (start := self._starts.get(id(table))) is not None and table.grad is not None:
-                    table.detach().lerp_(start, group["lr"] * self.decay)
+                if (start := self._starts.get(id(table))) is None or table.grad is None:
+                    continue
+                share, own = group["lr"] * self.decay, table.detach()
+                if table.grad.is_sparse:  # the rows that step
+                    rows = table.grad.indices()[0]
+                    own[rows] = own[rows].lerp_(start[rows], share)
+                else:
+                    own.lerp_(start, share)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the tables were, for a resumed run, whose student may have moved since."""
@@ -431,7 +438,7 @@ class Interval(NoAsynchrony):
     def __init__(self, *, every: int = 10) -> None:
         self.every = every
         self._steps = 0
-        self._sums: list[Tensor] = []
+        self._sums: dict[int, Tensor] = {}  # by parameter, where something was collected
 
     @staticmethod
     def check(**options: Any) -> list[str]:
@@ -440,28 +447,49 @@ class Interval(NoAsynchrony):
 
     def before_step(self, parameters: Sequence[nn.Parameter]) -> None:
         """Collect the gradients; hand their mean over at every ``every``-th step, else none."""
-        if not self._sums:
-            self._sums = [torch.zeros_like(p) for p in parameters]
         self._steps += 1
-        for parameter, total in zip(parameters, self._sums, strict=True):
+        for k, parameter in enumerate(parameters):
             if parameter.grad is not None:
-                # an overflow under fp16 skips its own step; it must not stay in the sum for good
-                total += torch.nan_to_num(parameter.grad, nan=0.0, posinf=0.0, neginf=0.0)
-            if self._steps % self.every:
-                parameter.grad = None  # the optimiser leaves a parameter without gradient alone
-            else:
-                parameter.grad = total / self.every
-                total.zero_()
+                self._sums[k] = _collected(self._sums.get(k), parameter.grad)
+            parameter.grad = None  # the optimiser leaves a parameter without gradient alone
+            if self._steps % self.every == 0 and k in self._sums:
+                parameter.grad = self._sums.pop(k) / self.every
 
     def state_dict(self) -> dict[str, Tensor]:
         """Step count and collected gradients."""
-        sums = {f"sum.{i}": total for i, total in enumerate(self._sums)}
-        return {"steps": torch.tensor(self._steps), **sums}
+        state = {"steps": torch.tensor(self._steps)}
+        for k, total in self._sums.items():
+            if total.is_sparse:
+                state |= {f"rows.{k}": total.indices()[0], f"values.{k}": total.values()}
+                state[f"size.{k}"] = torch.tensor(total.shape)
+            else:
+                state[f"sum.{k}"] = total
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore step count and collected gradients."""
         self._steps = int(state["steps"])
-        self._sums = [state[f"sum.{i}"].clone() for i in range(len(state) - 1)]
+        self._sums = {}
+        for name, value in state.items():
+            part, _, k = name.partition(".")
+            if part == "sum":
+                self._sums[int(k)] = value.clone()
+            elif part == "rows":
+                values, size = state[f"values.{k}"], state[f"size.{k}"].tolist()
+                self._sums[int(k)] = sparse_rows(value, values, size)
+
+
+def _collected(total: Tensor | None, gradient: Tensor) -> Tensor:
+    """A sum of gradients, dense or sparse, with one more.
+
+    An overflow under fp16 skips its own step; it must not stay in the sum for good.
+    """
+    if gradient.is_sparse:
+        finite = torch.nan_to_num(gradient.values(), nan=0.0, posinf=0.0, neginf=0.0)
+        more = sparse_rows(gradient.indices()[0], finite, gradient.shape)
+        return more if total is None else (total + more).coalesce()
+    finite = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+    return finite if total is None else total.add_(finite)
 
 
 class Frozen(NoAsynchrony):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mmkd.errors import TrainingError
 from mmkd.terminal import console, printable
+from mmkd.training.rows import held
 
 
 class TrainingProgress:
@@ -259,7 +260,7 @@ def gradient_norms(module: nn.Module) -> dict[str, float]:
         if parameter.grad is not None:
             depth = 4 if ".members." in name else 2  # a part of each member, or of the objective
             key = name if "table" in name else ".".join(name.split(".")[:depth])
-            square = parameter.grad.detach().float().square().sum()
+            square = held(parameter.grad.detach()).float().square().sum()
             squares[key] = squares[key] + square if key in squares else square
     return {key: float(square.sqrt()) for key, square in squares.items()}
 

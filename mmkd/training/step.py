@@ -17,6 +17,7 @@ from mmkd.distiller import CorrelationTargets
 from mmkd.errors import TrainingError
 from mmkd.losses.objective import LossBreakdown, Objective, TeacherOutputs
 from mmkd.student import Ensemble
+from mmkd.student.item_embedding import TableRows
 from mmkd.training.arguments import TrainingArguments
 from mmkd.training.optimizer import (
     AsynchronousUpdate,
@@ -26,6 +27,15 @@ from mmkd.training.optimizer import (
     build_optimizer,
 )
 from mmkd.training.progress import gradient_norms
+from mmkd.training.rows import (
+    RowAdam,
+    SplitOptimizer,
+    clip,
+    held,
+    keep_from_ddp,
+    settle,
+    split_groups,
+)
 
 
 class TrainStep(nn.Module):
@@ -58,8 +68,10 @@ class TrainStep(nn.Module):
 
     def forward(self, batch: Batch, targets: Mapping[str, CorrelationTargets]) -> LossBreakdown:
         """Run all views of the batch through every network as one batch and compute the loss."""
-        views = batch.views.flatten(0, 1)
-        outputs = self.student(views)
+        views, rows = batch.views.flatten(0, 1), None
+        if batch.negatives is not None:  # then nothing else of the catalogue is read
+            rows = TableRows(batch.touched(self.student.item_count))
+        outputs = self.student(views, rows)
         (teacher,) = self._teacher
         teacher_outputs = None
         if teacher is not None:
@@ -72,7 +84,16 @@ class TrainStep(nn.Module):
 
 
 class Stepping:
-    """A module with what changes its weights; ``batches`` are an epoch's."""
+    """A module with what changes its weights.
+
+    Args:
+        arguments: Optimiser, rates, clipping.
+        module: On the accelerator's device.
+        asynchronous: How the modality tables lag behind, of all members or one a member.
+        accelerator: Device, precision and processes.
+        batches: An epoch's.
+        rows: Whether batches have negatives, so that tables have sparse gradients.
+    """
 
     def __init__(
         self,
@@ -82,10 +103,12 @@ class Stepping:
         accelerator: Accelerator,
         *,
         batches: int,
+        rows: bool = False,
     ) -> None:
         self.arguments = arguments
         self.module = module
         self.accelerator = accelerator
+        self.tables = module.student.trained_tables() if rows else []
         self.asynchronous = MemberUpdates(module.student, asynchronous)
         decay, self.towards = arguments.table_decay, None
         if arguments.decay_towards == "teacher":
@@ -100,9 +123,15 @@ class Stepping:
             weight_decay=arguments.weight_decay,
             table_decay=decay,
         )
+        groups, of_tables = split_groups(groups, self.tables)
         self.optimizer = build_optimizer(
             arguments.optimizer, groups, lr=arguments.lr, betas=arguments.betas
         )
+        if of_tables:
+            tables = RowAdam(of_tables, lr=arguments.lr, beta=arguments.betas[1])
+            self.optimizer = SplitOptimizer(self.optimizer, tables)
+            if accelerator.num_processes > 1:
+                keep_from_ddp(module, self.tables)
         self.prepared, self.prepared_optimizer = accelerator.prepare(module, self.optimizer)
         self.learning_rate = LearningRate(
             lr=arguments.lr,
@@ -121,6 +150,8 @@ class Stepping:
             with self.accelerator.autocast():
                 loss: LossBreakdown = self.prepared(batch, targets)
             self.accelerator.backward(loss.total / group)
+        if last:
+            settle(self.tables, processes=self.accelerator.num_processes)
         self._losses.append({"total": loss.total.detach(), **loss.parts})
         return self._losses[-1]
 
@@ -133,7 +164,7 @@ class Stepping:
         group, self._losses = self._losses, []
         finite = torch.stack([losses["total"] for losses in group]).isfinite().all()
         if self.accelerator.scaler is None:  # fp16's leaves out a step whose gradient overflows
-            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            gradients = [held(p.grad) for p in self.module.parameters() if p.grad is not None]
             finite &= nn.utils.get_total_norm(gradients).isfinite()
         finite = finite.float()
         if self.accelerator.num_processes > 1:  # or one would end and the others wait for it
@@ -160,7 +191,7 @@ class Stepping:
         self.asynchronous.before_step()
         if self.arguments.gradient_clip is not None:
             # not Accelerate's, which would divide by fp16's loss scale a second time
-            nn.utils.clip_grad_norm_(self.module.parameters(), self.arguments.gradient_clip)
+            clip(self.module.parameters(), self.arguments.gradient_clip)
         self.learning_rate.apply(self.optimizer, step=step, epoch=epoch)
         if self.towards is not None:
             self.towards.before_step(self.optimizer)

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from mmkd.data import SequenceSplit
-from mmkd.data.batches import BatchStream
+from mmkd.data.batches import BatchStream, Negatives
 from mmkd.data.dataset import Dataset
 from mmkd.data.soft_targets import SoftTargets
 from mmkd.data.tasks import Task
@@ -27,7 +27,7 @@ from mmkd.evaluation import Evaluator, Retention
 from mmkd.losses.objective import Objective
 from mmkd.student import Ensemble, Recommender
 from mmkd.threads import thread_count, use_threads
-from mmkd.training.arguments import TrainingArguments
+from mmkd.training.arguments import ROWS_FROM, Tables, TrainingArguments
 from mmkd.training.loop import Loop, TrainReport
 from mmkd.training.optimizer import AsynchronousUpdate, NoAsynchrony
 from mmkd.training.progress import check_installed, start_trackers
@@ -136,7 +136,9 @@ class Trainer:
                 accumulate=arguments.accumulate,
                 clean=objective.clean,
                 soften=soften,
+                negatives=_negatives(arguments.tables, objective, split.item_count),
             )
+            valid = evaluator.sample(split.valid)
             correlations = distiller.to(device) if distiller and objective.correlation else None
 
             def targets(items: Tensor, generator: torch.Generator) -> Mapping[str, Any]:
@@ -145,9 +147,7 @@ class Trainer:
                 return correlations.targets(items, generator=generator, share=1 / count)
 
             def validate() -> Mapping[str, float]:
-                found = evaluator.ranks(
-                    ensemble, split, split.valid, processes=processes, list_length=0
-                )
+                found = evaluator.ranks(ensemble, split, valid, processes=processes, list_length=0)
                 return evaluator.metrics(found) | retention(ensemble)
 
             # every process starts from the same weights and drops out different units
@@ -233,6 +233,19 @@ def _check_parts(
     if (objective.compression is None) != (teacher is None):
         got, lacks = ("teacher", "compression") if teacher else ("compression", "teacher")
         raise TrainingError(f"objective: got a {got}, but no {lacks}; give both or neither")
+
+
+def _negatives(tables: Tables, objective: Objective, item_count: int) -> Negatives | None:
+    """What draws a batch's negatives, where only its rows and theirs are to step."""
+    sampled = objective.sampled
+    if tables == "rows" and sampled is None:
+        raise TrainingError(
+            "training.tables: got rows, but the recommendation loss, "
+            f"{type(objective.recommendation).__name__}, reads every item; choose a sampled one, "
+            "such as sampled_softmax, or set it to dense"
+        )
+    rows = tables == "rows" or (tables == "auto" and item_count > ROWS_FROM)
+    return sampled.draw if sampled is not None and rows else None
 
 
 @contextmanager

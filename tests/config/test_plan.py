@@ -156,6 +156,15 @@ def test_what_needs_encoders_is_refused_beside_none() -> None:
     assert found.distiller is None and found.cards == {} and found.objective.correlation is None
 
 
+def test_rows_step_where_the_loss_reads_some_items_only() -> None:
+    assert problems(["training.tables=rows"]) == [
+        "training.tables: got rows, but the recommendation loss is softmax, which reads every "
+        "item; give objective.recommendation one of sampled_softmax, gbce, or leave this out"
+    ]
+    found = planned("training.tables=rows", "objective.recommendation=gbce")
+    assert found.training.tables == "rows"
+
+
 def test_soft_targets_are_planned_and_checked() -> None:
     found = planned("objective.neighbours={share: 0.1, modalities: [text]}")
     assert found.objective.neighbours == {"share": 0.1, "modalities": ["text"]}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmkd.errors import EvaluationError
-from mmkd.evaluation import RetentionProbe
+from mmkd.evaluation import RetentionProbe, retention
 
 ITEMS = 120
 
@@ -185,3 +185,29 @@ def test_where_all_others_are_neighbours_all_are_kept(items: int) -> None:
     teacher = torch.randn(items + 1, 4, generator=torch.Generator().manual_seed(0))
     probe = RetentionProbe(teacher=teacher, present=torch.arange(items + 1) > 0)
     assert probe.measure(-teacher)["recall@10"] == 1.0
+
+
+def test_of_many_items_a_fixed_sample_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "_MOST_ITEMS", 12)
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (torch.randn(51, 6, generator=generator) for _ in range(2))
+    teacher[0] = 0
+    present = torch.arange(51) > 0
+    options = {"pairs": 400, "queries": 12, "k": 3, "seed": 2}
+    probe = RetentionProbe(teacher=teacher, present=present, **options)
+    found = probe.measure(student)
+    rows = [
+        row for row in range(1, 51) if probe.measure(_moved(student, row)) != found
+    ]  # those it reads
+    assert len(rows) == 12
+    monkeypatch.setattr(retention, "_MOST_ITEMS", 100_000)
+    small = RetentionProbe(
+        teacher=torch.cat([teacher[:1], teacher[rows]]), present=torch.arange(13) > 0, **options
+    )
+    assert small.measure(torch.cat([student[:1], student[rows]])) == pytest.approx(found)
+
+
+def _moved(table: Tensor, row: int) -> Tensor:
+    moved = table.clone()
+    moved[row] = -10 * moved[row]
+    return moved

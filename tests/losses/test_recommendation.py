@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmkd.data.tasks import Batch
+from mmkd.losses.negatives import NegativeSampler
 from mmkd.losses.objective import Objective
 from mmkd.losses.recommendation import GBCE, LOSSES, SampledSoftmax, Softmax
 from mmkd.student import StudentOutput
@@ -72,15 +73,14 @@ def test_softmax_in_bf16_stays_near_the_exact_one() -> None:
 # sampled softmax
 
 
-class Fixed:
-    """Stands in for torch.multinomial and gives the same draws each time."""
+def fix(monkeypatch: pytest.MonkeyPatch, draws: list[int]) -> None:
+    """Have samplers give the same draws each time, rows of the item matrix."""
 
-    def __init__(self, draws: list[int]) -> None:
-        self.draws = torch.tensor(draws)
+    def draw(sampler: NegativeSampler, count: int, *, generator: object = None) -> Tensor:
+        assert count == len(draws)
+        return torch.tensor(draws) + 1
 
-    def __call__(self, weights: Tensor, count: int, *, replacement: bool) -> Tensor:
-        assert replacement and count == len(self.draws)
-        return self.draws
+    monkeypatch.setattr(NegativeSampler, "draw", draw)
 
 
 def test_sampled_softmax_with_given_draws(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_sampled_softmax_with_given_draws(monkeypatch: pytest.MonkeyPatch) -> No
     counts = torch.tensor([100, 4, 0, 1, 2, 8])  # column 0 must not count
     q = [n / 20 for n in (5, 1, 2, 3, 9)]
     draws = [2, 4, 4]  # zero-based: items 3, 5 and 5
-    monkeypatch.setattr(torch, "multinomial", Fixed(draws))
+    fix(monkeypatch, draws)
     got = SampledSoftmax(train_counts=counts, negatives=3)(hidden, matrix, target)
     wanted = 0.0
     for state, row in zip(hidden.double().numpy(), target.tolist(), strict=True):
@@ -146,7 +146,7 @@ def test_the_correction_is_what_undoes_the_popularity_of_the_draws() -> None:
     hidden.requires_grad_()
     (full,) = torch.autograd.grad(Softmax()(hidden, matrix, target), hidden)
     (corrected,) = torch.autograd.grad(loss(hidden, matrix, target), hidden)
-    drawn = torch.multinomial(loss.weights, 20_000, replacement=True)
+    drawn = loss.draw(target) - 1
     own = target - 1
     negative = (hidden @ matrix[drawn].mT).masked_fill(drawn == own[:, None], -torch.inf)
     logits = torch.cat([(hidden * matrix[own]).sum(-1, keepdim=True), negative], 1)
@@ -180,7 +180,7 @@ def test_gbce_is_the_papers_formula(calibration: float, monkeypatch: pytest.Monk
     hidden, matrix, target = draw(3, items=9)
     target[1] = 5
     drawn = [[0, 3], [4, 8], [2, 2]]  # [1][0] is the target itself
-    monkeypatch.setattr(torch, "multinomial", Fixed([d for own in drawn for d in own]))
+    fix(monkeypatch, [d for own in drawn for d in own])
     loss = GBCE(train_counts=torch.ones(10), negatives=2, calibration=calibration)
     wanted = naive_gbce(hidden, matrix, target, drawn, calibration)
     assert float(loss(hidden, matrix, target)) == pytest.approx(wanted, rel=1e-5)
@@ -190,7 +190,7 @@ def test_gbce_without_calibration_is_plain_bce(monkeypatch: pytest.MonkeyPatch) 
     hidden, matrix, target = draw(3, items=9)
     target[:] = torch.tensor([1, 2, 3])
     drawn = [[5, 6], [7, 8], [4, 5]]
-    monkeypatch.setattr(torch, "multinomial", Fixed([d for own in drawn for d in own]))
+    fix(monkeypatch, [d for own in drawn for d in own])
     logits = hidden @ matrix.mT
     scores = torch.stack([logits[m, [m, *drawn[m]]] for m in range(3)])
     labels = torch.tensor([[1.0, 0.0, 0.0]]).expand(3, 3)
@@ -248,7 +248,8 @@ def test_items_that_never_train_can_be_left_out_of_the_candidates(kind: str) -> 
 def test_sampled_losses_draw_from_the_candidates_alone() -> None:
     counts = torch.tensor([0, 3, 0, 1, 0, 2])
     loss = SampledSoftmax(candidates="trained", train_counts=counts)
-    assert loss.weights.tolist() == pytest.approx([4 / 9, 2 / 9, 3 / 9])
+    shares = loss.sampler.log_q(torch.arange(1, 6)).exp()
+    assert shares.tolist() == pytest.approx([4 / 9, 0, 2 / 9, 0, 3 / 9])
 
 
 def test_what_is_out_of_range_is_refused() -> None:

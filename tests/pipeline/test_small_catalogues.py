@@ -7,6 +7,7 @@ import pytest
 from synthetic_runs import BERT4REC, EMKD, GRU4REC, MASKED, TINY, recipe_of
 
 import mmkd
+from mmkd.pipeline.train import train
 
 WORDS = "red blue green tall small round flat old new soft hard warm".split()
 NO_ENCODERS = [
@@ -62,3 +63,18 @@ def test_a_small_catalogue_trains_and_is_evaluated(name: str, items: int, tmp_pa
     assert 0 <= run.result["test"]["metrics"]["NDCG@10"] <= 1
     assert run.evaluate()["metrics"] == run.result["test"]["metrics"]
     assert len(run.recommend(["i0"], k=10)) == items - 1
+
+
+def test_some_validation_cases_are_ranked_and_it_is_said(tmp_path: Path) -> None:
+    recipe = recipe_of(shop(tmp_path, 6), "evaluation.cases=4", *VARIANTS["sampled"])
+    said: list[str] = []
+    result = train(recipe, folder=tmp_path / "run", announce=said.append)
+    assert result["validation_cases"] == {"ranked": 4, "of": 10}
+    assert result["validation"]["n"] == 4 and result["test"]["n"] == 10
+    assert result["baselines"]["popularity"]["valid"].keys() == result["valid"].keys() - {
+        name for name in result["valid"] if name.startswith("retention")
+    }
+    assert any("4 of 10 validate, 10 test" in line for line in said)
+    assert mmkd.load(tmp_path / "run").evaluate(cases="valid")["metrics"] == pytest.approx(
+        result["validation"]["metrics"]
+    )

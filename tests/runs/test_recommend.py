@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmkd.data.items import ItemTable
 from mmkd.errors import DataError, RunError
+from mmkd.runs import recommend as module
 from mmkd.runs.folder import RunFolder
 from mmkd.runs.recommend import (
     Query,
@@ -23,6 +24,7 @@ from mmkd.runs.recommend import (
     student_vectors,
 )
 from mmkd.student import Ensemble, StudentSpec
+from mmkd.student.scores import BlockScores
 
 ITEMS = 12
 
@@ -190,3 +192,19 @@ def test_of_an_item_without_a_vector_nothing_is_near() -> None:
     found, cosines = nearest(unit, np.array([1, 2]), k=3)
     assert found.tolist() == [[3, 4, 0], [0, 0, 0]]
     assert cosines[0, :2].tolist() == pytest.approx([0.6, 0.0])
+
+
+@pytest.mark.parametrize("k", [3, 20])
+def test_lists_by_blocks_are_those_of_the_whole_catalogue(
+    run: RunFolder, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, items = run.student(), run.items()
+    histories = [np.array([1, 2]), np.array([3]), np.array([4, 5, 6, 7, 8])]
+    options: dict[str, Any] = {"k": k, "deny": np.array([9, 11])}
+    whole = pl.concat(recommend(student, items, ["p", "q", "r"], histories, **options))
+    monkeypatch.setattr(module, "ITEM_BLOCK", ITEMS - 1)
+    after = BlockScores.after
+    monkeypatch.setattr(BlockScores, "after", lambda *given: after(*given, block=5))
+    blocks = pl.concat(recommend(student, items, ["p", "q", "r"], histories, **options))
+    assert blocks.drop("score").equals(whole.drop("score"))
+    assert blocks["score"].to_list() == pytest.approx(whole["score"].to_list(), rel=1e-4)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmkd.errors import CheckpointError
-from mmkd.training.checkpoint import CheckpointFolder
+from mmkd.training.checkpoint import CheckpointFolder, read_tensors, write_tensors
 
 STEP_NAME = "step-00000007"
 
@@ -191,3 +191,13 @@ def test_a_folder_that_is_no_step_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "step-backup").mkdir()
     (tmp_path / "step-backup" / "progress.json").write_text("{}", "utf-8")
     assert folder.newest() == tmp_path / STEP_NAME
+
+
+def test_tensors_that_share_memory_are_written_each_for_itself(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    tensors = {"whole": whole, "again": whole, "part": whole[1:2], "turned": whole.mT}
+    write_tensors(tmp_path / "t.safetensors", tensors)
+    found = read_tensors(tmp_path / "t.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert torch.equal(found[name], value), name

@@ -1,16 +1,19 @@
 """Trainings that two processes share, over gloo: they go on, agree and wait for nothing."""
 
+import json
 import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training.tiny import LENGTH, tiny_distiller, tiny_split, tiny_step
+from training.tiny import ITEMS, LENGTH, tiny_distiller, tiny_split, tiny_step
 
 from mmkd.data.tasks import NextItem
+from mmkd.losses.recommendation import GBCE, RecommendationLoss, SampledSoftmax
 from mmkd.training.arguments import TrainingArguments
 from mmkd.training.loop import TrainReport
 from mmkd.training.trainer import Trainer
@@ -42,11 +45,16 @@ def _in_group(worker: Callable[[Path], None], rank: int, port: int, folder: Path
 
 
 def rank() -> int:
-    return torch.distributed.get_rank()
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def fit(
-    folder: Path, *, epochs: int, resume: bool = False, correlation: Sequence[float] = (1.0,)
+    folder: Path,
+    *,
+    epochs: int,
+    resume: bool = False,
+    correlation: Sequence[float] = (1.0,),
+    recommendation: RecommendationLoss | None = None,
 ) -> TrainReport:
     """A tiny training, whose weights this process then lays down beside it.
 
@@ -55,11 +63,23 @@ def fit(
         epochs: How many.
         resume: From its checkpoint.
         correlation: By network what the correlations of its tables count.
+        recommendation: The loss; a sampled one steps rows, and nothing is distilled. None takes the
+            softmax.
     """
     distiller = tiny_distiller()
-    step = tiny_step(distiller, correlation=correlation)
+    rows = recommendation is not None
+    step = tiny_step(
+        distiller, correlation=correlation, recommendation=recommendation, distil=not rows
+    )
     arguments = TrainingArguments(
-        epochs=epochs, batch_size=8, lr=0.01, max_length=LENGTH, threads=1, cpu=True
+        epochs=epochs,
+        batch_size=8,
+        lr=0.01,
+        max_length=LENGTH,
+        gradient_clip=1.0 if rows else None,
+        tables="rows" if rows else "auto",
+        threads=1,
+        cpu=True,
     )
     report = Trainer(arguments).fit(
         step.student,
@@ -104,3 +124,27 @@ def test_networks_whose_correlations_count_nothing_wait_for_no_head(tmp_path: Pa
     for name in ("all", "one"):
         one, other = (load_file(tmp_path / name / f"kept-{n}.safetensors") for n in (0, 1))
         assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def _by_rows(folder: Path) -> None:
+    counts = torch.arange(ITEMS + 1)
+    for kind, loss in (
+        ("softmax", SampledSoftmax(train_counts=counts, negatives=6)),
+        ("gbce", GBCE(train_counts=counts, negatives=3)),
+    ):
+        place = folder / kind
+        place.mkdir(exist_ok=True, parents=True)
+        report = fit(place, epochs=3, correlation=[1.0, 0.0], recommendation=loss)
+        losses = [record["losses"]["total"] for record in report.history]
+        (place / f"losses-{rank()}.json").write_text(json.dumps(losses))
+
+
+def test_rows_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    on_two(_by_rows, tmp_path / "two")
+    _by_rows(tmp_path / "one")
+    for kind in ("softmax", "gbce"):
+        one, other = (load_file(tmp_path / "two" / kind / f"kept-{n}.safetensors") for n in (0, 1))
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+        assert json.loads((tmp_path / "two" / kind / "losses-0.json").read_text()) == pytest.approx(
+            json.loads((tmp_path / "one" / kind / "losses-0.json").read_text()), abs=1e-4
+        )

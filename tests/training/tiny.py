@@ -17,7 +17,7 @@ from mmkd.data.tasks import NextItem
 from mmkd.distiller import CorrelationDistiller
 from mmkd.losses.correlation import CorrelationLoss
 from mmkd.losses.objective import Objective
-from mmkd.losses.recommendation import Softmax
+from mmkd.losses.recommendation import RecommendationLoss, Softmax
 from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone
 from mmkd.training.arguments import TrainingArguments
 from mmkd.training.loop import Loop, TrainReport
@@ -68,6 +68,7 @@ def tiny_step(
     dropout: float = 0.0,
     distil: bool = True,
     correlation: Sequence[float] = (1.0,),
+    recommendation: RecommendationLoss | None = None,
 ) -> TrainStep:
     """The same weights at every call; the global random state afterwards is the same too.
 
@@ -77,7 +78,9 @@ def tiny_step(
     networks = [_tiny_network(distiller, dropout) for _ in correlation]
     weights: dict[str, Any] = {"holistic_weight": 0.4, "dissected_weight": 0.1}
     losses = CorrelationLoss.of(distiller, width=WIDTH, **weights) if distil else None
-    objective = Objective(Softmax(), correlation=losses, correlation_shares=correlation)
+    objective = Objective(
+        recommendation or Softmax(), correlation=losses, correlation_shares=correlation
+    )
     return TrainStep(Ensemble(networks), objective)
 
 

@@ -1,0 +1,139 @@
+"""What a step, an evaluation and draws cost as the catalogue grows: 10k to 10M items and more.
+
+    python -m benchmarks.scale                                  # one table, everything
+    python -m benchmarks.scale step --items 1000000 --json      # one figure
+    python -m benchmarks.scale eval --items 1000000 --cases 10000
+    python -m benchmarks.scale sampler --items 20000000
+
+Every figure is measured in a process of its own, by default with two threads. `peak_gib` is the
+largest resident size of that process, the libraries, the set-up and the tables included. `cpu_s`
+are the processor's seconds of all threads, for a machine that others use too. 10M items take 16 GB.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from typing import Any
+
+from benchmarks.measure import (
+    BenchmarkError,
+    Help,
+    Measurement,
+    measure,
+    print_table,
+    write_results,
+)
+
+KINDS = ("step", "eval", "sampler")
+_TARGETS = {"step": "step", "eval": "evaluation", "sampler": "sampler"}
+GIB = 1024**3
+
+
+def main() -> None:
+    """Measure one figure, or all of them at all sizes."""
+    options = _parser().parse_args()
+    if options.what != "all":
+        row = _row(options.what, options.items[0], options)
+        if not options.json:
+            print_table(list(row), [[_shown(value) for value in row.values()]])
+        print(json.dumps(row))
+        return
+    rows = []
+    for what, items in [*itertools.product(("step", "eval"), options.items)] + [
+        ("sampler", items) for items in (*options.items, options.most)
+    ]:
+        print(f"{what} {items:,} ...", file=sys.stderr, flush=True)
+        try:
+            rows.append(_row(what, items, options))
+        except BenchmarkError as error:
+            print(f"  not measured: {error}", file=sys.stderr)
+    for what in KINDS:
+        _print(what, [row for row in rows if row["what"] == what])
+    print(f"\nwritten to {write_results('scale', vars(options), rows)}")
+
+
+def _row(what: str, items: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One figure."""
+    arguments: dict[str, Any] = {"items": items}
+    if what == "sampler":
+        arguments |= {"draws": options.draws}
+    else:
+        arguments |= {"length": options.length, "width": options.width}
+    if what == "step":
+        arguments |= {"batch": options.batch, "negatives": options.negatives}
+        arguments |= {"tables": options.tables}
+    if what == "eval":
+        arguments |= {"cases": options.cases}
+    found = measure(
+        f"{what} {items}",
+        f"benchmarks.scale_trials:{_TARGETS[what]}",
+        arguments,
+        steps=1 if what == "eval" else options.steps,
+        warmup=0 if what == "eval" else options.warmup,
+        threads=options.threads,
+        allocator="system",
+        timeout_s=options.timeout_s,
+    )
+    return {
+        "what": what,
+        **arguments,
+        f"{what}_s": round(found.median_s, 5),
+        "peak_gib": round(_peak(found) / GIB, 3),
+        "stepping_peak_gib": round((found.peak_bytes + found.interpreter_bytes) / GIB, 3),
+        "setup_s": round(found.setup_s, 2),
+        "threads": options.threads,
+        **{k: _rounded(v) for k, v in found.notes.items() if not k.endswith("_loss")},
+    }
+
+
+def _peak(found: Measurement) -> int:
+    return max(found.peak_bytes, found.setup_peak_bytes) + found.interpreter_bytes
+
+
+def _print(what: str, rows: list[dict[str, Any]]) -> None:
+    """A figure at every size, and how it grew from the size before."""
+    header = [what, "seconds", "grew", "CPU s", "grew", "peak GiB", "grew"]
+    table, before = [], None
+    for row in rows:
+        line = [f"{row['items']:,}"]
+        for figure in (f"{what}_s", "cpu_s", "peak_gib"):
+            line.append(_shown(row[figure]))
+            line.append(f"x{row[figure] / before[figure]:.2f}" if before else "")
+        table.append(line)
+        before = row
+    print()
+    print_table(header, table)
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 5) if isinstance(value, float) else value
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser.add_argument("what", nargs="?", choices=["all", *KINDS], default="all")
+    sizes = [10_000, 100_000, 1_000_000, 10_000_000]
+    parser.add_argument("--items", type=int, nargs="+", default=sizes)
+    parser.add_argument("--most", type=int, default=20_000_000, help="the sampler's last size")
+    parser.add_argument("--json", action="store_true", help="nothing but a line of JSON")
+    parser.add_argument("--batch", type=int, default=256, help="sequences a batch")
+    parser.add_argument("--length", type=int, default=50)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--negatives", type=int, default=1024)
+    parser.add_argument("--tables", choices=["rows", "dense"], default="rows")
+    parser.add_argument("--cases", type=int, default=10_000, help="of an evaluation")
+    parser.add_argument("--draws", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--warmup", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--timeout-s", type=float, default=3600.0, help="a figure")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Scores of a large catalogue: states [B, d] to [B, n] scores of some items after the others.
+
+What an ensemble scores never exists whole: at ten million items one batch would be 20 GB. Numbers
+that need every item, such as a list's mean, are gathered from the blocks first.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mmkd.student.ensemble import Ensemble
+from mmkd.student.recommender import prompt
+
+ITEM_BLOCK = 32_768  # items scored at once; a smaller catalogue is scored whole
+
+
+class BlockScores:
+    """An ensemble's scores after some histories, by blocks of items.
+
+    They are those of ``Ensemble.next_scores`` up to rounding, which ranks the same where scores
+    differ by more.
+
+    >>> import torch
+    >>> from mmkd import Ensemble, FusedItemEmbedding, GRU4Rec, Recommender
+    >>> from mmkd.student.scores import BlockScores
+    >>> table = FusedItemEmbedding(item_count=5, width=4)
+    >>> student = Ensemble([Recommender(embedding=table, backbone=GRU4Rec(width=4))]).eval()
+    >>> with torch.no_grad():
+    ...     scores = BlockScores.after(student, torch.tensor([[2, 1]]), block=2)
+    ...     [(first, tuple(block.shape)) for first, block in scores.blocks()]
+    [(1, (1, 2)), (3, (1, 2)), (5, (1, 1))]
+
+    Args:
+        student: In evaluation mode; gradients are the caller's to switch off.
+        hidden: Its members' states, N times [B, d].
+        matrices: Their vectors of items, N times [I, d].
+        block: Items at once.
+    """
+
+    def __init__(
+        self,
+        student: Ensemble,
+        hidden: Sequence[Tensor],
+        matrices: Sequence[Tensor],
+        *,
+        block: int = ITEM_BLOCK,
+    ) -> None:
+        self._student = student
+        self._hidden, self._matrices = hidden, matrices
+        self._block = block
+        weights = student.weights
+        self._shares = None if weights is None else weights / weights.mean()
+        self._known = student.known()
+        self._normed: list[tuple[Tensor, Tensor | None]] | None = None
+        self._deviation: Tensor | None = None
+        if student.inference == "probabilities":
+            self._normed = [(self._logsumexp(n), None) for n in range(len(hidden))]
+        elif student.inference == "standardized":
+            self._normed = [self._moments_of(n) for n in range(len(hidden))]
+        if student.untrained_offset is not None:
+            moments = _Moments()
+            for columns in self._columns():
+                moments.add(self._combined(columns))
+            self._deviation = moments.deviation.to(hidden[0].dtype)
+
+    @classmethod
+    def after(
+        cls, student: Ensemble, histories: Tensor, *, block: int = ITEM_BLOCK
+    ) -> "BlockScores":
+        """The scores of what comes after histories [B, L], left-padded."""
+        outputs = student(prompt(student, histories))
+        hidden = [out.hidden[:, -1] for out in outputs]
+        return cls(student, hidden, [out.item_matrix for out in outputs], block=block)
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Every block's first item and its scores [B, n], which are the caller's to change."""
+        for columns in self._columns():
+            yield columns.start + 1, self._scores(columns)
+
+    def of(self, items: Tensor) -> Tensor:
+        """Scores [B, K] of items [K] int64 in 1..I."""
+        return self._scores(items - 1)
+
+    def _columns(self) -> Iterator[slice]:
+        count = len(self._matrices[0])
+        for start in range(0, count, self._block):
+            yield slice(start, min(start + self._block, count))
+
+    def _scores(self, columns: slice | Tensor) -> Tensor:
+        total = self._combined(columns)
+        student = self._student
+        if self._deviation is not None:
+            assert student.untrained is not None and student.untrained_offset is not None
+            total = total + student.untrained_offset * self._deviation * student.untrained[columns]
+        return total
+
+    def _logits(self, member: int, columns: slice | Tensor) -> Tensor:
+        return self._hidden[member] @ self._matrices[member][columns].mT  # [B, n]
+
+    def _combined(self, columns: slice | Tensor) -> Tensor:
+        """As ``Ensemble.combined``, of some columns."""
+        each = [self._logits(n, columns) for n in range(len(self._hidden))]
+        if self._normed is not None:
+            masks = [None if known is None else known[columns] for known in self._known]
+            each = [
+                _normed(z, norm, mask)
+                for z, norm, mask in zip(each, self._normed, masks, strict=True)
+            ]
+        shares = self._shares
+        if self._student.inference == "probabilities":
+            stacked = torch.stack(each)
+            if shares is not None:
+                stacked = stacked + shares.log().view(-1, 1, 1)
+            return stacked.logsumexp(0)
+        if shares is not None:
+            each = [z * share for z, share in zip(each, shares, strict=True)]
+        total = each[0]
+        for other in each[1:]:
+            total = total + other
+        return total
+
+    def _logsumexp(self, member: int) -> Tensor:
+        """[B, 1] of all a member's scores."""
+        parts = [
+            self._logits(member, columns).float().logsumexp(-1, keepdim=True)
+            for columns in self._columns()
+        ]
+        return torch.cat(parts, dim=1).logsumexp(-1, keepdim=True)
+
+    def _moments_of(self, member: int) -> tuple[Tensor, Tensor]:
+        """Mean and deviation [B, 1] of a member's scores of what it knows; 0: all are alike."""
+        moments, known = _Moments(), self._known[member]
+        for columns in self._columns():
+            z = self._logits(member, columns)
+            moments.add(z if known is None else z[:, known[columns]])
+        alike = moments.deviation <= 1e-6 * moments.mean.abs()
+        deviation = moments.deviation.masked_fill(alike, 0.0)
+        return moments.mean.float(), deviation.float()
+
+
+class _Moments:
+    """Mean and deviation of rows that come in blocks (Chan, Golub and LeVeque, 1983)."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.mean = torch.zeros(())  # [B, 1] float64
+        self._square = torch.zeros(())
+
+    def add(self, z: Tensor) -> None:
+        """[B, n] more."""
+        count = z.shape[1]
+        if not count:
+            return
+        variance, mean = torch.var_mean(
+            z if z.dtype == torch.float64 else z.float(), dim=-1, correction=0, keepdim=True
+        )
+        away = mean.double() - self.mean.to(mean.device)
+        both = self._count + count
+        self.mean = self.mean.to(mean.device) + away * (count / both)
+        between = away.square() * (self._count * count / both)
+        self._square = self._square.to(mean.device) + variance.double() * count + between
+        self._count = both
+
+    @property
+    def deviation(self) -> Tensor:
+        """[B, 1] float64."""
+        return (self._square / max(self._count, 1)).sqrt()
+
+
+def _normed(z: Tensor, norm: tuple[Tensor, Tensor | None], known: Tensor | None) -> Tensor:
+    """A member's scores less their mean, by their deviation; 0 where it says nothing."""
+    mean, deviation = norm
+    z = z.float() - mean
+    if deviation is None:
+        return z
+    silent = deviation == 0
+    z = z / torch.where(silent, 1.0, deviation)
+    return z.masked_fill(silent if known is None else silent | ~known, 0.0)
