@@ -9,7 +9,7 @@ from commands import ID_ONLY
 from hostile_runs import hostile_shop, trained
 from synthetic_runs import EMKD, MASKED, recipe_of, write_data
 
-from mmkd.pipeline.run import Run
+from mmkd import Run
 from mmkd.pipeline.train import train
 from mmkd.runs.folder import RunFolder
 

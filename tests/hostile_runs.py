@@ -6,9 +6,9 @@ from pathlib import Path
 
 from synthetic_runs import TINY
 
-from mmkd.config.recipe import load_recipe
+from mmkd import Run, load_recipe
 from mmkd.demo import make_synthetic
-from mmkd.pipeline.run import Run, train
+from mmkd.pipeline.run import train
 
 HOSTILE = [
     '<script>alert("title")</script>',

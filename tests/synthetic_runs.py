@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmkd.config.recipe import Recipe, load_recipe
+from mmkd import Recipe, load_recipe
 from mmkd.demo import make_synthetic
 
 TINY = [

@@ -7,10 +7,9 @@ import polars as pl
 import pytest
 from safetensors.torch import load_file
 
-from mmkd.config.recipe import load_recipe
+from mmkd import MmkdError, load_recipe
 from mmkd.errors import (
     DataError,
-    MmkdError,
     RecipeError,
     at_least,
     cause,

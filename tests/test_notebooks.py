@@ -20,4 +20,10 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
 
 
 def test_the_notebooks_that_the_pages_name_are_there() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["new_items", "parts", "shop", "tuning"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "comparing",
+        "new_items",
+        "parts",
+        "shop",
+        "tuning",
+    ]

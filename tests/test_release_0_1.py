@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from commands import invoke, printed
 
-from mmkd.encoders import load_card
+from mmkd import load_card
 
 FIXTURE = Path(__file__).parent / "fixtures" / "release_0_1"
 EXPECTED: dict[str, Any] = json.loads((FIXTURE / "expected.json").read_text("utf-8"))

@@ -12,10 +12,9 @@ import pytest
 import torch
 
 import mmkd
+from mmkd import Trainer, TrainingArguments
 from mmkd.embeddings import share_cores
 from mmkd.threads import thread_count, usable_cores
-from mmkd.training.arguments import TrainingArguments
-from mmkd.training.trainer import Trainer
 
 WAITING = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT")
 

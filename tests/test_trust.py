@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mmkd import trust
+from mmkd import load_card, load_recipe, trust
 from mmkd.config.plan import plan
-from mmkd.config.recipe import load_recipe
-from mmkd.encoders import list_cards, load_card
+from mmkd.encoders import list_cards
 from mmkd.encoders.offline import _at_hand
 from mmkd.encoders.sentence_transformer import SentenceTransformerEncoder
 from mmkd.errors import EncoderError, RecipeError

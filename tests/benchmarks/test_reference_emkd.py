@@ -5,14 +5,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.reference.emkd import ReferenceNetwork, reference_loss, reference_ranks
+from mmkd import (
+    AttributeLoss,
+    ContrastiveLoss,
+    FusedItemEmbedding,
+    MaskedItem,
+    MutualLoss,
+    Objective,
+    Recommender,
+    Softmax,
+)
 from mmkd.data.batches import seeded_generator
-from mmkd.data.tasks import Batch, MaskedItem
-from mmkd.losses.attributes import AttributeLoss
-from mmkd.losses.contrastive import ContrastiveLoss
-from mmkd.losses.mutual import MutualLoss
-from mmkd.losses.objective import Objective
-from mmkd.losses.recommendation import Softmax
-from mmkd.student import FusedItemEmbedding, Recommender, build_backbone, build_ensemble
+from mmkd.data.tasks import Batch
+from mmkd.student import build_backbone, build_ensemble
 from mmkd.training.step import TrainStep
 
 ITEMS, ATTRIBUTES, WIDTH, LENGTH, N, VIEWS = 20, 5, 8, 6, 3, 4

@@ -13,9 +13,8 @@ from embeddings.fakes import TEXTS, FakeText, card, catalogue, never, text_vecto
 from filelock import FileLock
 from typer.testing import CliRunner
 
+from mmkd import EmbeddingCache, EmbeddingTable, load_card
 from mmkd.cli.app import app
-from mmkd.embeddings import EmbeddingCache, EmbeddingTable
-from mmkd.encoders import load_card
 from mmkd.errors import CacheError
 from mmkd.files import read_json, write_sealed_json
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from mmkd import load_card
 from mmkd.cli.app import app
-from mmkd.encoders import load_card
 from mmkd.errors import EncoderError
 
 

@@ -14,8 +14,7 @@ import pytest
 from commands import Shop, invoke
 
 import mmkd
-from mmkd.config.recipe import load_recipe
-from mmkd.errors import MmkdError
+from mmkd import MmkdError, load_recipe
 from mmkd.files import read_json, write_json
 from mmkd.runs.folder import RunFolder
 

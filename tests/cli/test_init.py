@@ -8,8 +8,8 @@ import pytest
 from commands import invoke, printed
 from PIL import Image
 
+from mmkd import load_recipe
 from mmkd.config import start
-from mmkd.config.recipe import load_recipe
 from mmkd.errors import DataError, RecipeError
 
 

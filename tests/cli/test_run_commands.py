@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from commands import ID_ONLY, Shop, invoke, printed
 
+from mmkd import load_recipe
 from mmkd.cli import show
-from mmkd.config.recipe import load_recipe
 from mmkd.errors import RunError
 from mmkd.runs.folder import RunFolder
 

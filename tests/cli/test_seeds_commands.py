@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from commands import ID_ONLY, Shop, invoke, printed
 
+from mmkd import SeedRuns
 from mmkd.errors import RecipeError, RunError
-from mmkd.pipeline.seeds import SeedRuns
 
 IDS = [*ID_ONLY, "name=ids", "training.epochs=1", "evaluation.baselines=false"]
 

@@ -6,10 +6,8 @@ import pytest
 import torch
 from commands import invoke, printed
 
+from mmkd import CorrelationDistiller, EmbeddingCache, load_recipe
 from mmkd.config.plan import plan
-from mmkd.config.recipe import load_recipe
-from mmkd.distiller import CorrelationDistiller
-from mmkd.embeddings import EmbeddingCache
 from mmkd.errors import RunError
 from mmkd.evaluation.teacher import teacher_worth, validation_pairs
 

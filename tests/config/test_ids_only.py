@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
+from mmkd import Recipe, load_recipe
 from mmkd.config.plan import plan
-from mmkd.config.recipe import Recipe, load_recipe
 from mmkd.errors import RecipeError
 
 BELOW: dict[str, Any] = {

@@ -8,11 +8,11 @@ import polars as pl
 import pytest
 
 import mmkd
+from mmkd import EncoderCard, load_recipe
 from mmkd.config.joining import data_section, fitting, joined
 from mmkd.config.merging import merge_layers
 from mmkd.config.plan import plan
-from mmkd.config.recipe import find_recipe, load_recipe, preset_names, read_layers, recipe_names
-from mmkd.encoders import EncoderCard
+from mmkd.config.recipe import find_recipe, preset_names, read_layers, recipe_names
 from mmkd.errors import DataError, EncoderError, RecipeError
 
 ITEMS = pl.DataFrame(

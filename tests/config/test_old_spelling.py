@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from mmkd import Recipe, load_recipe
 from mmkd.config import merging as module
-from mmkd.config.recipe import Recipe, load_recipe
 from mmkd.data.tasks import TASKS
 from mmkd.errors import RecipeError
 from mmkd.losses.recommendation import LOSSES

@@ -5,23 +5,30 @@ from pathlib import Path
 
 import pytest
 
+from mmkd import (
+    AttributeLoss,
+    CompressionLoss,
+    ContrastiveLoss,
+    CorrelationDistiller,
+    CorrelationLoss,
+    EmbeddingCache,
+    Evaluator,
+    FusedItemEmbedding,
+    MutualLoss,
+    TrainingArguments,
+    load_interactions,
+    load_items,
+    load_recipe,
+)
 from mmkd.config.checks import ranges_of
 from mmkd.config.plan import DEFAULT_WIDTH, Plan, plan
-from mmkd.config.recipe import load_recipe, recipe_names
-from mmkd.data import SPLITS, load_interactions, load_items
+from mmkd.config.recipe import recipe_names
+from mmkd.data import SPLITS
 from mmkd.data.tasks import TASKS
-from mmkd.distiller import CorrelationDistiller
-from mmkd.embeddings import EmbeddingCache, EncodingSettings
+from mmkd.embeddings import EncodingSettings
 from mmkd.errors import RecipeError
-from mmkd.evaluation import Evaluator
-from mmkd.losses.attributes import AttributeLoss
-from mmkd.losses.compression import CompressionLoss
-from mmkd.losses.contrastive import ContrastiveLoss
-from mmkd.losses.correlation import CorrelationLoss
-from mmkd.losses.mutual import MutualLoss
 from mmkd.losses.recommendation import LOSSES
-from mmkd.student import BACKBONES, FusedItemEmbedding, backbone_class, build_ensemble
-from mmkd.training.arguments import TrainingArguments
+from mmkd.student import BACKBONES, backbone_class, build_ensemble
 from mmkd.training.optimizer import ASYNCHRONOUS
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmkd.config.recipe import Recipe, Spec, load_recipe, recipe_digest, recipe_names
+from mmkd import Recipe, load_recipe
+from mmkd.config.recipe import Spec, recipe_digest, recipe_names
 
 MINIMAL = """
 name: x

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mmkd.config.recipe import load_recipe
+from mmkd import load_recipe
 from mmkd.errors import RecipeError
 
 GOOD = """

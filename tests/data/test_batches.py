@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmkd.data import SequenceSplit
+from mmkd import MaskedItem, NextItem, SequenceSplit
 from mmkd.data.batches import BatchStream, TrainingWindows, seeded_generator
 from mmkd.data.splits import Cases
-from mmkd.data.tasks import TASKS, Batch, MaskedItem, NextItem
+from mmkd.data.tasks import TASKS, Batch
 from mmkd.errors import DataError
 
 LENGTHS = (2, 3, 4, 7, 8, 9, 12, 20, 1, 0)  # of the users' training events

@@ -10,7 +10,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from mmkd.data import Cases, Dataset, InteractionLog, ItemTable, SequenceSplit, leave_one_out, ratio
+from mmkd import Dataset, InteractionLog, ItemTable, SequenceSplit
+from mmkd.data import Cases, leave_one_out, ratio
 from mmkd.errors import DataError
 
 SPLIT = SequenceSplit(

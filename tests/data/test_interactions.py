@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from references.events import Event, reference_duplicates, reference_k_core
 
-from mmkd.data import InteractionLog, drop_duplicates, k_core
+from mmkd import InteractionLog
+from mmkd.data import drop_duplicates, k_core
 from mmkd.data.interactions import Duplicates
 from mmkd.errors import DataError
 

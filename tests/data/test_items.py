@@ -7,9 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mmkd.data import AttributeVocabulary, ItemTable, load_items
+from mmkd import ItemTable, MmkdError, load_items
+from mmkd.data import AttributeVocabulary
 from mmkd.data.readers import check_load_items
-from mmkd.errors import DataError, MmkdError
+from mmkd.errors import DataError
 
 FILMS = """\
 item_id,title,plot,genres,image

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mmkd.data import InteractionLog, ItemTable, load_interactions, load_items
+from mmkd import InteractionLog, ItemTable, load_interactions, load_items
 from mmkd.data.readers import check_load_interactions
 from mmkd.errors import DataError
 

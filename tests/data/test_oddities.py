@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mmkd.data.dataset import Dataset
+from mmkd import Dataset
 from mmkd.data.readers import Table
 from mmkd.data.readers.columns import read_lists, read_text
 from mmkd.errors import DataError

@@ -12,13 +12,14 @@ from mmkd import (
     NeighbourLoss,
     NextItem,
     Objective,
+    SequenceSplit,
     Softmax,
     SoftTargets,
     TeacherNeighbours,
 )
 from mmkd.data.batches import BatchStream
 from mmkd.data.soft_targets import _followers
-from mmkd.data.splits import Cases, SequenceSplit
+from mmkd.data.splits import Cases
 from mmkd.data.tasks import Batch
 from mmkd.student import StudentOutput
 

@@ -12,18 +12,8 @@ from references.events import (
     reference_temporal,
 )
 
-from mmkd.data import (
-    SPLITS,
-    Cases,
-    Dataset,
-    InteractionLog,
-    ItemTable,
-    SequenceSplit,
-    cold_items,
-    leave_one_out,
-    ratio,
-    temporal,
-)
+from mmkd import Dataset, InteractionLog, ItemTable, SequenceSplit
+from mmkd.data import SPLITS, Cases, cold_items, leave_one_out, ratio, temporal
 from mmkd.data.batches import TrainingWindows
 from mmkd.data.splits import (
     check_cold_items,

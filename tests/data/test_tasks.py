@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmkd import MaskedItem, NextItem
 from mmkd.data.batches import seeded_generator
-from mmkd.data.tasks import TASKS, MaskedItem, NextItem
+from mmkd.data.tasks import TASKS
 
 ITEMS, L, VIEWS = 30, 10, 200
 MASK = ITEMS + 1

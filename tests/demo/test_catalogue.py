@@ -11,7 +11,8 @@ from PIL import Image
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from mmkd.data import InteractionLog, ItemTable, leave_one_out, load_interactions, load_items
+from mmkd import InteractionLog, ItemTable, load_interactions, load_items
+from mmkd.data import leave_one_out
 from mmkd.demo import SyntheticCatalogue, make_synthetic
 from mmkd.errors import DataError
 

@@ -14,11 +14,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import mutual_info_score
 
+from mmkd import CorrelationDistiller, load_items, load_recipe
 from mmkd.config.plan import plan
-from mmkd.config.recipe import load_recipe
-from mmkd.data.readers import load_items
 from mmkd.demo import make_synthetic
-from mmkd.distiller import CorrelationDistiller
 from mmkd.pipeline.embed import embed
 
 Labels = NDArray[np.int64]

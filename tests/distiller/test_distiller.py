@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmkd.distiller import CorrelationDistiller, CorrelationTargets, Similarity
+from mmkd import CorrelationDistiller
+from mmkd.distiller import CorrelationTargets, Similarity
 from mmkd.distiller import distiller as module
 
 ITEMS = torch.tensor([[0, 0, 3, 7, 3, 1], [2, 9, 4, 5, 6, 31], [0, 0, 0, 0, 0, 8]])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmkd.embeddings import EmbeddingCache
+from mmkd import EmbeddingCache
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmkd.data import ItemTable
-from mmkd.encoders import EncoderCard
+from mmkd import EncoderCard, ItemTable
 from mmkd.trust import trust_code
 
 trust_code("embeddings")  # this folder's kinds, wherever they are used

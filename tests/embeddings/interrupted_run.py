@@ -5,7 +5,7 @@ from pathlib import Path
 
 from embeddings.fakes import LoggingText, card, catalogue
 
-from mmkd.embeddings import EmbeddingCache
+from mmkd import EmbeddingCache
 
 if __name__ == "__main__":
     texts = [f"text number {n}" for n in range(60)]

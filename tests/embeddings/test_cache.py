@@ -9,9 +9,8 @@ import pytest
 from embeddings.fakes import TEXTS, FakeFitted, FakeText, card, catalogue, never, text_vector
 from PIL import Image
 
-from mmkd.data import ItemTable
-from mmkd.embeddings import EmbeddingCache, EmbeddingTable, default_cache_folder
-from mmkd.encoders import EncoderCard, load_card
+from mmkd import EmbeddingCache, EmbeddingTable, EncoderCard, ItemTable, load_card
+from mmkd.embeddings import default_cache_folder
 from mmkd.errors import CacheError
 
 

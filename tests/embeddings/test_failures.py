@@ -15,7 +15,7 @@ from embeddings.fakes import (
     text_vector,
 )
 
-from mmkd.embeddings import EmbeddingCache
+from mmkd import EmbeddingCache
 from mmkd.errors import CacheError
 
 

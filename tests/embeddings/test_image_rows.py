@@ -9,7 +9,7 @@ import pytest
 from embeddings.fakes import FakeImage, card, catalogue, image_vector, never
 from PIL import Image
 
-from mmkd.embeddings import EmbeddingCache, EmbeddingTable
+from mmkd import EmbeddingCache, EmbeddingTable
 from mmkd.embeddings.inputs import FileKeys, content_key
 
 RED = (200, 20, 30)

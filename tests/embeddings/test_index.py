@@ -10,7 +10,7 @@ import pytest
 from embeddings.fakes import TEXTS, FakeText, card, catalogue
 from numpy.typing import NDArray
 
-from mmkd.embeddings import EmbeddingCache, EmbeddingTable
+from mmkd import EmbeddingCache, EmbeddingTable
 from mmkd.embeddings import index as index_module
 from mmkd.embeddings.index import NeighbourIndex, empty_index, lists_of, unit
 from mmkd.errors import CacheError

@@ -7,7 +7,7 @@ import pytest
 from embeddings.fakes import FakeText, card, catalogue, text_vector
 from numpy.typing import NDArray
 
-from mmkd.embeddings import EmbeddingCache, EmbeddingTable
+from mmkd import EmbeddingCache, EmbeddingTable
 from mmkd.embeddings.index import NeighbourIndex, default_kind
 from mmkd.errors import CacheError
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from embeddings.fakes import TEXTS, BatchBoundText, FakeText, card, catalogue, never
 
-from mmkd.embeddings import EmbeddingCache, EmbeddingTable
+from mmkd import EmbeddingCache, EmbeddingTable
 from mmkd.embeddings.chunks import cut
 from mmkd.embeddings.inputs import Work
 

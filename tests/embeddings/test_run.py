@@ -16,7 +16,8 @@ from embeddings.fakes import TEXTS, FakeImage, FakeText, card, catalogue, never,
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmkd.embeddings import EmbeddingCache, EncodingSettings, RunReport
+from mmkd import EmbeddingCache
+from mmkd.embeddings import EncodingSettings, RunReport
 from mmkd.embeddings.inputs import Work
 from mmkd.embeddings.pictures import PictureLoader
 from mmkd.errors import CacheError, EmbeddingInterrupted

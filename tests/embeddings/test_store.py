@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from embeddings.fakes import TEXTS, FakeText, LoggingText, card, catalogue, never, text_vector
 
-from mmkd.embeddings import EmbeddingCache
+from mmkd import EmbeddingCache
 from mmkd.embeddings.inputs import text_key
 from mmkd.embeddings.upkeep import verify_cache
 from mmkd.errors import CacheError

@@ -10,8 +10,7 @@ import pytest
 from embeddings.fakes import TEXTS, FakeText, card, catalogue, never, text_vector
 from numpy.typing import NDArray
 
-from mmkd.distiller import CorrelationDistiller
-from mmkd.embeddings import EmbeddingCache, EmbeddingTable
+from mmkd import CorrelationDistiller, EmbeddingCache, EmbeddingTable
 from mmkd.embeddings import table as module
 from mmkd.embeddings.table import StoredVectors
 from mmkd.errors import CacheError

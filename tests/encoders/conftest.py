@@ -13,7 +13,8 @@ from encoders.language_models import FAMILIES, save, save_clip_sentence_transfor
 from encoders.served import MODEL, serving
 from safetensors.torch import save_file
 
-from mmkd.encoders import Encoder, EncoderCard, FittedEncoder, load_card
+from mmkd import EncoderCard, load_card
+from mmkd.encoders import Encoder, FittedEncoder
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the hub client is first imported
 

@@ -11,8 +11,8 @@ import pytest
 from embeddings.fakes import catalogue
 from pydantic import ValidationError
 
-from mmkd.embeddings import EmbeddingCache
-from mmkd.encoders import ENCODERS, EncoderCard, hashed_text, load_card
+from mmkd import EmbeddingCache, EncoderCard, load_card
+from mmkd.encoders import ENCODERS, hashed_text
 from mmkd.encoders.card import LABELS
 from mmkd.encoders.language_model import LanguageModelEncoder
 from mmkd.errors import EncoderError

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from mmkd.encoders import EncoderCard, list_cards, load_card
+from mmkd import EncoderCard, load_card
+from mmkd.encoders import list_cards
 from mmkd.errors import EncoderError
 
 CARDS = Path(__file__).parents[2] / "encoders"

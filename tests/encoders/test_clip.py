@@ -9,7 +9,8 @@ import torch
 import transformers
 from PIL import Image
 
-from mmkd.encoders import Encoder, EncoderCard
+from mmkd import EncoderCard
+from mmkd.encoders import Encoder
 from mmkd.errors import EncoderError
 
 LIBRARY: Any = transformers  # partly untyped

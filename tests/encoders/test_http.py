@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from encoders.served import MODEL, WIDTH, Served, serving, vectors
 
-from mmkd.encoders import EncoderCard, load_card
+from mmkd import EncoderCard, load_card
 from mmkd.errors import EncoderError
 
 TEXTS = [f"text number {n}, of a length that grows{'.' * n}" for n in range(23)]

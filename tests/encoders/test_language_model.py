@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from mmkd.encoders import EncoderCard, load_card
+from mmkd import EncoderCard, load_card
 from mmkd.errors import EncoderError
 
 Make = Callable[..., EncoderCard]

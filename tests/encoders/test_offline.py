@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from mmkd import hub
-from mmkd.encoders import EncoderCard, load_card, loading
+from mmkd import EncoderCard, hub, load_card
+from mmkd.encoders import loading
 from mmkd.encoders.offline import check_at_hand, hub_models, offline_cards
 from mmkd.errors import EncoderError
 from mmkd.hub import hub_reachable

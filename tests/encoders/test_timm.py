@@ -11,7 +11,8 @@ from encoders.image_models import TIMM_MODEL
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mmkd.encoders import Encoder, EncoderCard
+from mmkd import EncoderCard
+from mmkd.encoders import Encoder
 from mmkd.errors import EncoderError
 
 

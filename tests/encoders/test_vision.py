@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mmkd.encoders import Encoder, EncoderCard
+from mmkd import EncoderCard
+from mmkd.encoders import Encoder
 from mmkd.errors import EncoderError
 
 LIBRARY: Any = transformers  # partly untyped

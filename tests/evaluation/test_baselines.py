@@ -11,16 +11,17 @@ import torch
 from references.ranking import reference_metric, reference_rank
 from torch import Tensor
 
-from mmkd.data import Cases, SequenceSplit
-from mmkd.embeddings import EmbeddingTable
-from mmkd.evaluation import (
+from mmkd import (
     ContentKNN,
+    EmbeddingTable,
     Evaluator,
     ItemKNN,
     Popularity,
+    SequenceSplit,
     Transition,
-    baselines,
 )
+from mmkd.data import Cases
+from mmkd.evaluation import baselines
 
 ITEMS = 25
 

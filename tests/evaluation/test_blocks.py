@@ -9,12 +9,12 @@ import torch
 from references.ranking import reference_rank
 from torch import Tensor
 
-from mmkd.data import SequenceSplit
+from mmkd import Ensemble, Evaluator, FusedItemEmbedding, Recommender, SequenceSplit
 from mmkd.data.splits import Cases
 from mmkd.errors import EvaluationError
-from mmkd.evaluation import Evaluator, evaluator, rank_and_ties, top_k
+from mmkd.evaluation import evaluator, rank_and_ties, top_k
 from mmkd.evaluation.ranking import rank_blocks, top_k_blocks
-from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone, item_embedding
+from mmkd.student import build_backbone, item_embedding
 from mmkd.student.scores import BlockScores
 
 ITEMS, CASES = 30, 40

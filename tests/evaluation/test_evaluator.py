@@ -13,11 +13,12 @@ import torch.distributed as dist
 from references.ranking import reference_rank
 from torch import Tensor
 
-from mmkd.data.splits import Cases, SequenceSplit
+from mmkd import Ensemble, Evaluator, FusedItemEmbedding, Recommender, SequenceSplit
+from mmkd.data.splits import Cases
 from mmkd.errors import EvaluationError
-from mmkd.evaluation import CaseRanks, Evaluator, compare, metrics_from_ranks
+from mmkd.evaluation import CaseRanks, compare, metrics_from_ranks
 from mmkd.evaluation.ranking import gather, merge
-from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone
+from mmkd.student import build_backbone
 
 ITEMS = 40
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from mmkd.data import Cases, SequenceSplit
-from mmkd.evaluation import Evaluator, choose_offset
+from mmkd import Ensemble, Evaluator, FusedItemEmbedding, Recommender, SequenceSplit
+from mmkd.data import Cases
+from mmkd.evaluation import choose_offset
 from mmkd.evaluation.offset import OFFSETS
-from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone
+from mmkd.student import build_backbone
 
 ITEMS, WIDTH, USERS, TRAINED = 30, 8, 80, 20  # items 21 to 30 never train
 

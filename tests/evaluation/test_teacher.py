@@ -7,9 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from mmkd.data.interactions import InteractionLog
-from mmkd.data.splits import SequenceSplit, leave_one_out
-from mmkd.embeddings import EmbeddingTable
+from mmkd import EmbeddingTable, InteractionLog, SequenceSplit
+from mmkd.data.splits import leave_one_out
 from mmkd.errors import EvaluationError
 from mmkd.evaluation.teacher import teacher_worth, validation_pairs
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from mmkd.data import Cases, SequenceSplit
+from mmkd import Ensemble, Evaluator, FusedItemEmbedding, Recommender, SequenceSplit
+from mmkd.data import Cases
 from mmkd.errors import EvaluationError
-from mmkd.evaluation import Evaluator, choose_weights
-from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone
+from mmkd.evaluation import choose_weights
+from mmkd.student import build_backbone
 
 ITEMS, WIDTH, USERS = 30, 8, 60
 

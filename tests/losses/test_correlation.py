@@ -12,9 +12,9 @@ from references.teacher import random_table
 from torch import Tensor
 from torch.testing import assert_close
 
-from mmkd.distiller import CorrelationDistiller, CorrelationTargets, Similarity
+from mmkd import CorrelationDistiller, CorrelationLoss
+from mmkd.distiller import CorrelationTargets, Similarity
 from mmkd.losses import correlation as pair_chunks
-from mmkd.losses.correlation import CorrelationLoss
 
 ITEMS = torch.tensor(
     [[0, 0, 3, 7, 3, 1], [2, 9, 4, 5, 6, 21], [0, 0, 0, 0, 0, 8], [0, 1, 2, 3, 5, 6]]

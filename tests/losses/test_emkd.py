@@ -8,16 +8,23 @@ import torch
 from references import emkd
 from torch import Tensor
 
+from mmkd import (
+    AttributeLoss,
+    CompressionLoss,
+    ContrastiveLoss,
+    ItemTable,
+    MaskedItem,
+    MutualLoss,
+    Objective,
+    Softmax,
+)
 from mmkd.data.batches import seeded_generator
-from mmkd.data.items import AttributeVocabulary, ItemTable
-from mmkd.data.tasks import Batch, MaskedItem
+from mmkd.data.items import AttributeVocabulary
+from mmkd.data.tasks import Batch
 from mmkd.errors import DataError
-from mmkd.losses.attributes import AttributeLoss, attribute_loss
-from mmkd.losses.compression import CompressionLoss, ensemble_log_softmax, soft_target_kl
-from mmkd.losses.contrastive import ContrastiveLoss
-from mmkd.losses.mutual import MutualLoss, joint_softmax
-from mmkd.losses.objective import Objective
-from mmkd.losses.recommendation import Softmax
+from mmkd.losses.attributes import attribute_loss
+from mmkd.losses.compression import ensemble_log_softmax, soft_target_kl
+from mmkd.losses.mutual import joint_softmax
 from mmkd.student import StudentOutput
 
 N, B, L, D, ITEMS = 3, 4, 5, 6, 12

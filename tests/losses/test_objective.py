@@ -6,14 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmkd.data.tasks import Batch, NextItem
+from mmkd import (
+    GBCE,
+    CompressionLoss,
+    ContrastiveLoss,
+    CorrelationLoss,
+    MutualLoss,
+    NextItem,
+    Objective,
+    Softmax,
+)
+from mmkd.data.tasks import Batch
 from mmkd.distiller import CorrelationTargets
-from mmkd.losses.compression import CompressionLoss
-from mmkd.losses.contrastive import ContrastiveLoss
-from mmkd.losses.correlation import CorrelationLoss
-from mmkd.losses.mutual import MutualLoss
-from mmkd.losses.objective import Objective
-from mmkd.losses.recommendation import GBCE, Softmax
 from mmkd.student import StudentOutput
 
 ITEMS, WIDTH, CODES = 8, 6, 3

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmkd import GBCE, Objective, SampledSoftmax, Softmax
 from mmkd.data.tasks import Batch
 from mmkd.losses.negatives import NegativeSampler
-from mmkd.losses.objective import Objective
-from mmkd.losses.recommendation import GBCE, LOSSES, SampledSoftmax, Softmax
+from mmkd.losses.recommendation import LOSSES
 from mmkd.student import StudentOutput
 
 

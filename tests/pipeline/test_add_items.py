@@ -16,20 +16,16 @@ from sklearn.decomposition import PCA
 from synthetic_runs import EMKD, MASKED, recipe_of
 from torch import Tensor
 
+from mmkd import FusedItemEmbedding, ItemTable, Run, load_card, load_recipe
 from mmkd.config.plan import plan
-from mmkd.config.recipe import load_recipe
-from mmkd.data.items import ItemTable
-from mmkd.encoders import load_card
 from mmkd.errors import DataError, RunError
 from mmkd.files import write_json
 from mmkd.pipeline.add_items import add_items
 from mmkd.pipeline.embed import embed
 from mmkd.pipeline.evaluate import evaluate
-from mmkd.pipeline.run import Run
 from mmkd.pipeline.train import train
 from mmkd.runs.folder import RunFolder
 from mmkd.runs.recommend import similar, student_vectors
-from mmkd.student import FusedItemEmbedding
 
 HISTORY = ["item-004", "item-009"]
 

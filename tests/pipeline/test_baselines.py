@@ -9,8 +9,8 @@ import pytest
 from references.ranking import reference_metric, reference_rank
 from synthetic_runs import recipe_of
 
+from mmkd import load_recipe
 from mmkd.config.plan import plan
-from mmkd.config.recipe import load_recipe
 from mmkd.errors import RecipeError, RunError
 from mmkd.pipeline import baselines as pipeline
 from mmkd.pipeline.baselines import baselines, in_passing

@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from synthetic_runs import CORRELATION, EMKD, MASKED, history, recipe_of
 
+from mmkd import load_recipe
 from mmkd.config.plan import plan
-from mmkd.config.recipe import load_recipe
 from mmkd.demo import make_synthetic
 from mmkd.errors import DataError, RunError
 from mmkd.pipeline.evaluate import evaluate

@@ -11,11 +11,10 @@ import pytest
 import torch
 from synthetic_runs import BERT4REC, CORRELATION, EMKD, MASKED, history, recipe_of
 
+from mmkd import Run, load_recipe
 from mmkd.config.plan import plan
-from mmkd.config.recipe import load_recipe
 from mmkd.errors import RecipeError
 from mmkd.pipeline.evaluate import evaluate
-from mmkd.pipeline.run import Run
 from mmkd.pipeline.train import train
 from mmkd.runs.folder import RunFolder
 

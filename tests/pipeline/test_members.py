@@ -12,13 +12,12 @@ import torch
 from commands import printed
 from synthetic_runs import history, recipe_of
 
+from mmkd import Evaluator, ItemTable, Run
 from mmkd.config.plan import plan
-from mmkd.data import ItemTable
 from mmkd.errors import RecipeError
-from mmkd.evaluation import Evaluator, choose_offset, choose_weights
+from mmkd.evaluation import choose_offset, choose_weights
 from mmkd.pipeline.add_items import add_items
 from mmkd.pipeline.evaluate import evaluate
-from mmkd.pipeline.run import Run
 from mmkd.pipeline.train import train
 from mmkd.runs.folder import RunFolder
 from mmkd.training.loop import Loop

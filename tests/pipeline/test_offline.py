@@ -9,11 +9,9 @@ from commands import invoke
 from huggingface_hub import constants
 from synthetic_runs import recipe_of
 
+from mmkd import EmbeddingCache, EncoderCard, MmkdError, load_items
 from mmkd.config.plan import Plan, plan
-from mmkd.data.readers import load_items
-from mmkd.embeddings import EmbeddingCache
-from mmkd.encoders import EncoderCard
-from mmkd.errors import EncoderError, MmkdError, RecipeError
+from mmkd.errors import EncoderError, RecipeError
 from mmkd.pipeline.embed import check_encoders, embed
 from mmkd.pipeline.train import train
 

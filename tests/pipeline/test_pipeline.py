@@ -20,15 +20,12 @@ import torch
 from commands import invoke, printed
 from synthetic_runs import BERT4REC, GRU4REC, RGAT, write_data
 
+from mmkd import Dataset, Evaluator, ItemTable, Recipe, Run, load_recipe
 from mmkd.config.plan import plan
-from mmkd.config.recipe import Recipe, load_recipe
-from mmkd.data import Cases, ItemTable
-from mmkd.data.dataset import Dataset
+from mmkd.data import Cases
 from mmkd.demo.run import run_demo
 from mmkd.errors import CheckpointError, DataError, RunError, TrainingError
-from mmkd.evaluation import Evaluator
 from mmkd.pipeline.evaluate import compare_runs, evaluate
-from mmkd.pipeline.run import Run
 from mmkd.pipeline.train import train
 from mmkd.runs.folder import RunFolder
 

@@ -14,10 +14,11 @@ from commands import ID_ONLY
 from synthetic_runs import recipe_of
 
 import mmkd
+from mmkd import SeedRuns
 from mmkd.errors import RecipeError, RunError
 from mmkd.evaluation.metrics import slice_of_items
 from mmkd.evaluation.significance import holm, paired_permutation_test
-from mmkd.pipeline.seeds import SeedRuns, mean_of, seeds_of, train_all
+from mmkd.pipeline.seeds import mean_of, seeds_of, train_all
 from mmkd.pipeline.train import train
 from mmkd.runs.folder import RunFolder
 from mmkd.runs.seeds import SeedFolder

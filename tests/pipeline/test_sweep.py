@@ -15,10 +15,9 @@ from commands import ID_ONLY, invoke, printed
 from filelock import FileLock
 from synthetic_runs import recipe_of
 
-from mmkd import load_recipe
+from mmkd import SeedRuns, load_recipe
 from mmkd.config.plan import Plan, plan
 from mmkd.errors import RecipeError, RunError
-from mmkd.pipeline.seeds import SeedRuns
 from mmkd.pipeline.study import Dimension, begin_study, parted, read_sweep
 from mmkd.pipeline.sweep import _check_tuned, sweep
 from mmkd.pipeline.sweeps import _check_comparable, find_sweeps

@@ -13,9 +13,8 @@ from encoders.language_models import save
 from synthetic_runs import recipe_of
 
 import mmkd
+from mmkd import load_card, load_recipe
 from mmkd.config.plan import Plan, plan
-from mmkd.config.recipe import load_recipe
-from mmkd.encoders import load_card
 from mmkd.errors import EncoderError, RecipeError, RunError, TrainingInterrupted
 from mmkd.files import read_json
 from mmkd.pipeline.embed import embed

@@ -23,7 +23,7 @@ from published_files import (
     zipped,
 )
 
-from mmkd.config.recipe import load_recipe
+from mmkd import load_recipe
 from mmkd.errors import DataError
 from mmkd.pipeline.train import train
 from mmkd.published import get, known

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmkd.pipeline.run import Run
+from mmkd import Run
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mmkd import Run
 from mmkd.evaluation.metrics import SLICES
-from mmkd.pipeline.run import Run
 from mmkd.report import figures
 from mmkd.report.cards import Cards
 from mmkd.report.correlations import modality_types

@@ -16,8 +16,8 @@ from markup import Page
 from PIL import Image
 
 import mmkd
-from mmkd.errors import EmbeddingInterrupted, MmkdError, RunError
-from mmkd.pipeline.run import Run
+from mmkd import MmkdError, Run
+from mmkd.errors import EmbeddingInterrupted, RunError
 from mmkd.report import page as report_page
 from mmkd.runs.folder import RunFolder
 from mmkd.terminal import printable

@@ -11,11 +11,11 @@ from hostile_runs import HOSTILE, trained
 from markup import Page
 
 import mmkd
+from mmkd import Run, SeedRuns, write_report
 from mmkd.errors import RunError
-from mmkd.pipeline.run import Run
-from mmkd.pipeline.seeds import SeedRuns, summarise
+from mmkd.pipeline.seeds import summarise
 from mmkd.pipeline.study import Dimension, Sweep, Trial
-from mmkd.report import figures, write_report, write_sweep_report
+from mmkd.report import figures, write_sweep_report
 from mmkd.report.sweeps import course, points
 from mmkd.runs.seeds import SeedFolder
 

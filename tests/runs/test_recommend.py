@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmkd.data.items import ItemTable
+from mmkd import Ensemble, ItemTable
 from mmkd.errors import DataError, RunError
 from mmkd.runs import recommend as module
 from mmkd.runs.folder import RunFolder
@@ -23,7 +23,7 @@ from mmkd.runs.recommend import (
     similar,
     student_vectors,
 )
-from mmkd.student import Ensemble, StudentSpec
+from mmkd.student import StudentSpec
 from mmkd.student.scores import BlockScores
 
 ITEMS = 12

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmkd.data.items import ItemTable
+from mmkd import ItemTable
 from mmkd.errors import RunError
 from mmkd.evaluation import CaseRanks
 from mmkd.files import file_digest

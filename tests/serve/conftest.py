@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from mmkd.pipeline.run import Run
+from mmkd import Run
 from mmkd.serve import application
 
 

@@ -15,8 +15,8 @@ import torch
 from serve.conftest import client
 from starlette.testclient import TestClient
 
+from mmkd import Run
 from mmkd.errors import DataError, RunError
-from mmkd.pipeline.run import Run
 from mmkd.runs import recommend as asking
 from mmkd.serve import application
 

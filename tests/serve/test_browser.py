@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from serve.browser import Browser, program
 
-from mmkd.pipeline.run import Run
+from mmkd import Run
 from mmkd.serve import application
 from mmkd.serve.server import run as serve
 from mmkd.serve.state import State

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect
 
-from mmkd.pipeline.run import Run
+from mmkd import Run
 from mmkd.serve.guard import Guard, check_token, is_loopback
 from mmkd.serve.server import check_address
 

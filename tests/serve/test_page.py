@@ -12,9 +12,9 @@ from markup import Page
 from serve.conftest import client
 from starlette.testclient import TestClient
 
+from mmkd import Run
 from mmkd.errors import EncoderError
 from mmkd.pipeline.add_items import add_items
-from mmkd.pipeline.run import Run
 from mmkd.serve.page import FOUND
 from mmkd.serve.state import HISTORY, State
 from mmkd.terminal import printable

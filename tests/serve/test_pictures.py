@@ -10,8 +10,7 @@ from PIL import Image
 from serve.conftest import client
 from starlette.testclient import TestClient
 
-from mmkd.data.items import ItemTable
-from mmkd.pipeline.run import Run
+from mmkd import ItemTable, Run
 from mmkd.serve.pictures import Pictures
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmkd.data.items import ItemTable
+from mmkd import ItemTable
 from mmkd.serve.search import Search
 
 WORDS = ["red", "Red", "teapot", "pot", "tea", "a.b", "[", "Ärmel", "x" * 40]

@@ -17,8 +17,7 @@ import httpx
 import pytest
 from commands import invoke
 
-from mmkd.errors import MmkdError
-from mmkd.pipeline.run import Run
+from mmkd import MmkdError, Run
 
 
 @contextmanager

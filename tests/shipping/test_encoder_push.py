@@ -11,8 +11,8 @@ from encoders.language_models import save
 from shipping.hub_server import Hub, Repository
 from synthetic_runs import recipe_of
 
+from mmkd import load_card
 from mmkd.config.plan import plan
-from mmkd.encoders import load_card
 from mmkd.errors import EncoderError
 from mmkd.shipping.sharing import push_encoder
 

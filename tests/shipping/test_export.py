@@ -22,7 +22,8 @@ from safetensors.numpy import load_file
 from synthetic_runs import BERT4REC, GRU4REC, RGAT, recipe_of
 
 import mmkd
-from mmkd.errors import MmkdError, RunError
+from mmkd import MmkdError
+from mmkd.errors import RunError
 from mmkd.files import file_digest, read_json
 from mmkd.shipping import export as exporting
 from mmkd.shipping import graphs

@@ -19,7 +19,8 @@ from shipping.hub_server import Hub, Repository
 from synthetic_runs import recipe_of
 
 import mmkd
-from mmkd.errors import DataError, MmkdError, RunError
+from mmkd import MmkdError
+from mmkd.errors import DataError, RunError
 from mmkd.files import file_digest, write_sealed_json
 from mmkd.hub import hub_reachable
 from mmkd.shipping.sharing import found_run, portable

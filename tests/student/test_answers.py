@@ -7,17 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmkd.errors import MmkdError
-from mmkd.student import (
-    BACKBONES,
-    Ensemble,
-    FusedItemEmbedding,
-    Recommender,
-    build_backbone,
-    build_ensemble,
-)
-from mmkd.student.backbones.gru4rec import GRU4Rec
-from mmkd.student.backbones.transformer import BERT4Rec, SASRec
+from mmkd import BERT4Rec, Ensemble, FusedItemEmbedding, GRU4Rec, MmkdError, Recommender, SASRec
+from mmkd.student import BACKBONES, build_backbone, build_ensemble
 
 ITEMS, WIDTH, LENGTH = 9, 8, 4
 KINDS = sorted(BACKBONES)

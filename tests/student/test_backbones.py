@@ -8,9 +8,9 @@ from references.student import rgat_states, transformer_states
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from mmkd import RGAT, GRU4Rec
 from mmkd.student import BACKBONES, backbone_class, build_backbone
-from mmkd.student.backbones.gru4rec import GRU4Rec
-from mmkd.student.backbones.rgat import RGAT, session_graphs
+from mmkd.student.backbones.rgat import session_graphs
 from mmkd.student.backbones.transformer import TransformerBlock, attention_mask
 from mmkd.trust import trust_code
 

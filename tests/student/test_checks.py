@@ -6,11 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from mmkd.distiller import CorrelationCodebook, CorrelationDistiller
-from mmkd.student import FusedItemEmbedding, Recommender, check_build_ensemble
-from mmkd.student.backbones.gru4rec import GRU4Rec
-from mmkd.student.backbones.rgat import RGAT
-from mmkd.student.backbones.transformer import BERT4Rec, SASRec
+from mmkd import (
+    RGAT,
+    BERT4Rec,
+    CorrelationDistiller,
+    FusedItemEmbedding,
+    GRU4Rec,
+    Recommender,
+    SASRec,
+)
+from mmkd.distiller import CorrelationCodebook
+from mmkd.student import check_build_ensemble
 
 WRONG: list[tuple[Callable[..., list[str]], dict[str, Any]]] = [
     (SASRec.check, {"width": 0, "layers": 0, "dropout": 1.0, "activation": "tanh"}),

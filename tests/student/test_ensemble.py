@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone, build_ensemble
+from mmkd import Ensemble, FusedItemEmbedding, Recommender
+from mmkd.student import build_backbone, build_ensemble
 from mmkd.student.fusion import Fusion
 
 ITEMS, WIDTH, LENGTH = 9, 8, 5

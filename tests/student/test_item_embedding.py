@@ -7,7 +7,8 @@ import torch
 from references.student import gate, gelu, layer_norm
 from torch.testing import assert_close
 
-from mmkd.student import FusedItemEmbedding, GateFusion
+from mmkd import FusedItemEmbedding
+from mmkd.student import GateFusion
 from mmkd.student.fusion import Fusion
 from mmkd.student.item_embedding import AdapterKind
 

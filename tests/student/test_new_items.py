@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmkd.student import Ensemble, StudentSpec, TeacherStart, with_new_items
+from mmkd import Ensemble
+from mmkd.student import StudentSpec, TeacherStart, with_new_items
 
 SPEC = StudentSpec(
     item_count=5,

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mmkd.student import BACKBONES, FusedItemEmbedding, Recommender, build_backbone
+from mmkd import FusedItemEmbedding, Recommender
+from mmkd.student import BACKBONES, build_backbone
 
 ITEMS, WIDTH = 11, 8
 KINDS = sorted(BACKBONES)

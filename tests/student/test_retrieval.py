@@ -8,14 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmkd.student import (
-    BACKBONES,
-    Ensemble,
-    FusedItemEmbedding,
-    Recommender,
-    Retrieval,
-    build_backbone,
-)
+from mmkd import Ensemble, FusedItemEmbedding, Recommender
+from mmkd.student import BACKBONES, Retrieval, build_backbone
 
 ITEMS, WIDTH, LENGTH = 11, 8, 5
 

@@ -11,15 +11,12 @@ import torch
 from torch import Tensor
 from training.tiny import LENGTH, tiny_distiller, tiny_split, tiny_step
 
-from mmkd.data.tasks import MaskedItem, NextItem
-from mmkd.distiller import CorrelationDistiller
+from mmkd import CorrelationDistiller, MaskedItem, NextItem, Trainer, TrainingArguments
 from mmkd.errors import CheckpointError, TrainingError, TrainingInterrupted
 from mmkd.evaluation.evaluator import Evaluator
-from mmkd.training.arguments import TrainingArguments
 from mmkd.training.loop import TrainReport
 from mmkd.training.optimizer import Interval, Ramp
 from mmkd.training.step import TrainStep
-from mmkd.training.trainer import Trainer
 
 
 def trainer(**options: Any) -> Trainer:

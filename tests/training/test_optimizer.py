@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from training.tiny import TinyRun, tiny_distiller, tiny_step
 
-from mmkd.training.arguments import TrainingArguments
+from mmkd import TrainingArguments
 from mmkd.training.optimizer import (
     OPTIMIZERS,
     SCHEDULES,

@@ -12,15 +12,25 @@ import torch
 from torch import Tensor, nn
 from training.tiny import ITEMS, LENGTH, WIDTH, tiny_distiller, tiny_split, tiny_step
 
+from mmkd import (
+    GBCE,
+    CorrelationLoss,
+    Ensemble,
+    FusedItemEmbedding,
+    MaskedItem,
+    NextItem,
+    Objective,
+    Recommender,
+    SampledSoftmax,
+    Softmax,
+    Trainer,
+    TrainingArguments,
+)
 from mmkd.data.batches import BatchStream
-from mmkd.data.tasks import Batch, MaskedItem, NextItem
+from mmkd.data.tasks import Batch
 from mmkd.errors import TrainingError
-from mmkd.losses.correlation import CorrelationLoss
-from mmkd.losses.objective import Objective
-from mmkd.losses.recommendation import GBCE, SampledSoftmax, Softmax
-from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone
+from mmkd.student import build_backbone
 from mmkd.training import trainer
-from mmkd.training.arguments import TrainingArguments
 from mmkd.training.loop import TrainReport
 from mmkd.training.optimizer import (
     AsynchronousUpdate,
@@ -31,7 +41,6 @@ from mmkd.training.optimizer import (
 )
 from mmkd.training.rows import RowAdam, SplitOptimizer, clip, settle
 from mmkd.training.step import TrainStep
-from mmkd.training.trainer import Trainer
 
 COUNTS = torch.arange(ITEMS + 1)
 

@@ -8,10 +8,10 @@ import yaml
 from synthetic_runs import write_data
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mmkd.config.recipe import load_recipe
+from mmkd import TrainingArguments, load_recipe
 from mmkd.errors import TrainingError
 from mmkd.pipeline.train import train
-from mmkd.training.arguments import TRACKERS, TrainingArguments
+from mmkd.training.arguments import TRACKERS
 from mmkd.training.progress import check_installed, flat_config
 
 

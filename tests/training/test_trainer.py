@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from training.tiny import TinyRun, tiny_stream
 
+from mmkd import TrainingArguments
 from mmkd.data.batches import seeded_generator
 from mmkd.errors import CheckpointError, TrainingError, TrainingInterrupted
 from mmkd.files import read_json, write_sealed_json
 from mmkd.losses.objective import LossBreakdown
-from mmkd.training.arguments import TrainingArguments
 from mmkd.training.loop import TrainReport
 from mmkd.training.optimizer import (
     OPTIMIZERS,

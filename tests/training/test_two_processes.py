@@ -12,11 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from training.tiny import ITEMS, LENGTH, tiny_distiller, tiny_split, tiny_step
 
-from mmkd.data.tasks import NextItem
-from mmkd.losses.recommendation import GBCE, RecommendationLoss, SampledSoftmax
-from mmkd.training.arguments import TrainingArguments
+from mmkd import GBCE, NextItem, SampledSoftmax, Trainer, TrainingArguments
+from mmkd.losses.recommendation import RecommendationLoss
 from mmkd.training.loop import TrainReport
-from mmkd.training.trainer import Trainer
 
 
 def on_two(worker: Callable[[Path], None], folder: Path) -> None:

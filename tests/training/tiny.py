@@ -10,20 +10,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmkd.data import SequenceSplit
+from mmkd import (
+    CorrelationDistiller,
+    CorrelationLoss,
+    Ensemble,
+    FusedItemEmbedding,
+    NextItem,
+    Objective,
+    Recommender,
+    SequenceSplit,
+    Softmax,
+    Trainer,
+    TrainingArguments,
+)
 from mmkd.data.batches import BatchStream
 from mmkd.data.splits import Cases
-from mmkd.data.tasks import NextItem
-from mmkd.distiller import CorrelationDistiller
-from mmkd.losses.correlation import CorrelationLoss
-from mmkd.losses.objective import Objective
-from mmkd.losses.recommendation import RecommendationLoss, Softmax
-from mmkd.student import Ensemble, FusedItemEmbedding, Recommender, build_backbone
-from mmkd.training.arguments import TrainingArguments
+from mmkd.losses.recommendation import RecommendationLoss
+from mmkd.student import build_backbone
 from mmkd.training.loop import Loop, TrainReport
 from mmkd.training.optimizer import AsynchronousUpdate, NoAsynchrony
 from mmkd.training.step import TrainStep
-from mmkd.training.trainer import Trainer
 
 ITEMS, WIDTH, LENGTH = 20, 8, 6
 

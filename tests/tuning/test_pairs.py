@@ -5,10 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mmkd.data.interactions import InteractionLog
-from mmkd.data.splits import SPLITS, SequenceSplit
+from mmkd import InteractionLog, SequenceSplit, TrainingPairs, TuningArguments
+from mmkd.data.splits import SPLITS
 from mmkd.errors import DataError
-from mmkd.tuning import TrainingPairs, TuningArguments
 
 
 def _log(seed: int = 0, users: int = 40, items: int = 30) -> InteractionLog:

@@ -18,9 +18,9 @@ from encoders.language_models import save
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmkd.encoders import EncoderCard
+from mmkd import EncoderCard, TrainingPairs, TuningArguments
 from mmkd.errors import TrainingError, TrainingInterrupted
-from mmkd.tuning import TrainingPairs, Tuner, TuningArguments
+from mmkd.tuning import Tuner
 from mmkd.tuning.adapters import merge_adapter, prepare
 from mmkd.tuning.contents import Contents
 from mmkd.tuning.tuner import TuningReport, VectorsOf
