@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: install demo lint test format docs clean
+.PHONY: install demo lint test test-slow format docs clean
 
 install: $(STAMP)
 
@@ -24,7 +24,10 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 test: lint
-	$(PYTEST) -n 2
+	$(PYTEST) -n 2 -m 'not slow'
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
