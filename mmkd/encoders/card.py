@@ -29,7 +29,14 @@ from mmkd.encoders.registry import ENCODERS, check_kind, constructor_arguments, 
 from mmkd.errors import EncoderError, did_you_mean, outside
 from mmkd.files import read_yaml, write_text, yaml_folders
 from mmkd.hub import fetch, is_elsewhere
-from mmkd.trust import is_model_trusted, is_trusted, model_refusal, refusal, sending_refusal
+from mmkd.trust import (
+    is_host_trusted,
+    is_model_trusted,
+    is_trusted,
+    model_refusal,
+    refusal,
+    sending_refusal,
+)
 from mmkd.trust import trust_code as trust
 
 # Raise when the meaning of the hashed text below changes. Fields at their default are left out of
@@ -373,9 +380,9 @@ class EncoderCard(BaseModel):
         if self._of_file and self.trust_remote_code and not is_model_trusted(self.model):
             raise EncoderError(f"card {self.name}: {model_refusal(self.model)}")
         sends_to = getattr(self._kind, "sends_to", None)
-        address = None if sends_to is None else sends_to(self.options)
-        if self._of_file and address and not is_model_trusted(self.model):
-            raise EncoderError(f"card {self.name}: {sending_refusal(self.model, address)}")
+        host = None if sends_to is None else sends_to(self.options)
+        if self._of_file and host and not is_host_trusted(host):
+            raise EncoderError(f"card {self.name}: {sending_refusal(host)}")
 
     @property
     def _kind(self) -> Any:

@@ -7,10 +7,10 @@ helps.
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,10 @@ _RETRIED = (408, 425, 429, 500, 502, 503, 504)
 _MOST_BYTES_A_TEXT = 1 << 20  # of a reply: 40,000 features written out
 _LONGEST_WAIT_S = 60
 _PROBE = "width"
+# so plain that nobody can read another host out of it than who connects
+_ADDRESS = re.compile(
+    r"https?://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?(?:/[^\s\\@]*)?"
+)
 
 
 class HttpEncoder:
@@ -58,8 +62,9 @@ class HttpEncoder:
     @staticmethod
     def sends_to(options: Mapping[str, Any]) -> str | None:
         """The other machine that a card's texts would go to; None where they stay on this one."""
-        host = urlsplit(str(options.get("url"))).hostname
-        return None if host in ("127.0.0.1", "::1", "localhost") else host
+        address = _ADDRESS.fullmatch(str(options.get("url")))
+        host = address["host"].lower() if address else str(options.get("url"))
+        return None if host in ("127.0.0.1", "[::1]", "localhost") else host
 
     @staticmethod
     def check(**options: Any) -> list[str]:
@@ -178,16 +183,12 @@ class HttpEncoder:
 
 
 def _fault(url: object) -> str | None:
-    try:
-        parts = urlsplit(str(url))
-        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
-    except ValueError:
-        known = False
-    if not known:
-        return "wanted an address such as http://127.0.0.1:8080/v1/embeddings"
-    if parts.username or parts.password:
+    address = _ADDRESS.fullmatch(str(url))
+    if address is not None and int(address["port"] or 1) < 1 << 16:
+        return None
+    if "@" in str(url):
         return "wanted one without user and password; token_env names a variable that holds a token"
-    return None
+    return "wanted an address such as http://127.0.0.1:8080/v1/embeddings"
 
 
 def _authorization(token_env: str | None) -> dict[str, str]:

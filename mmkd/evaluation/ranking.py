@@ -144,6 +144,9 @@ class Blocks(Protocol):
         """Scores [N, K] of items [K]."""
 
 
+_PASSES = 4  # of `rank_blocks` over all scores; one where the first guess is right
+
+
 def rank_blocks(
     scores: Blocks,
     target: Tensor,
@@ -167,14 +170,14 @@ def rank_blocks(
         Ranks and ties as :func:`rank_and_ties` gives them, and items [N, k] as :func:`top_k`.
 
     Raises:
-        EvaluationError: As those.
+        EvaluationError: As those; or the scores are others each time that they are made.
     """
     cases = len(target)
     _check_targets(target, cases, item_count + 1)
     shape = torch.Size([cases, item_count + 1])
     row, item = _by_item(*_exclusions(shape, target.device, exclude_row, exclude_item))
     own = scores.of(target).diagonal()[:, None].clone()  # [N, 1]
-    while True:
+    for _ in range(_PASSES):
         greater, tied = (torch.zeros_like(target) for _ in range(2))
         seen, best = own.clone(), _Best(cases, k, target.device)
         for first, block in scores.blocks():
@@ -193,6 +196,11 @@ def rank_blocks(
         if torch.equal(seen, own):
             break
         own = seen  # a product of other columns may differ in the last bit, and would hide a tie
+    else:
+        raise EvaluationError(
+            "the same scores came out otherwise each time, so ties can't be told; is the student "
+            "in training mode, or its dropout on?"
+        )
     tied -= 1  # the target itself
     return 1.0 + greater.double() + tied.double() / 2.0, tied, best.items
 

@@ -398,7 +398,10 @@ def _check_open(
 def _open(kept: SeedFolder, recipe: Recipe, seeds: Sequence[int], *, overwrite: bool) -> None:
     """Mark the folder; the runs of one that is to be overwritten go first."""
     if overwrite and kept.started:
-        for run in kept.runs():
+        there = [run for run in kept.runs() if run.started]
+        if busy := [str(run.path) for run in there if run.busy]:
+            raise RunError(f"{busy[0]}: another process trains here; wait for it, or stop it")
+        for run in there:
             run.remove()
     kept.write(recipe=recipe.name, seeds=seeds)
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     import optuna
 
 _POLL_S = 0.2
+_MEASURES = ("seed", "training.select_metric", "evaluation.exclude_seen", "evaluation.cases")
 _UNTESTED = "evaluation.test=false"  # of every trial
 _FIRST_TRIALS = 5  # that are never stopped: a median of fewer says little
 _FIRST_EPOCHS = 1 / 3  # in which none is stopped: rates that start slowly may end best
@@ -94,6 +95,14 @@ def sweep(
         raise RecipeError(
             ["sweep: got no option to search, wanted one such as 'training.lr=log(1e-4,1e-2)'"]
         )
+    refuse(
+        [
+            f"{one.key}: can't be searched: it changes what a trial is measured by, not the trial"
+            for one in space
+            if one.key in _MEASURES
+        ],
+        RecipeError,
+    )
     base = read_recipe(recipe, fixed)
     for corner in (0, -1):  # both ends must be possible before anything runs
         ends = [f"{dimension.key}={dimension.values[corner]}" for dimension in space]

@@ -124,7 +124,7 @@ def _events(
                 int(one["timestamp"]),
                 None if rating is None else float(rating),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"{name}: line {place}: {error}: wanted user_id, parent_asin, timestamp and "
                 "rating; it is another file than the published one, get it again"

@@ -60,6 +60,9 @@ def content(raw: Path, archive: str, member: str) -> bytes:
     return read_member(packed, member, most_bytes=MOST_TEXT_BYTES)
 
 
+_LONGEST = 1 << 26  # bytes of a line; the longest published ones have some 100,000
+
+
 def lines(raw: Path, name: str) -> Iterator[bytes]:
     """The lines of a file, plain or gzip, without the ends; DataError where it is missing.
 
@@ -73,7 +76,10 @@ def lines(raw: Path, name: str) -> Iterator[bytes]:
         with open_plain(path) as file:
             packed = path.suffix == ".gz"
             opened = cast(BufferedReader, gzip.open(file)) if packed else file
-            yield from (line.rstrip(b"\r\n") for line in opened)
+            while line := opened.readline(_LONGEST + 1):
+                if len(line) > _LONGEST:
+                    raise DataError(f"{path}: a line of over {_LONGEST:,} bytes; {remedy}")
+                yield line.rstrip(b"\r\n")
 
 
 def parsed(text: bytes, what: str, *, names: list[str], separator: bytes) -> pl.DataFrame:

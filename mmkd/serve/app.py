@@ -117,7 +117,7 @@ def _add_files(app: FastAPI, served: Sequence[ServedRun]) -> None:
     @app.get("/picture/{folder}/{row}.webp", include_in_schema=False)
     async def picture(folder: str, row: int) -> Response:
         found = None
-        if folder in pictures:
+        if folder in pictures and 1 <= row <= pictures[folder].rows:
             found = await anyio.to_thread.run_sync(pictures[folder].webp, row, limiter=few)
         if found is None:
             raise HTTPException(HTTPStatus.NOT_FOUND)

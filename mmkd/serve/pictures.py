@@ -29,10 +29,14 @@ class Pictures:
         items: The catalogue.
         root: The pictures' folder, as the catalogue was read with; nothing outside it is opened.
         moved_to: Where that folder is now; None where it is where it was.
+
+    Attributes:
+        rows: I, of which 1 to I may be asked for.
     """
 
     def __init__(self, items: ItemTable, root: Path, *, moved_to: Path | None = None) -> None:
         self._items = items
+        self.rows = len(items)
         self._given = root
         self._moved_to = moved_to
         self._root = os.path.realpath(moved_to or root)

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -142,10 +142,13 @@ class ServedRun:
 
     def popular(self, count: int) -> list[int]:
         """Rows to begin with: those taken most, or the first where that is not known."""
+        return [int(row) for row in self._by_count[:count]]
+
+    @cached_property
+    def _by_count(self) -> NDArray[np.int64]:
         if self.split is None:
-            return list(range(1, min(count, len(self.items)) + 1))
-        order = np.argsort(-self.split.train_counts()[1:], kind="stable")
-        return [int(row) + 1 for row in order[:count]]
+            return np.arange(1, len(self.items) + 1)
+        return np.argsort(-self.split.train_counts()[1:], kind="stable") + 1
 
     def _nearest(self, queries: Sequence[NearQuery]) -> list[Ranked]:
         answers: dict[int, Ranked] = {}

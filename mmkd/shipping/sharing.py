@@ -198,7 +198,10 @@ def _check_name(repository: str, kind: type[RunError] | type[EncoderError]) -> N
 
 def _without_paths(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {k: v if k in _TEXTS else _without_paths(v) for k, v in value.items()}
+        return {
+            k: v if k in _TEXTS and isinstance(v, str) else _without_paths(v)
+            for k, v in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_without_paths(one) for one in value]
     if isinstance(value, str) and _OUTSIDE.match(value):

@@ -264,3 +264,14 @@ def test_a_table_fused_in_parts_is_the_whole_one(
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(again, fused, rtol=1e-5, atol=1e-7)
+
+
+def test_scores_that_never_come_out_alike_are_told() -> None:
+    class Wavering(Held):
+        def blocks(self) -> Iterator[tuple[int, Tensor]]:
+            self.scores = self.scores + 1
+            return super().blocks()
+
+    scores, target, _, _ = case(0, 5)
+    with pytest.raises(EvaluationError, match="came out otherwise each time"):
+        rank_blocks(Wavering(scores[:3], 7), target[:3], item_count=ITEMS)

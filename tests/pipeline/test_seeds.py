@@ -137,6 +137,23 @@ def test_overwriting_starts_all_anew_and_keeps_what_is_somebody_elses(
     assert not RunFolder(copy / "seed-3").started
 
 
+def test_a_stopped_one_is_overwritten_and_one_that_trains_is_not(
+    folder: Path, synthetic: list[str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "seeds"
+    shutil.copytree(folder, copy)
+    shutil.rmtree(SeedFolder(copy).runs()[-1].path)  # it was never begun
+    recipe = recipe_of(synthetic, *SHORT, *IDS)
+    first = SeedFolder(copy).runs()[0]
+    kept = first.result()
+    told = f"{first.path.name}: another process trains here"
+    with first.locked(), pytest.raises(RunError, match=told):
+        train_all(recipe, 2, folder=copy, overwrite=True)
+    assert first.result() == kept
+    train_all(recipe, 2, folder=copy, overwrite=True)
+    assert SeedFolder(copy).seeds() == (0, 1)
+
+
 def test_frames_are_kept_by_every_run_and_never_lost(synthetic: list[str], tmp_path: Path) -> None:
     items = pl.DataFrame({"sku": range(20), "name": [f"pot {n}" for n in range(20)]})
     log = pl.DataFrame(

@@ -71,6 +71,15 @@ def test_ends_that_make_no_range_are_refused(text: str) -> None:
         Dimension.parse(text)
 
 
+@pytest.mark.parametrize("key", ["seed=0,1", "evaluation.exclude_seen=all,history"])
+def test_what_a_trial_is_measured_by_is_not_searched(
+    synthetic: list[str], tmp_path: Path, key: str
+) -> None:
+    with pytest.raises(RecipeError, match="it changes what a trial is measured by"):
+        sweep("quickstart", [*synthetic, key], folder=tmp_path / "sweep", trials=1)
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_both_ends_must_be_possible(synthetic: list[str], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"student\.embedding\.dropout"):
         sweep("quickstart", [*synthetic, "student.embedding.dropout=uniform(0,2)"], folder=tmp_path)

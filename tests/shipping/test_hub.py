@@ -23,6 +23,7 @@ from mmkd import MmkdError
 from mmkd.errors import DataError, RunError
 from mmkd.files import file_digest, write_sealed_json
 from mmkd.hub import hub_reachable
+from mmkd.shipping import sharing
 from mmkd.shipping.sharing import found_run, portable
 
 NAME = "ann/shop"
@@ -355,6 +356,8 @@ def test_a_recipe_keeps_nothing_of_the_machine(synthetic: list[str]) -> None:
     assert clean.data.items["attribute_separator"] == "/"
     assert (clean.objective.compression or {})["teacher"] == "big"
     assert portable(clean) == clean
+    nested = {"text": {"model": "/home/ann/x", "title": "/as it stands"}}
+    assert sharing._without_paths(nested) == {"text": {"model": "x", "title": "/as it stands"}}
 
 
 def test_the_command_line_pushes_and_reads(hub: Hub, kdsr: mmkd.Run, tmp_path: Path) -> None:
