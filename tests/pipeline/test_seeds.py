@@ -183,6 +183,7 @@ def test_a_folder_of_seeds_is_no_run_and_names_those_in_it(folder: Path, tmp_pat
         train_all(SeedRuns(folder).recipe, 2, folder=folder / "seed-0")
 
 
+@pytest.mark.slow
 def test_several_processes_train_all_seeds_together(synthetic: list[str], tmp_path: Path) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = ["-m", "mmkd", "train", "quickstart", *synthetic, *SHORT, *IDS, "--seeds", "2"]
