@@ -36,6 +36,7 @@ REQUIREMENTS = {
     "rectools": ("rectools[torch]==0.19.0", "pyarrow<22"),
     # RecBole 1.2.1 predates numpy 2 and needs pkg_resources
     "recbole": ("recbole==1.2.1", "numpy<2", "setuptools<81"),
+    "replay": ("replay-rec[torch]==0.22.0",),
 }
 
 

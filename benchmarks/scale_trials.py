@@ -30,7 +30,16 @@ from mmkd.training.optimizer import NoAsynchrony
 from mmkd.training.step import Stepping, TrainStep
 
 
-def step(*, items: int, batch: int, length: int, width: int, negatives: int, tables: str) -> Trial:
+def step(
+    *,
+    items: int,
+    batch: int,
+    length: int,
+    width: int,
+    negatives: int,
+    tables: str,
+    modalities: tuple[str, ...] = ("text", "image"),
+) -> Trial:
     """A training step of a two-layer SASRec on ids, text and image.
 
     Args:
@@ -40,11 +49,12 @@ def step(*, items: int, batch: int, length: int, width: int, negatives: int, tab
         width: Of the tables.
         negatives: Of the sampled softmax, by popularity.
         tables: ``rows`` or ``dense``, as ``training.tables``.
+        modalities: Beside the ids.
     """
     generator = np.random.default_rng(0)
     split = _split(generator, items, users=8 * batch, events=length + 1)
     loss = SampledSoftmax(train_counts=split.train_counts(), negatives=negatives)
-    module = TrainStep(_student(items, width, length), Objective(loss))
+    module = TrainStep(_student(items, width, length, modalities), Objective(loss))
     rows = tables == "rows"
     stream = BatchStream(
         split,
@@ -128,11 +138,11 @@ def _timed(run: Callable[[], float], notes: dict[str, Any]) -> Trial:
     return Trial(timed, notes)
 
 
-def _student(items: int, width: int, length: int) -> Ensemble:
+def _student(
+    items: int, width: int, length: int, modalities: tuple[str, ...] = ("text", "image")
+) -> Ensemble:
     generator = torch.Generator().manual_seed(0)
-    teachers = {
-        name: torch.randn(items + 1, width, generator=generator) for name in ("text", "image")
-    }
+    teachers = {name: torch.randn(items + 1, width, generator=generator) for name in modalities}
     embedding = FusedItemEmbedding(item_count=items, width=width, modalities=teachers)
     backbone = SASRec(width=width, max_length=length)
     return Ensemble([Recommender(embedding=embedding, backbone=backbone)])

@@ -7,6 +7,7 @@ A sequence is a user's last L + 1 events, always padded to L; every position is 
 import argparse
 import importlib.metadata
 import json
+import resource
 import time
 import warnings
 from typing import Any
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--steps", type=int, help="stop an epoch after so many steps")
+    parser.add_argument("--negatives", type=int, help="of a sampled softmax; else the full one")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
@@ -95,7 +97,8 @@ def main() -> None:
         n_factors=options.width,
         session_max_len=options.length,
         batch_size=options.batch,
-        loss="softmax",
+        loss="sampled_softmax" if options.negatives else "softmax",
+        n_negatives=options.negatives or 1,
         item_net_block_types=(IdEmbeddingsItemNet,),
         get_trainer_func=trainer,
     )
@@ -111,6 +114,7 @@ def main() -> None:
         "timed_steps": clock.steps,
         "parameters": clock.parameters,
         "feedforward": options.width,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2,
     }
     print(json.dumps(reply))
 

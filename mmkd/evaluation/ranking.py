@@ -296,13 +296,19 @@ class _Best:
 
 def _counts(scores: Tensor, own: Tensor, row: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
     """How many scores [N, n] are above [N, 1], and how many equal, without some (row, column)s."""
-    # int32 sums: the default int64 sum of booleans is 20 times slower on a CPU
-    greater = (scores > own).sum(1, dtype=torch.int32).long()
-    tied = (scores == own).sum(1, dtype=torch.int32).long()
+    greater, tied = _true(scores > own), _true(scores == own)
     value, mine = scores[row, item], own[row, 0]  # [P]
     greater.index_add_(0, row, (value > mine).long(), alpha=-1)
     tied.index_add_(0, row, (value == mine).long(), alpha=-1)
     return greater, tied
+
+
+def _true(mask: Tensor) -> Tensor:
+    """How many of each row [N, n] are true, [N] int64."""
+    if mask.device.type != "cpu":
+        return mask.sum(1)
+    # torch's sum of booleans makes a copy of each as a number first: four times slower
+    return torch.from_numpy(np.count_nonzero(mask.numpy(), axis=1))
 
 
 def _by_item(row: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
