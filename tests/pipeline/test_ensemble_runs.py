@@ -100,6 +100,7 @@ def test_a_next_item_backbone_takes_augmented_views(synthetic: list[str], tmp_pa
     assert evaluate(run.path)["metrics"] == pytest.approx(run.result()["test"]["metrics"])
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(synthetic: list[str], tmp_path: Path) -> None:
     """The negatives are those of all processes, so the losses are a single one's."""
     changes = [*synthetic, *MASKED, *EMKD, *STILL, "training.batch_size=49"]

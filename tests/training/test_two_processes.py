@@ -117,6 +117,7 @@ def _without_correlations(folder: Path) -> None:
         assert ("holistic.text" in report.history[-1]["losses"]) == (name == "one")
 
 
+@pytest.mark.slow
 def test_networks_whose_correlations_count_nothing_wait_for_no_head(tmp_path: Path) -> None:
     on_two(_without_correlations, tmp_path)
     for name in ("all", "one"):

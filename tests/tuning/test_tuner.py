@@ -133,6 +133,7 @@ def test_a_stopped_tuning_resumes_to_the_same_bits(tmp_path: Path, stop_at: int)
     assert resumed.tobytes() == whole.tobytes()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     save("llama", tmp_path / "llama")  # no dropout, which would differ by process
     arguments = replace(ARGUMENTS, epochs=1, pairs=16, keep=0.3, micro_batch=3)
