@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.2
 _MEASURES = ("seed", "training.select_metric", "evaluation.exclude_seen", "evaluation.cases")
+_SEARCHED = "recipe.yaml"
 _UNTESTED = "evaluation.test=false"  # of every trial
 _FIRST_TRIALS = 5  # that are never stopped: a median of fewer says little
 _FIRST_EPOCHS = 1 / 3  # in which none is stopped: rates that start slowly may end best
@@ -72,8 +73,8 @@ def sweep(
     Args:
         recipe: Path or name of a recipe.
         overrides: As for ``load_recipe``, those of ``Dimension`` among them.
-        folder: Gets ``sweep.db``, ``trials/NNNN`` with a run each, and ``best.yaml``; a sweep
-            that is there already goes on.
+        folder: Gets ``sweep.db``, ``recipe.yaml`` as it is read now, ``trials/NNNN`` with a run
+            each, and ``best.yaml``; a sweep that is there already goes on.
         trials: How many in all.
         jobs: How many at once; each gets its share of the cores.
         seed: Of the search.
@@ -113,14 +114,16 @@ def sweep(
         metric = planned.training.select_metric
         study = begin_study(folder, base, space, metric=metric)
         study.pruner = _pruner(planned.training.epochs, prune=prune)
-        fixed += _tuned(planned, note)
-        search = _Search(study, recipe, fixed, space, folder, jobs, seed, metric)
+        # what trials read: whoever changes the recipe's file meanwhile changes no trial
+        searched = folder / _SEARCHED
+        read_recipe(recipe, [*fixed, *_tuned(planned, note)]).save(searched)
+        search = _Search(study, searched, space, folder, jobs, seed, metric)
         ended = search.run(trials, announce=announce, note=note)
         good = [one for one in ended if one.value is not None]
         if not good:
             raise RunError(f"{folder}: every trial failed; the first said: {ended[0].error}")
         best = max(good, key=lambda one: one.value or 0.0)
-        read_recipe(recipe, [*fixed, *best.overrides]).save(folder / "best.yaml")
+        read_recipe(str(searched), [*best.overrides]).save(folder / "best.yaml")
     return ended
 
 
@@ -129,8 +132,7 @@ class _Search:
     """Trials of a study: drawn, run some at once, watched, told to it."""
 
     study: "optuna.Study"
-    recipe: str
-    fixed: Sequence[str]
+    recipe: Path
     space: Sequence[Dimension]
     folder: Path
     jobs: int
@@ -209,8 +211,7 @@ class _Search:
         trial = _trial(self.study, number, seed=self.seed)
         chosen = [dimension.suggest(trial) for dimension in self.space]
         trial.set_user_attr("overrides", chosen)
-        overrides = [*self.fixed, *chosen]
-        begun = _Running.start(trial, self.recipe, overrides, self.folder, self.jobs)
+        begun = _Running.start(trial, self.recipe, chosen, self.folder, self.jobs)
         begun.told = {*self.study.trials[number].intermediate_values}
         self.running.append(begun)
 
@@ -229,13 +230,13 @@ class _Running:
 
     @classmethod
     def start(
-        cls, trial: "optuna.Trial", recipe: str, overrides: list[str], folder: Path, jobs: int
+        cls, trial: "optuna.Trial", recipe: Path, overrides: list[str], folder: Path, jobs: int
     ) -> "_Running":
         run = trial_folder(folder, trial.number)
         run.parent.mkdir(parents=True, exist_ok=True)
         log = run.with_suffix(".log")
         threads = max(1, thread_count(1) // jobs)
-        command = [sys.executable, "-m", "mmkd", "train", recipe, *overrides, _UNTESTED]
+        command = [sys.executable, "-m", "mmkd", "train", str(recipe), *overrides, _UNTESTED]
         command += [part for name in trusted() for part in ("--trust-code", name)]
         with log.open("ab") as output:
             process = subprocess.Popen(

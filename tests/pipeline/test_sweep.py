@@ -18,7 +18,7 @@ from synthetic_runs import recipe_of
 from mmkd import SeedRuns, load_recipe
 from mmkd.config.plan import Plan, plan
 from mmkd.errors import RecipeError, RunError
-from mmkd.pipeline.study import Dimension, begin_study, parted, read_sweep
+from mmkd.pipeline.study import Dimension, Trial, begin_study, parted, read_sweep
 from mmkd.pipeline.sweep import _check_tuned, sweep
 from mmkd.pipeline.sweeps import _check_comparable, find_sweeps
 from mmkd.pipeline.train import train
@@ -138,6 +138,8 @@ STAND_IN = """#!{python} -SE
 import json, os, signal, subprocess, sys, time
 run = sys.argv[sys.argv.index("--out") + 1]
 os.makedirs(run, exist_ok=True)
+with open(run + "/recipe.yaml", "w") as file:
+    file.write(open(sys.argv[sys.argv.index("train") + 1]).read())
 if "STUBBORN" in os.environ:
     def told(number, frame):
         print("told", number, flush=True)
@@ -208,6 +210,29 @@ def test_the_command_says_what_was_guessed_and_how_to_test_the_best(
     best = next(one["number"] for one in again["trials"] if one["value"] == 1)
     folder = tmp_path / "sweep" / "trials" / f"{best:04d}"
     assert f"Next: mmkd evaluate {folder}, the test of the best" in done.stdout.replace("\n", "")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_recipe_that_is_changed_meanwhile_changes_no_trial(
+    synthetic: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    base = load_recipe("quickstart", [*synthetic, "training.epochs=1"])
+    base.save(path)
+
+    def change(trial: Trial) -> None:
+        load_recipe("quickstart", [*synthetic, "training.epochs=7"]).save(path)
+
+    options = ["training.lr=0.5,0.01", "student.embedding.width=48"]
+    found = sweep(str(path), options, folder=tmp_path / "sweep", trials=3, announce=change)
+    for trial in found:
+        read = tmp_path / "sweep" / "trials" / f"{trial.number:04d}" / "recipe.yaml"
+        given = load_recipe(str(read))
+        assert given.training["epochs"] == 1 and given.student.embedding["width"] == 48
+    best = load_recipe(str(tmp_path / "sweep" / "best.yaml"))
+    assert best.training["epochs"] == 1 and best.training["lr"] == 0.01
+    with pytest.raises(RunError, match="holds a sweep of another recipe"):
+        sweep(str(path), options, folder=tmp_path / "sweep", trials=4)
 
 
 @pytest.mark.usefixtures("stand_in")
