@@ -141,7 +141,19 @@ def _without_encoders(
         below = {**below, section: changed} if section else changed
         if not isinstance(own, Mapping) or name not in own:
             followed.append(f"{key} is {show(value).strip(chr(39))}")
+    networks = _as_mapping(below.get("ensemble")).get("members")
+    left = [one for one in networks if _reads_ids(one)] if isinstance(networks, list) else networks
+    if left != networks:
+        several = len(left) > 1  # one network needs nothing of what adds several up
+        ensemble = {**_as_mapping(below["ensemble"]), "members": left} if several else {}
+        below = {**below, "ensemble": ensemble}
+        if "members" not in _as_mapping(layer.get("ensemble")):
+            followed.append(f"ensemble.members is {show(left) if several else 1}")
     return below, followed
+
+
+def _reads_ids(member: object) -> bool:
+    return not isinstance(member, Mapping) or member.get("ids", True) is not False
 
 
 def _kind(value: object) -> object:

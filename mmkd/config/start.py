@@ -65,7 +65,7 @@ def start(
         events: The log's file.
         target: The file to write.
         name: The recipe's name.
-        preset: What it is based on; None is ``kdsr``, or ``id`` where there is nothing to encode.
+        preset: What it is based on; None is ``best``, or ``id`` where there is nothing to encode.
         split: A name of ``SPLITS``.
         force: Whether an existing file may be replaced.
         **columns: Those that are known, as for ``Dataset.load``; others are guessed.
@@ -112,7 +112,7 @@ def recipe_text(data: Dataset, *, name: str, root: str, preset: str | None = Non
         >>> _ = (root / "log.csv").write_text("user_id,sku\nada,A1\nada,C3\nada,B7\n")
         >>> data = Dataset.load(root, items="items.csv", events="log.csv")
         >>> print(*recipe_text(data, name="shop", root="shop").splitlines()[1:9], sep="\n")
-        base: kdsr # all that isn't said here; to see and change it: mmkd cp kdsr .
+        base: best # all that isn't said here; to see and change it: mmkd cp best .
         name: shop # and of its runs
         <BLANKLINE>
         data:
@@ -131,7 +131,7 @@ def recipe_text(data: Dataset, *, name: str, root: str, preset: str | None = Non
         YAML, which ``mmkd train`` accepts.
     """
     encoders = _encoders(data)
-    base = preset or ("kdsr" if encoders else "id")
+    base = preset or ("best" if encoders else "id")
     lines = [
         "# Written by `mmkd init`, for you to change; `mmkd validate` checks it.",
         f"base: {base} # all that isn't said here; to see and change it: mmkd cp {base} .",

@@ -465,8 +465,8 @@ def train(
 
     Args:
         data: What to train on; or, in its place, a recipe with data of its own.
-        recipe: A preset by its name (``id``, ``fused``, ``kdsr``, ``soft``, ``members``, ``emkd``;
-            None is ``kdsr``), or another recipe by its name, path or as an object, of which the
+        recipe: A preset by its name (``id``, ``fused``, ``kdsr``, ``soft``, ``emkd``, ``best``;
+            None is ``best``), or another recipe by its name, path or as an object, of which the
             dataset takes the data section's place.
         encoders: Modality to the name or path of a card, an `EncoderCard`, or an encoder object.
             They take the place of the recipe's own; ``{}`` learns item ids only. None keeps the
@@ -575,7 +575,7 @@ def given_plan(
             )
         return data
     if isinstance(data, Dataset):
-        chosen: Recipe | Path | str = "kdsr" if recipe is None else recipe
+        chosen: Recipe | Path | str = "best" if recipe is None else recipe
         where = None if folder is None else Path(folder)
         planned = joined(data, chosen, encoders=encoders, overrides=overrides, folder=where)
         if where is None and data.frames:  # they will lie in the run's folder, which is named now

@@ -102,19 +102,21 @@ def test_encoders_follow_what_is_there(
 def test_a_preset_is_the_base_and_only_what_the_data_changes_is_written(tmp_path: Path) -> None:
     write_shop(tmp_path / "shop")
     init()
-    assert "base: kdsr " in Path("shop.yaml").read_text()
-    recipe, preset = load_recipe("shop.yaml"), load_recipe("kdsr", PLACES)
+    assert "base: best " in Path("shop.yaml").read_text()
+    recipe, preset = load_recipe("shop.yaml"), load_recipe("best", PLACES)
     assert recipe.objective == preset.objective and recipe.student == preset.student
     assert recipe.training == {**preset.training, "max_length": 10}  # six events a user
-    assert recipe.distiller == {**(preset.distiller or {}), "dim": 8, "codes": 8}
-    for name in ("id", "fused", "emkd"):
+    assert recipe.ensemble == preset.ensemble
+    for name in ("id", "fused", "kdsr", "emkd"):
         init("--preset", name, "--name", name)
         recipe = load_recipe(f"{name}.yaml")
-        assert bool(recipe.encoders) == (name == "fused")
+        assert bool(recipe.encoders) == (name in ("fused", "kdsr"))
+        if name == "kdsr":  # eight items fill no more
+            assert recipe.distiller["dim"] == recipe.distiller["codes"] == 8
         assert (recipe.ensemble.get("members") == 3) == (name == "emkd")
         assert recipe.objective.attributes is None  # the shop has no labels
         assert printed("validate", f"{name}.yaml", "--no-data")["valid"] is True
-    with pytest.raises(RecipeError, match=r"preset: got 'kdrs', wanted one of emkd, .*mean 'kdsr'"):
+    with pytest.raises(RecipeError, match=r"preset: got 'kdrs', wanted one of best, .*mean 'kdsr'"):
         init("--preset", "kdrs", "--name", "other")
     assert not Path("other.yaml").exists()
 

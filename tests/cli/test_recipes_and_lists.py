@@ -69,7 +69,7 @@ def test_ls_recipes_and_encoders() -> None:
 def test_presets_are_listed_and_copied(tmp_path: Path) -> None:
     presets = {row["preset"]: row["what"] for row in printed("ls", "presets")}
     assert (
-        presets.keys() == {"emkd", "fused", "id", "kdsr", "members", "soft"}
+        presets.keys() == {"best", "emkd", "fused", "id", "kdsr", "soft"}
         and "2401.07257" in presets["kdsr"]
     )
     told = invoke("cp", "kdsr", ".").stdout

@@ -70,6 +70,36 @@ def test_overrides_alone_make_the_baseline_of_a_recipe(overrides: Any) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("members", "left", "said"),
+    [
+        ([{}, {"ids": False}], {}, "1"),
+        (
+            [{"seed": 3}, {"ids": False}, {"modalities": []}],
+            [{"seed": 3}, {"modalities": []}],
+            None,
+        ),
+        ([{"ids": False}, {"ids": False, "seed": 2}], {}, "1"),
+        ([{}, {"seed": 5}], [{}, {"seed": 5}], ""),
+        (2, 2, ""),
+    ],
+)
+def test_members_on_content_alone_go_with_the_encoders(
+    members: Any, left: Any, said: str | None
+) -> None:
+    ensemble = {"members": members, "inference": "standardized", "weights": "validation"}
+    Path("x.yaml").write_text(yaml.safe_dump({**BELOW, "ensemble": ensemble}), "utf-8")
+    recipe = load_recipe("x.yaml", ["encoders=null"])
+    if left == {}:
+        assert recipe.ensemble == {}
+        assert plan(recipe, needs_data=False).members.count == 1
+    else:
+        assert recipe.ensemble == {**ensemble, "members": left}
+    if said is not None:
+        (note,) = recipe.notes
+        assert note == f"override: {FOLLOWED}" + (f", ensemble.members is {said}" if said else "")
+
+
 def test_one_modality_less_changes_nothing_else() -> None:
     recipe = load_recipe("x.yaml", ["encoders.image=null"])
     assert recipe.notes == () and recipe.distiller == {"dim": 8}

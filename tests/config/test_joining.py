@@ -58,13 +58,13 @@ def shop(data: mmkd.Dataset) -> mmkd.Dataset:
 
 
 def test_presets_are_no_recipes_but_are_found_by_name() -> None:
-    assert preset_names() == ["emkd", "fused", "id", "kdsr", "members", "soft"]
+    assert preset_names() == ["best", "emkd", "fused", "id", "kdsr", "soft"]
     assert not {*preset_names()} & {*recipe_names()}
     with pytest.raises(RecipeError, match="data: required"):
         load_recipe("kdsr")
 
 
-@pytest.mark.parametrize("name", ["emkd", "fused", "id", "kdsr", "members", "soft"])
+@pytest.mark.parametrize("name", ["best", "emkd", "fused", "id", "kdsr", "soft"])
 def test_a_preset_is_a_base_of_a_recipe_and_carries_its_files_name(name: str) -> None:
     preset = merge_layers(read_layers(find_recipe(name))).content
     assert preset["name"] == name and "data" not in preset
@@ -79,8 +79,8 @@ def test_a_preset_is_a_base_of_a_recipe_and_carries_its_files_name(name: str) ->
     assert (found.objective.correlation is not None) == (name == "kdsr")
     assert (found.objective.mutual is not None) == (name == "emkd")
     assert (found.recipe.student.score_with == "fused") == (name not in ("id", "emkd"))
-    assert (found.objective.neighbours is not None) == (name in ("soft", "members"))
-    assert found.members.weights_chosen == found.members.offset_chosen == (name == "members")
+    assert (found.objective.neighbours is not None) == (name == "soft")
+    assert found.members.weights_chosen == found.members.offset_chosen == (name == "best")
 
 
 def test_a_preset_of_ones_own_is_one_file() -> None:
