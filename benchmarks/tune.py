@@ -26,7 +26,7 @@ from benchmarks.child import peak_bytes
 from benchmarks.measure import environment, last_json_line, print_table, write_results
 from mmkd.config.plan import plan
 from mmkd.config.recipe import load_recipe
-from mmkd.tuning import TrainingPairs, Tuner, TuningArguments
+from mmkd.tuning import Tower, TrainingPairs, Tuner, TuningArguments
 from mmkd.tuning.contents import Contents, Features
 
 _MICRO = 64  # items, in both, where gradients are cached
@@ -139,9 +139,8 @@ def _ours(
     )
     pairs = TrainingPairs(rows, np.full(len(rows), 1 / len(rows)))
     with tempfile.TemporaryDirectory() as folder:
-        report = Tuner(arguments).fit(
-            encoder, Timed(encoder, texts), pairs, validate=validate, folder=Path(folder)
-        )
+        tower = Tower(Timed(encoder, texts), validate)
+        report = Tuner(arguments).fit({"text": tower}, pairs, folder=Path(folder))
     return float(report.history[0]["losses"]["total"])
 
 

@@ -50,10 +50,10 @@ def copy(
 ) -> None:
     """Copy a recipe or an encoder card to edit it; a variant brings the recipe it is based on."""
     from mmkd.config.recipe import base_of, preset_names, recipe_names
-    from mmkd.encoders.card import CARD_FILE
+    from mmkd.encoders.card import has_weights_beside
 
     source = _source(name)
-    if source.name == CARD_FILE:
+    if has_weights_beside(source):
         raise RecipeError(f"{name}: has its weights beside it; copy the folder {source.parent}")
     target = destination
     if destination.is_file() and destination.suffix not in (".yaml", ".yml"):

@@ -38,7 +38,12 @@ def teacher(
 def tune(
     recipe: RecipeName,
     overrides: Overrides = None,
-    encoder: Annotated[str, typer.Option(help="Which of the recipe's encoders.")] = "text",
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Which of the recipe's encoders; default text. Twice: both towers of one model."
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Of the new card; default RECIPE-ENCODER.")
     ] = None,
@@ -51,14 +56,13 @@ def tune(
     from mmkd.cli import show
     from mmkd.cli.progress import EmbeddingProgress, note
     from mmkd.files import read_json
-    from mmkd.pipeline.tune import RECORD
-    from mmkd.pipeline.tune import tune as run_tune
+    from mmkd.pipeline.tune import RECORD, tune_together, tuned_folder
 
-    plan = planned(recipe, overrides)
+    plan, encoders = planned(recipe, overrides), encoder or ["text"]
     with EmbeddingProgress() as encoding:
-        card = run_tune(
+        cards = tune_together(
             plan,
-            encoder=encoder,
+            encoders=encoders,
             name=name,
             folder=folder,
             resume=resume,
@@ -68,21 +72,29 @@ def tune(
         )
     if os.environ.get("RANK", "0") != "0":  # the first process speaks for all
         return
-    found = read_json(folder / card.name / RECORD)
+    names = {one: card.name for one, card in cards.items()}
+    path = tuned_folder(plan, encoders, name=name, folder=folder)
+    found = read_json(path / RECORD)
     if json:
-        show.as_json({"card": card.name, **found})
+        one = {"card": path.name} if len(names) == 1 else {"cards": names}
+        show.as_json({**one, **found})
         return
     best = found["history"][found["best_epoch"]]["valid"]
-    pairs = [(key, found["before"][key], best[key]) for key in ("HR@10", "NDCG@10")]
     show.rows(
-        ("validation pairs", found["parent"], card.name),
-        [[key, f"{before:.4f}", f"{after:.4f}"] for key, before, after in pairs],
+        ("validation pairs", found["parent"], path.name),
+        [
+            [key, f"{found['before'][key]:.4f}", f"{best[key]:.4f}"]
+            for key in best
+            if not key.endswith("MRR@10")
+        ],
     )
     minutes = found["seconds"] / 60
+    against = " ".join(f"--against {card}" for card in names.values())
+    use = " ".join(f"encoders.{one}={card}" for one, card in names.items())
     typer.echo(
         f"{found['pairs']:,} pairs in {minutes:.1f} min, best epoch {found['best_epoch'] + 1}.\n"
-        f"What it is worth: mmkd teacher {recipe} --against {card.name}\n"
-        f"Train with it:    mmkd train {recipe} encoders.{encoder}={card.name}"
+        f"What it is worth: mmkd teacher {recipe} {against}\n"
+        f"Train with it:    mmkd train {recipe} {use}"
     )
 
 

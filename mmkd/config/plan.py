@@ -5,7 +5,7 @@ before any data or model is loaded; nothing is built to see whether it is refuse
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ class Plan:
         split: For the split function of ``recipe.data.split.kind``.
         cards: Encoder card by modality name.
         cache: For ``EmbeddingCache``.
-        tuning: How encoders are tuned, by modality name; ``train`` tunes those of the recipe.
+        tuning: How encoders are tuned, by the recipe's keys; see `tuning_of`.
         encoding: How encoders are run.
         allow_random_weights: Whether a card may ask for an untrained model.
         distiller: For ``CorrelationDistiller``; None without encoders.
@@ -88,6 +88,13 @@ class Plan:
     def width(self) -> int:
         """D."""
         return int(self.embedding["width"])
+
+    def tuning_of(self, encoders: Sequence[str]) -> TuningArguments:
+        """How some encoders are tuned together; as the recipe says, or else by the defaults."""
+        for key, arguments in self.tuning.items():
+            if sorted(key.split("+")) == sorted(encoders):
+                return arguments
+        return TuningArguments(threads=self.training.threads, cpu=self.training.cpu)
 
     def load_data(self) -> Dataset:
         """Read catalogue and log, unless that is done, and split the sequences.
@@ -321,15 +328,18 @@ def _cards(
 
 
 def _tuning(checks: Checks, training: Options) -> dict[str, Options]:
-    """Options of tuning, by modality; every modality has some."""
+    """Options of tuning, by the recipe's keys: one modality, or several that learn together."""
     recipe = checks.recipe
     shared: Options = {name: training[name] for name in ("threads", "cpu") if name in training}
-    found = {name: dict(shared) for name in recipe.encoders}
-    for name, options in recipe.tune.items():
-        if name not in found:
-            checks.problem(f"tune.{name}", f"no such encoder; encoders has {', '.join(found)}")
-            continue
-        found[name] |= checks.options(TuningArguments, options, f"tune.{name}")
+    found: dict[str, Options] = {}
+    for key, options in recipe.tune.items():
+        for name in key.split("+"):
+            if name not in recipe.encoders:
+                known = ", ".join(recipe.encoders)
+                checks.problem(f"tune.{key}", f"no such encoder; encoders has {known}")
+            elif recipe.tuned.count(name) > 1:
+                checks.problem(f"tune.{key}", f"{name} is tuned twice; leave one out")
+        found[key] = shared | checks.options(TuningArguments, options, f"tune.{key}")
     return found
 
 

@@ -115,9 +115,10 @@ class Recipe(Section):
 
     `task` is what the networks learn to predict, `objective` the losses by which they do.
     `encoders` maps a modality to the name of its encoder card and may be empty; a null card drops a
-    modality that a base recipe has. `tune` maps such a modality to how its encoder is tuned on the
-    log before anything else. `distiller: null` is the distiller's own defaults; whether
-    anything is distilled is said by `objective.correlation`.
+    modality that a base recipe has. `tune` maps such a modality, or several such as ``text+image``
+    that learn together, to how its encoder is tuned on the log before anything else. `distiller:
+    null` is the distiller's own defaults; whether anything is distilled is said by
+    `objective.correlation`.
     """
 
     name: Annotated[str, Field(pattern=NAME)]  # it names a folder
@@ -154,6 +155,11 @@ class Recipe(Section):
     def __hash__(self) -> int:
         """Consistent with `==`."""
         return hash(recipe_digest(self))
+
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """The encoders that `tune` names."""
+        return tuple(name for key in self.tune for name in key.split("+"))
 
     @property
     def notices(self) -> tuple[str, ...]:

@@ -45,6 +45,7 @@ from mmkd.trust import trust_code as trust
 FINGERPRINT_FORMAT = 1
 LABELS = ("name", "license", "notes", "dim", "size_mb", "tuned")
 CARD_FILE = "card.yaml"  # of a folder that holds a card and its weights
+TOWER_CARDS = {tower: f"card.{tower}.yaml" for tower in ("text", "image")}  # of one that holds both
 ENCODER_FILES = {  # what is brought of a repository that holds a card, and the most bytes of each
     CARD_FILE: 1 << 20,
     "tuning.json": 1 << 24,
@@ -451,7 +452,7 @@ def list_cards(*, folder: Path | None = None) -> list[EncoderCard]:
     Raises:
         EncoderError: One of them is not valid.
     """
-    return [_read(path) for _, path in sorted(_card_paths(folder).items())]
+    return [_read(path) for _, path in sorted(card_files(folder).items())]
 
 
 def save_card(card: EncoderCard, path: Path) -> None:
@@ -466,7 +467,7 @@ def card_path(name: str, *, folder: Path | None = None) -> Path:
     Raises:
         EncoderError: There is no such card.
     """
-    found = _card_paths(folder)
+    found = card_files(folder)
     if name not in found:
         raise EncoderError(
             f"card {name!r} is unknown{did_you_mean(name, found)}; known: "
@@ -475,23 +476,43 @@ def card_path(name: str, *, folder: Path | None = None) -> Path:
     return found[name]
 
 
-def _card_paths(folder: Path | None) -> dict[str, Path]:
-    """Name to file; an earlier folder's card hides a later one's of the same name.
+def card_files(folder: Path | None) -> dict[str, Path]:
+    """Name to file, as `load_card` finds them.
 
-    A card is a file ``NAME.yaml``, or a folder ``NAME`` with its weights beside it.
+    An earlier folder's card hides a later one's of the same name. A card is a file ``NAME.yaml``,
+    or in a folder ``NAME`` with its weights beside it; see `name_of_file`.
     """
     found: dict[str, Path] = {}
     for place in reversed(yaml_folders("encoders", folder)):
-        found |= {path.parent.name: path for path in place.glob(f"*/{CARD_FILE}")}
+        for name in (*TOWER_CARDS.values(), CARD_FILE):
+            found |= {name_of_file(path): path for path in place.glob(f"*/{name}")}
         found |= {path.stem: path for path in place.glob("*.yaml")}
     return found
+
+
+def name_of_file(path: Path) -> str:
+    """The name of the card in a file.
+
+    >>> from pathlib import Path
+    >>> from mmkd.encoders.card import name_of_file
+    >>> [name_of_file(Path(f"shop/{file}.yaml")) for file in ("minilm", "card", "card.text")]
+    ['minilm', 'shop', 'shop-text']
+    """
+    if not has_weights_beside(path):
+        return path.stem
+    return path.parent.name + path.stem.removeprefix("card").replace(".", "-")
+
+
+def has_weights_beside(path: Path) -> bool:
+    """Whether a card's file is one of a folder with its weights, as ``mmkd tune`` leaves it."""
+    return path.name in (CARD_FILE, *TOWER_CARDS.values())
 
 
 def _read(path: Path) -> EncoderCard:
     remedy = "write `field: value` lines"
     with outside(EncoderError, path, "cannot be read as YAML", remedy=remedy, also=(ValueError,)):
         content = read_yaml(path, resolve=True)
-    content.setdefault("name", path.parent.name if path.name == CARD_FILE else path.stem)
+    content.setdefault("name", name_of_file(path))
     _make_absolute(content, LOCAL_FIELDS, path.parent)
     if isinstance(options := content.get("options"), dict):
         _make_absolute(options, _local_options(content.get("kind"), options), path.parent)

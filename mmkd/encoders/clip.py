@@ -168,7 +168,7 @@ class ClipEncoder(TowerEncoder):
 
     @property
     def model(self) -> Any:
-        """Both towers; only the card's own learns. See `TunableEncoder`."""
+        """Both towers; only those learn that encode. See `TunableEncoder`."""
         return self._model
 
     def features(self, inputs: Sequence[str] | Sequence[Image.Image]) -> list[NDArray[Any]]:
@@ -188,6 +188,10 @@ class ClipEncoder(TowerEncoder):
             {"input_ids": [one.tolist() for one in features]}, return_tensors="pt"
         )
         return self._of_tokens(batch)
+
+    def share_model(self, other: "ClipEncoder") -> None:
+        """Take the copy of the same model that the other tower's encoder has, to learn together."""
+        self._model = other._model
 
     def save(self, folder: Path) -> None:
         """Write both towers, and what makes this one's inputs; see `TunableEncoder`."""

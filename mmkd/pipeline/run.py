@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 import polars as pl
@@ -30,7 +30,7 @@ from mmkd.pipeline.add_items import add_items
 from mmkd.pipeline.embed import absent_reasons, embed, encoder_vectors
 from mmkd.pipeline.evaluate import compare_runs, evaluate
 from mmkd.pipeline.train import train as train_run
-from mmkd.pipeline.tune import tune as tune_encoder
+from mmkd.pipeline.tune import tune_together
 from mmkd.runs.folder import RunFolder
 from mmkd.runs.recommend import recommend, similar, student_vectors
 from mmkd.shipping.sharing import found_run
@@ -495,17 +495,29 @@ def train(
     return Run(path, encoders=own)
 
 
+@overload
+def tune(
+    data: Dataset, card: EncoderCard | Path | str, *, name: str, **options: Any
+) -> EncoderCard: ...
+
+
+@overload
+def tune(
+    data: Dataset, card: Mapping[str, EncoderCard | Path | str], *, name: str, **options: Any
+) -> dict[str, EncoderCard]: ...
+
+
 def tune(
     data: Dataset,
-    card: EncoderCard | Path | str,
+    card: EncoderCard | Path | str | Mapping[str, EncoderCard | Path | str],
     *,
     name: str,
     folder: Path | str = "encoders",
     arguments: Mapping[str, Any] | None = None,
     seed: int = 0,
     **options: Any,
-) -> EncoderCard:
-    """Tune an encoder on a log: a new card, with weights of its own.
+) -> EncoderCard | dict[str, EncoderCard]:
+    """Tune an encoder on a log, or both towers of one model: new cards, weights of their own.
 
     >>> import mmkd
     >>> mmkd.tune(mmkd.Dataset.load(items="items.csv", events="events.csv"), "minilm",
@@ -513,28 +525,32 @@ def tune(
 
     Args:
         data: Its training events are learned from, its validation cases choose the best epoch.
-        card: What to tune, a card or its name or path.
-        name: Of the new card.
+        card: What to tune, a card or its name or path; or by modality, such as ``text`` and
+            ``image``, cards of the towers of one model, which learn together.
+        name: Of the new card; of towers the cards are ``NAME-text`` and ``NAME-image``.
         folder: Where cards are kept; the new one is in ``folder/name``.
         arguments: Those of `TuningArguments` that differ from the defaults.
         seed: Of pairs and dropout.
         **options: ``resume``, ``overwrite``, ``progress``, ``announce`` of `mmkd.pipeline.tune`.
 
     Returns:
-        The new card.
+        The new card; the new cards by modality, where cards were given so.
 
     Raises:
-        MmkdError: As for `mmkd.pipeline.tune.tune`.
+        MmkdError: As for `mmkd.pipeline.tune.tune_together`.
     """
-    parent = card if isinstance(card, EncoderCard) else load_card(str(card))
+    given = list(card.values()) if isinstance(card, Mapping) else [card]
+    loaded = [one if isinstance(one, EncoderCard) else load_card(str(one)) for one in given]
+    names = list(card) if isinstance(card, Mapping) else [loaded[0].modality]
     planned = joined(
         data,
         "fused",
-        encoders={parent.modality: parent},
-        overrides={"seed": seed, f"tune.{parent.modality}": dict(arguments or {})},
+        encoders=dict(zip(names, loaded, strict=True)),
+        overrides={"seed": seed, f"tune.{'+'.join(names)}": dict(arguments or {})},
         folder=None,
     )
-    return tune_encoder(planned, encoder=parent.modality, name=name, folder=Path(folder), **options)
+    tuned = tune_together(planned, encoders=names, name=name, folder=Path(folder), **options)
+    return tuned if isinstance(card, Mapping) else tuned[names[0]]
 
 
 def comparison(

@@ -318,7 +318,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _check_tuned(base: Recipe, space: Sequence[Dimension]) -> None:
     """Raise RecipeError where what is searched would have the encoders tuned once a trial."""
-    names = ["tune", "data", *(f"encoders.{name}" for name in base.tune)] if base.tune else []
+    names = ["tune", "data", *(f"encoders.{name}" for name in base.tuned)] if base.tune else []
     refuse(
         [
             f"{one.key}: can't be searched, as encoders are tuned once for all trials (tune); tune "
@@ -332,11 +332,11 @@ def _check_tuned(base: Recipe, space: Sequence[Dimension]) -> None:
 
 def _tuned(planned: Plan, note: Callable[[str], None] | None) -> list[str]:
     """Overrides that put tuned encoders in the place of a recipe's ``tune`` section."""
-    tune = planned.recipe.tune
-    if not tune:
+    tuned = planned.recipe.tuned
+    if not tuned:
         return []
     cards = tune_first(planned, announce=note).recipe.encoders
-    return [f"encoders.{name}={cards[name]}" for name in tune] + [f"tune.{n}=null" for n in tune]
+    return [*(f"encoders.{name}={cards[name]}" for name in tuned), "tune=null"]
 
 
 def _pruner(epochs: int, *, prune: bool) -> "optuna.pruners.BasePruner":

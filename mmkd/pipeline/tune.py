@@ -2,13 +2,14 @@
 
 Pairs come from training events, the best epoch from validation pairs; events that test are not
 read. The folder ``encoders/NAME`` then holds ``card.yaml``, the weights, and ``tuning.json``, which
-tells how it went.
+tells how it went. Both towers of one model may learn together: then a card for each, one model.
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mmkd.embeddings import EmbeddingTable
 from mmkd.embeddings.inputs import sources_of
 from mmkd.encoders import EncoderCard, load_card
 from mmkd.encoders.base import TunableEncoder
-from mmkd.encoders.card import CARD_FILE, TunedOn, save_card
+from mmkd.encoders.card import CARD_FILE, TOWER_CARDS, TunedOn, card_files, name_of_file, save_card
 from mmkd.encoders.loading import local_path, resolve_model
 from mmkd.encoders.offline import check_at_hand
 from mmkd.encoders.registry import encoder_class
@@ -30,114 +31,132 @@ from mmkd.errors import EncoderError, RunError, refuse
 from mmkd.files import read_json, write_json, writer_lock
 from mmkd.memory import check_fits
 from mmkd.pipeline.embed import EmbedProgress, embed
-from mmkd.training.progress import peak_memory_bytes
-from mmkd.tuning import TrainingPairs, Tuner, TuningArguments
+from mmkd.training.progress import peak_memory_bytes, start_trackers
+from mmkd.tuning import Tower, TrainingPairs, Tuner, TuningArguments
 from mmkd.tuning.adapters import keep_adapter, merge_adapter, prepare
 from mmkd.tuning.contents import Contents
-from mmkd.tuning.retrieval import Retrieval
+from mmkd.tuning.retrieval import Retrieval, joined
 
 RECORD = "tuning.json"
 _WEIGHTS, _ADAPTER = "model", "adapter"
 _LOCK = "writer.lock"
-_OWN = (RECORD, CARD_FILE, _WEIGHTS, _ADAPTER, "checkpoints")
+_TRACKERS = "trackers"  # whatever files they write
+_CARDS = (CARD_FILE, *TOWER_CARDS.values())
+_OWN = (RECORD, *_CARDS, _WEIGHTS, _ADAPTER, "checkpoints", _TRACKERS)
 # arguments that a resumed tuning may be given anew
-_MAY_CHANGE = ("checkpoint_every_s", "cpu", "epochs", "threads")
+_MAY_CHANGE = ("checkpoint_every_s", "cpu", "epochs", "threads", "trackers")
 _COPIES = 4  # of the weights while they learn: themselves, gradients, two moments of AdamW
 
 
-def tune(
+def tune(planned: Plan, *, encoder: str = "text", **options: Any) -> EncoderCard:
+    """Tune one of a recipe's encoders on its training events: `tune_together` of that one alone.
+
+    Args:
+        planned: The recipe.
+        encoder: Name of the modality.
+        options: As for ``tune_together``.
+
+    Returns:
+        The new card.
+
+    Raises:
+        MmkdError: As ``tune_together``.
+    """
+    return tune_together(planned, encoders=(encoder,), **options)[encoder]
+
+
+def tune_together(
     planned: Plan,
     *,
-    encoder: str = "text",
+    encoders: Sequence[str],
     name: str | None = None,
     folder: Path = Path("encoders"),
     resume: bool = False,
     overwrite: bool = False,
     progress: EmbedProgress | None = None,
     announce: Callable[[str], None] | None = None,
-) -> EncoderCard:
-    """Tune one of a recipe's encoders on its training events.
+) -> dict[str, EncoderCard]:
+    """Tune one of a recipe's encoders on its training events, or both towers of one model.
 
     Args:
         planned: The recipe; its ``tune`` section says how.
-        encoder: Name of the modality.
-        name: Of the new card; None is the recipe's name and the modality's.
-        folder: Where cards are; the new one is in ``folder/name``.
-        resume: Continue an interrupted tuning; a finished one's card is just returned.
+        encoders: Names of the modalities.
+        name: See ``tuned_folder``.
+        folder: Where cards are.
+        resume: Continue an interrupted tuning; a finished one's cards are just returned.
         overwrite: Start anew where there is a tuning already.
-        progress: Told how far the parent's encoding of what the cache lacks is.
+        progress: Told how far the parents' encoding of what the cache lacks is.
         announce: Told in one line what learns from what.
 
     Returns:
-        The new card.
+        The new cards by modality.
 
     Raises:
         RunError: The folder holds something else, the recipe has no such encoder, or the memory is
             too small.
-        EncoderError: The encoder cannot be tuned, or its weights are not to be had.
+        EncoderError: An encoder cannot be tuned, or not together with the other, or its weights
+            are not to be had.
         DataError: There is no pair to learn from.
         EvaluationError: There is no validation pair.
+        TrainingError: A tracker isn't installed.
         TrainingInterrupted: After SIGINT or SIGTERM, once a checkpoint is written.
     """
-    if encoder not in planned.cards:
-        raise RunError(
-            f"--encoder {encoder}: {planned.recipe.name} has no such encoder; it has "
-            f"{', '.join(planned.cards) or 'none'}"
-        )
-    card, arguments = planned.cards[encoder], planned.tuning[encoder]
-    path = folder / (name or f"{planned.recipe.name}-{encoder}")
-    check_tunable(card, arguments)
-    check_at_hand(card, key=f"encoders.{encoder}")
+    path = tuned_folder(planned, encoders, name=name, folder=folder)
+    # in the recipe's order, whichever they are named in
+    cards = {name: card for name, card in planned.cards.items() if name in encoders}
+    arguments, seed = planned.tuning_of(encoders), planned.recipe.seed
+    for encoder, card in cards.items():
+        check_tunable(card, arguments)
+        check_at_hand(card, key=f"encoders.{encoder}")
+    check_one_model([*cards.values()])
+    files = _card_files(path, cards)
     tuner = Tuner(arguments)
-    accelerator = tuner.accelerator(folder=path)
+    accelerator = tuner.accelerator(folder=path / _TRACKERS)
     main = accelerator.is_main_process
     with writer_lock(path) if main else nullcontext():
         data = planned.load_data()
-        marker = _marker(card, arguments, data, seed=planned.recipe.seed)
+        marker = _marker([*cards.values()], arguments, data, seed=seed)
         with accelerator.main_process_first():
             if main:
-                _open(path, marker, resume=resume, overwrite=overwrite)
+                _open(path, files, marker, resume=resume, overwrite=overwrite)
         record = read_json(path / RECORD)
         if record["finished"]:
-            return load_card(str(path / CARD_FILE))
-        only = replace(planned, cards={encoder: card})
-        table = embed(only, data.items, progress=progress if main else None)[encoder]
+            return _loaded(files)
+        only = replace(planned, cards=cards)
+        tables = embed(only, data.items, progress=progress if main else None)
 
-        device = str(accelerator.device)
-        model = _learning(card, arguments).build(device=device)
-        if not isinstance(model, TunableEncoder):
-            raise EncoderError(f"card {card.name}: kind {card.kind} cannot be tuned")
-        adapted = prepare(model.model, arguments, seed=planned.recipe.seed)
-        contents = Contents(model, sources_of(card, data.items), workers=planned.encoding.workers)
+        models = _models(cards, arguments, device=str(accelerator.device))
+        adapted = prepare(models[0].model, arguments, seed=seed)
+        towers = {
+            encoder: _tower(planned, data, model, card, tables[encoder], arguments)
+            for model, (encoder, card) in zip(models, cards.items(), strict=True)
+        }
         pairs = TrainingPairs.of(
             data.split,
-            table.present,
+            np.any([table.present for table in tables.values()], axis=0),
             window=arguments.window,
             popularity_power=arguments.popularity_power,
         )
-        retrieval = Retrieval.of(
-            data.split,
-            table.present,
-            contents.groups,
-            count=arguments.validation_pairs,
-            seed=planned.recipe.seed,
+        before = joined(
+            {
+                encoder: tower.validate(partial(_tensor, tables[encoder]))
+                for encoder, tower in towers.items()
+            }
         )
-        before = retrieval(lambda rows: torch.from_numpy(_vectors(table, rows)))
         if main and announce:
-            announce(_announcement(path.name, card, pairs, arguments, model, before))
+            announce(_announcement(path.name, marker, pairs, arguments, models[0], before))
+        if arguments.trackers:
+            if main:
+                (path / _TRACKERS).mkdir(exist_ok=True)
+            accelerator.wait_for_everyone()
+            start_trackers(accelerator, name=path.name, config=marker, folder=path / _TRACKERS)
         report = tuner.fit(
-            model,
-            contents,
-            pairs,
-            validate=retrieval,
-            folder=path,
-            parent=_vectors(table, np.arange(len(table) + 1)) if arguments.keep else None,
-            accelerator=accelerator,
-            resume=resume,
-            seed=planned.recipe.seed,
+            towers, pairs, folder=path, accelerator=accelerator, resume=resume, seed=seed
         )
+        for tracker in accelerator.trackers:
+            tracker.finish()
         if main:
-            tuned = _write(path, card, arguments, model, adapted, data, planned.recipe.seed)
+            _write(files, cards, models, adapted, data, seed)
             write_json(
                 path / RECORD,
                 {
@@ -153,11 +172,36 @@ def tune(
             shutil.rmtree(path / "checkpoints", ignore_errors=True)
             if announce and before["NDCG@10"] >= report.best_metric:
                 announce(
-                    f"{path.name}: no epoch ranks validation pairs better than {card.name} does "
-                    f"({before['NDCG@10']:.4f}); use that one"
+                    f"{path.name}: no epoch ranks validation pairs better than {marker['parent']} "
+                    f"does ({before['NDCG@10']:.4f}); use that"
                 )
         accelerator.wait_for_everyone()
-        return tuned if main else load_card(str(path / CARD_FILE))
+        return _loaded(files)
+
+
+def tuned_folder(planned: Plan, encoders: Sequence[str], *, name: str | None, folder: Path) -> Path:
+    """Where encoders go that are tuned together.
+
+    Args:
+        planned: The recipe.
+        encoders: Names of the modalities.
+        name: Of the new card, or what the cards' names begin with where there are several; None is
+            the recipe's name, and of one encoder the modality's behind it.
+        folder: Where cards are.
+
+    Raises:
+        RunError: The recipe has no such encoder, or one is named twice.
+    """
+    for encoder in encoders:
+        if encoder not in planned.cards:
+            raise RunError(
+                f"--encoder {encoder}: {planned.recipe.name} has no such encoder; it has "
+                f"{', '.join(planned.cards) or 'none'}"
+            )
+        if list(encoders).count(encoder) > 1:
+            raise RunError(f"--encoder {encoder}: named twice; name each once")
+    own = "" if len(encoders) > 1 else f"-{encoders[0]}"
+    return folder / (name or f"{planned.recipe.name}{own}")
 
 
 def tune_first(planned: Plan, **options: Any) -> Plan:
@@ -177,9 +221,9 @@ def tune_first(planned: Plan, **options: Any) -> Plan:
     if not recipe.tune:
         return planned
     cards = dict(planned.cards)
-    for encoder in recipe.tune:
-        cards[encoder] = tune(planned, encoder=encoder, resume=True, **options)
-    names = {name: cards[name].name for name in recipe.tune}
+    for key in recipe.tune:
+        cards |= tune_together(planned, encoders=key.split("+"), resume=True, **options)
+    names = {name: cards[name].name for name in recipe.tuned}
     changed = recipe.model_copy(update={"encoders": recipe.encoders | names, "tune": {}})
     return plan(changed, cards=cards, data=planned.data)
 
@@ -214,6 +258,31 @@ def check_tunable(card: EncoderCard, arguments: TuningArguments) -> None:
     )
 
 
+def check_one_model(cards: Sequence[EncoderCard]) -> None:
+    """Refuse, before anything is loaded, encoders that cannot learn together.
+
+    Raises:
+        EncoderError: They are not the towers of one model.
+    """
+    if len(cards) == 1:
+        return
+    names = " and ".join(card.name for card in cards)
+    for card in cards:
+        if not hasattr(encoder_class(card.kind), "share_model"):
+            raise EncoderError(
+                f"{names}: kind {card.kind} has not two towers; tune them one by one (--encoder)"
+            )
+    what = ("kind", "model", "revision", "dtype")
+    other = [name for name in what if len({getattr(card, name) for card in cards}) > 1]
+    if other:
+        raise EncoderError(
+            f"{names}: are of another {' and '.join(other)}, so they have no space in common; name "
+            "the towers of one model, or tune them one by one (--encoder)"
+        )
+    if len({card.modality for card in cards}) < len(cards):
+        raise EncoderError(f"{names}: are the same tower; name a text and an image tower")
+
+
 def _weight_bytes(card: EncoderCard) -> float:
     """What its weights take, by the card's label or its local files; 0 where neither tells."""
     if card.size_mb is not None:
@@ -231,14 +300,56 @@ def _learning(card: EncoderCard, arguments: TuningArguments) -> EncoderCard:
     return card.model_copy(update={"dtype": "float32"})
 
 
+def _models(
+    cards: Mapping[str, EncoderCard], arguments: TuningArguments, *, device: str
+) -> list[TunableEncoder]:
+    """The cards' encoders; all hold one model."""
+    found: list[Any] = []
+    for card in cards.values():
+        model: Any = _learning(card, arguments).build(device=device)
+        if not isinstance(model, TunableEncoder):
+            raise EncoderError(f"card {card.name}: kind {card.kind} cannot be tuned")
+        if found:
+            model.share_model(found[0])
+        found.append(model)
+    return found
+
+
+def _tower(
+    planned: Plan,
+    data: Dataset,
+    model: TunableEncoder,
+    card: EncoderCard,
+    table: EmbeddingTable,
+    arguments: TuningArguments,
+) -> Tower:
+    """What an encoder reads, how it is judged, and what it is held to."""
+    # what its parent could not read, such as a broken picture, is as good as missing
+    read = zip(sources_of(card, data.items), table.present, strict=True)
+    contents = Contents(
+        model,
+        [source if there else None for source, there in read],
+        workers=planned.encoding.workers,
+    )
+    validate = Retrieval.of(
+        data.split,
+        table.present,
+        contents.groups,
+        count=arguments.validation_pairs,
+        seed=planned.recipe.seed,
+    )
+    parent = _vectors(table, np.arange(len(table) + 1)) if arguments.keep else None
+    return Tower(contents, validate, parent)
+
+
 def _marker(
-    card: EncoderCard, arguments: TuningArguments, data: Dataset, *, seed: int
+    cards: Sequence[EncoderCard], arguments: TuningArguments, data: Dataset, *, seed: int
 ) -> dict[str, Any]:
     """What a resumed tuning must have in common with the one that began."""
     digests = data.digests()
     return {
-        "parent": card.name,
-        "parent_fingerprint": card.fingerprint(),
+        "parent": "+".join(card.name for card in cards),
+        "parent_fingerprint": "+".join(card.fingerprint() for card in cards),
         "events": digests["events"],
         "split": digests["split"],
         "seed": seed,
@@ -246,7 +357,25 @@ def _marker(
     }
 
 
-def _open(path: Path, marker: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+def _card_files(path: Path, cards: Mapping[str, EncoderCard]) -> dict[str, Path]:
+    """Where the new cards are, by modality."""
+    if len(cards) == 1:
+        return dict.fromkeys(cards, path / CARD_FILE)
+    return {encoder: path / TOWER_CARDS[card.modality] for encoder, card in cards.items()}
+
+
+def _loaded(files: Mapping[str, Path]) -> dict[str, EncoderCard]:
+    return {encoder: load_card(str(file)) for encoder, file in files.items()}
+
+
+def _open(
+    path: Path,
+    files: Mapping[str, Path],
+    marker: Mapping[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
     """Begin or go on in a folder; RunError unless it may be used as asked."""
     others = [found.name for found in path.iterdir() if found.name not in _OWN]
     others = [found for found in others if found != _LOCK and not found.startswith(".")]
@@ -254,6 +383,7 @@ def _open(path: Path, marker: Mapping[str, Any], *, resume: bool, overwrite: boo
         raise RunError(
             f"{path}: holds {others[0]}, which is no tuned encoder's; give another --name"
         )
+    _check_free(files)
     if (path / RECORD).is_file() and not overwrite:
         known = read_json(path / RECORD)
         changed = _differing(known, marker)
@@ -269,8 +399,7 @@ def _open(path: Path, marker: Mapping[str, Any], *, resume: bool, overwrite: boo
             )
         if not resume:
             raise RunError(
-                f"{path}: is tuned already; use it (encoders.text={path.name}), or give --name "
-                "or --overwrite"
+                f"{path}: is tuned already; use it ({_use(files)}), or give --name or --overwrite"
             )
         return
     for name in _OWN:
@@ -282,6 +411,19 @@ def _open(path: Path, marker: Mapping[str, Any], *, resume: bool, overwrite: boo
     write_json(path / RECORD, {**marker, "finished": False})
 
 
+def _check_free(files: Mapping[str, Path]) -> None:
+    """Raise RunError where another card beside the new ones has a name of theirs."""
+    for file in files.values():
+        name, beside = name_of_file(file), file.parent.parent.resolve()
+        known = card_files(beside).get(name, file).resolve()
+        if known != file.resolve() and known.is_relative_to(beside):
+            raise RunError(f"{known}: is a card named {name} already; give another --name")
+
+
+def _use(files: Mapping[str, Path]) -> str:
+    return " ".join(f"encoders.{encoder}={name_of_file(file)}" for encoder, file in files.items())
+
+
 def _differing(known: Mapping[str, Any], marker: Mapping[str, Any]) -> list[str]:
     """What keeps a tuning from being taken up, by name."""
     then, now = known.get("arguments", {}), marker["arguments"]
@@ -290,52 +432,66 @@ def _differing(known: Mapping[str, Any], marker: Mapping[str, Any]) -> list[str]
 
 
 def _write(
-    path: Path,
-    card: EncoderCard,
-    arguments: TuningArguments,
-    model: TunableEncoder,
+    files: Mapping[str, Path],
+    cards: Mapping[str, EncoderCard],
+    models: Sequence[TunableEncoder],
     adapted: Any,
     data: Dataset,
     seed: int,
-) -> EncoderCard:
-    """Write weights and card; the card comes last."""
+) -> None:
+    """Write weights and cards; the cards come last."""
     digests = data.digests()
-    changes: dict[str, Any] = {
-        "name": path.name,
-        "notes": f"{card.name}, tuned on a log by mmkd tune.",
-        "tuned": TunedOn(
-            parent=card.name,
-            parent_fingerprint=card.fingerprint(),
-            events=digests["events"],
-            split=digests["split"],
-            seed=seed,
-        ),
-    }
-    # a card can name one adapter, so that of a parent with its own is merged
-    if adapted is not None and card.kind == "language_model" and "adapter" not in card.options:
+    alone = adapted is not None and all(_keeps_adapter(card) for card in cards.values())
+    path = next(iter(files.values())).parent
+    if alone:
         keep_adapter(adapted, path / _ADAPTER)
-        changes["options"] = {**card.options, "adapter": f"./{_ADAPTER}"}
-        if card.model is not None and (local := local_path(card.model)) is not None:
-            changes["model"] = str(local)
-    else:
-        if adapted is not None:
-            merge_adapter(adapted)
+    elif adapted is not None:
+        merge_adapter(adapted)
+    for model in () if alone else models:  # of two towers the second adds what makes its inputs
         model.save(path / _WEIGHTS)
-        options = {k: v for k, v in card.options.items() if not k.startswith("adapter")}
-        weights = sum(f.stat().st_size for f in (path / _WEIGHTS).rglob("*.safetensors"))
-        changes |= {
-            "model": f"./{_WEIGHTS}",
-            "revision": None,
-            "options": options,
-            "size_mb": round(weights / 1e6, 1),
+    for encoder, card in cards.items():
+        changes = {
+            **(_adapter_fields(card) if alone else _weight_fields(card, path / _WEIGHTS)),
+            "name": name_of_file(files[encoder]),
+            "notes": f"{card.name}, tuned on a log by mmkd tune.",
+            "tuned": TunedOn(
+                parent=card.name,
+                parent_fingerprint=card.fingerprint(),
+                events=digests["events"],
+                split=digests["split"],
+                seed=seed,
+            ),
         }
-    save_card(card.model_copy(update=changes), path / CARD_FILE)
-    return load_card(str(path / CARD_FILE))
+        save_card(card.model_copy(update=changes), files[encoder])
+
+
+def _keeps_adapter(card: EncoderCard) -> bool:
+    # a card can name one adapter, so that of a parent with its own is merged
+    return card.kind == "language_model" and "adapter" not in card.options
+
+
+def _adapter_fields(card: EncoderCard) -> dict[str, Any]:
+    """Of the card of an encoder whose adapters are kept apart."""
+    fields: dict[str, Any] = {"options": {**card.options, "adapter": f"./{_ADAPTER}"}}
+    if card.model is not None and (local := local_path(card.model)) is not None:
+        fields["model"] = str(local)
+    return fields
+
+
+def _weight_fields(card: EncoderCard, weights: Path) -> dict[str, Any]:
+    """Of the card of an encoder whose weights were written."""
+    size = sum(file.stat().st_size for file in weights.rglob("*.safetensors"))
+    return {
+        "model": f"./{_WEIGHTS}",
+        "revision": None,
+        "options": {k: v for k, v in card.options.items() if not k.startswith("adapter")},
+        "size_mb": round(size / 1e6, 1),
+    }
 
 
 def _announcement(
     name: str,
-    card: EncoderCard,
+    marker: Mapping[str, Any],
     pairs: TrainingPairs,
     arguments: TuningArguments,
     model: TunableEncoder,
@@ -344,9 +500,13 @@ def _announcement(
     learned = sum(p.numel() for p in model.model.parameters() if p.requires_grad)
     each = min(len(pairs.rows), arguments.pairs or len(pairs.rows))
     return (
-        f"{name}: {card.name} learns {learned:,} weights from {len(pairs.rows):,} pairs, {each:,} "
-        f"an epoch; before, validation pairs have NDCG@10 {before['NDCG@10']:.4f}"
+        f"{name}: {marker['parent']} learns {learned:,} weights from {len(pairs.rows):,} pairs, "
+        f"{each:,} an epoch; before, validation pairs have NDCG@10 {before['NDCG@10']:.4f}"
     )
+
+
+def _tensor(table: EmbeddingTable, rows: NDArray[np.int64]) -> torch.Tensor:
+    return torch.from_numpy(_vectors(table, rows))
 
 
 def _vectors(table: EmbeddingTable, rows: NDArray[np.int64]) -> NDArray[np.float32]:

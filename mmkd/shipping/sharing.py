@@ -18,7 +18,7 @@ import polars as pl
 from mmkd.config.recipe import Recipe
 from mmkd.data.items import ItemTable
 from mmkd.encoders import EncoderCard, load_card
-from mmkd.encoders.card import CARD_FILE, ENCODER_FILES
+from mmkd.encoders.card import CARD_FILE, ENCODER_FILES, name_of_file
 from mmkd.encoders.loading import local_path
 from mmkd.errors import EncoderError, RunError, outside
 from mmkd.files import copy_file
@@ -214,7 +214,7 @@ def _card_name(card: str) -> str:
     path = Path(card)
     if path.suffix not in (".yaml", ".yml"):
         return card
-    return path.parent.name if path.name == CARD_FILE else path.stem
+    return name_of_file(path)
 
 
 def _sent(name: str) -> bool:

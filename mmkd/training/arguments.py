@@ -147,7 +147,10 @@ class TrainingArguments:
         if "schedule" in options:
             problems += check_schedule(options["schedule"])
         problems += one_of(get_args(Precision), **given("precision"))
-        trackers = options.get("trackers", ())
-        for tracker in [trackers] if isinstance(trackers, str) else trackers:
-            problems += one_of(TRACKERS, trackers=tracker)
-        return problems
+        return problems + check_trackers(options.get("trackers", ()))
+
+
+def check_trackers(trackers: str | Sequence[str]) -> list[str]:
+    """What is wrong with some trackers' names, a line each."""
+    named = [trackers] if isinstance(trackers, str) else trackers
+    return [line for tracker in named for line in one_of(TRACKERS, trackers=tracker)]

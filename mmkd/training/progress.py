@@ -200,7 +200,7 @@ def check_installed(trackers: Sequence[str]) -> None:
     if missing := [tracker for tracker in trackers if tracker not in available]:
         packages = " ".join(name.replace("_", "-") for name in missing)
         raise TrainingError(
-            f"training.trackers: {', '.join(missing)} is not installed; run pip install "
+            f"trackers: {', '.join(missing)} is not installed; run pip install "
             f"{packages}, or leave it out"
         )
 

@@ -3,6 +3,6 @@
 from mmkd.tuning.arguments import TuningArguments
 from mmkd.tuning.loss import pair_loss
 from mmkd.tuning.pairs import TrainingPairs
-from mmkd.tuning.tuner import Tuner, TuningReport
+from mmkd.tuning.tuner import Tower, Tuner, TuningReport
 
-__all__ = ["TrainingPairs", "Tuner", "TuningArguments", "TuningReport", "pair_loss"]
+__all__ = ["Tower", "TrainingPairs", "Tuner", "TuningArguments", "TuningReport", "pair_loss"]

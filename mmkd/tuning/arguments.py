@@ -3,10 +3,12 @@
 From a recipe's ``tune:`` section, or a notebook, to ``Tuner``.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from mmkd.errors import at_least, one_of, positive, refuse, whole, within
+from mmkd.training.arguments import check_trackers
 
 Precision = Literal["no", "bf16"]
 Schedule = Literal["linear", "cosine", "constant"]
@@ -52,6 +54,7 @@ class TuningArguments:
         checkpoint_every_s: Seconds between checkpoints within an epoch.
         threads: Of each process; None shares the cores.
         cpu: Stay on the CPU where there is a GPU.
+        trackers: Where each epoch's record goes besides ``tuning.json``, as those of training.
 
     Raises:
         ValueError: An option is out of range; a line for each.
@@ -79,6 +82,7 @@ class TuningArguments:
     checkpoint_every_s: float = 300.0
     threads: int | None = None
     cpu: bool = False
+    trackers: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Refuse options that are out of range."""
@@ -102,6 +106,7 @@ class TuningArguments:
         problems += within(0, 1, "it is a share", **given("warmup", "lora_dropout"))
         problems += one_of(get_args(Precision), **given("precision"))
         problems += one_of(get_args(Schedule), **given("schedule"))
+        problems += check_trackers(options.get("trackers", ()))
         if options.get("lora_alpha") is not None and options.get("lora_rank", 1) is None:
             problems.append("lora_alpha: set, but nothing is low-rank; give lora_rank, such as 16")
         return problems

@@ -26,6 +26,7 @@ class Contents:
         workers: Processes that prepare pictures; None chooses by itself.
 
     Attributes:
+        encoder: See above.
         groups: [I+1] int64, equal where items have the same source; 0 where there is none.
     """
 
@@ -36,7 +37,7 @@ class Contents:
         *,
         workers: int | None = None,
     ) -> None:
-        self._encoder, self._sources, self._workers = encoder, sources, workers
+        self.encoder, self._sources, self._workers = encoder, sources, workers
         numbers: dict[str, int] = {}
         self.groups = np.array(
             [0 if not s else numbers.setdefault(str(s), len(numbers) + 1) for s in sources],
@@ -50,12 +51,12 @@ class Contents:
         Raises:
             DataError: A picture cannot be read any more.
         """
-        if self._encoder.modality == "text":
+        if self.encoder.modality == "text":
             for rows in batches:
                 yield self._texts(rows)
             return
         work = [self._work(int(row)) for rows in batches for row in rows]
-        prepare: Any = getattr(self._encoder, "prepare", None)
+        prepare: Any = getattr(self.encoder, "prepare", None)
         ahead = _AHEAD * max(map(len, batches), default=1)
         with PictureLoader(
             prepare, workers=self._workers, ahead=ahead, count=len(work)
@@ -73,7 +74,7 @@ class Contents:
     def _texts(self, rows: NDArray[np.int64]) -> Features:
         new = [int(row) for row in rows if int(row) not in self._tokens]
         texts = [str(self._sources[row]) for row in new]
-        self._tokens |= dict(zip(new, self._encoder.features(texts), strict=True))
+        self._tokens |= dict(zip(new, self.encoder.features(texts), strict=True))
         return [self._tokens[int(row)] for row in rows]
 
     def _work(self, row: int) -> Work:

@@ -1,6 +1,6 @@
 """Which epoch is best: validation pairs to how high an item's companion ranks by cosine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,3 +81,23 @@ class Retrieval:
             ranks.append(1 + (scores > own).sum(1) + tied / 2)
             ties.append(tied)
         return metrics_from_ranks(torch.cat(ranks), (_CUTOFF,), ties=torch.cat(ties))
+
+
+def joined(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Metrics of towers as one mapping: those of one as they are, of several their means first.
+
+    >>> joined({"text": {"NDCG@10": 0.5}, "image": {"NDCG@10": 0.25}})["NDCG@10"]
+    0.375
+
+    Args:
+        found: A tower's name to its metrics, the same ones.
+
+    Returns:
+        The means by the metrics' names; of several towers also each one's, such as
+        ``text.NDCG@10``.
+    """
+    names = next(iter(found.values()))
+    means = {name: sum(one[name] for one in found.values()) / len(found) for name in names}
+    if len(found) == 1:
+        return means
+    return means | {f"{at}.{name}": one[name] for at, one in found.items() for name in one}

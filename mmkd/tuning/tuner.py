@@ -1,4 +1,4 @@
-"""Tuner: an encoder and pairs of items to weights that have learned what goes together.
+"""Tuner: encoders and pairs of items to weights that have learned what goes together.
 
 ``Tuner.fit`` builds what a tuning needs; ``_Fit`` is its loop: epochs, steps, validation,
 checkpoints. Processes share each batch: every one encodes its own pairs, and all items are
@@ -6,9 +6,10 @@ everybody's negatives. Gradients are summed here and not by DDP, which knows no 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmkd.encoders.base import TunableEncoder
 from mmkd.errors import CheckpointError, TrainingError, TrainingInterrupted, outside
 from mmkd.interruption import Interruption
 from mmkd.losses.distributed import gather_rows
 from mmkd.training.arguments import TrainingArguments
 from mmkd.training.checkpoint import CheckpointFolder, read_tensors, write_tensors
 from mmkd.training.optimizer import LearningRate, NoAsynchrony
-from mmkd.training.progress import TrainingProgress
+from mmkd.training.progress import TrainingProgress, flat_record
 from mmkd.training.trainer import Trainer
 from mmkd.tuning.arguments import TuningArguments
 from mmkd.tuning.contents import Contents, Features
-from mmkd.tuning.loss import pair_loss
+from mmkd.tuning.loss import towers_loss
 from mmkd.tuning.pairs import TrainingPairs
+from mmkd.tuning.retrieval import joined
 
 METRIC = "NDCG@10"
 VectorsOf = Callable[[NDArray[np.int64]], Tensor]
@@ -40,6 +41,22 @@ Validate = Callable[[VectorsOf], Mapping[str, float]]
 _BEST = "checkpoints/best.safetensors"
 _BUCKET = 32  # items of about one length that go through the model together
 _RETUNE = "put a copy of it back, or tune from the start (--overwrite)"
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One of the encoders that learn together.
+
+    Attributes:
+        contents: What its encoder reads of each item; of several towers, all encoders hold one
+            model.
+        validate: From a function that gives rows' vectors to metrics, NDCG@10 among them.
+        parent: [I+1, D] the vectors that ``keep`` holds items to.
+    """
+
+    contents: Contents
+    validate: Validate
+    parent: NDArray[np.float32] | None = None
 
 
 @dataclass
@@ -75,32 +92,32 @@ class Tuner:
         """Set this process's threads and build the accelerator; see ``Trainer.accelerator``."""
         own = self.arguments
         return Trainer(
-            TrainingArguments(threads=own.threads, cpu=own.cpu, precision=own.precision)
+            TrainingArguments(
+                threads=own.threads,
+                cpu=own.cpu,
+                precision=own.precision,
+                trackers=own.trackers,
+            )
         ).accelerator(folder=folder)
 
     def fit(
         self,
-        encoder: TunableEncoder,
-        contents: Contents,
+        towers: Mapping[str, Tower],
         pairs: TrainingPairs,
         *,
-        validate: Validate,
         folder: Path,
-        parent: NDArray[np.float32] | None = None,
         accelerator: Accelerator | None = None,
         resume: bool = False,
         seed: int = 0,
     ) -> TuningReport:
-        """Tune until the epochs are over, and leave the best epoch's weights in the encoder.
+        """Tune until the epochs are over, and leave the best epoch's weights in the model.
 
         Args:
-            encoder: Its model learns in place, as far as its parameters require gradients.
-            contents: What is encoded of each item.
+            towers: By name, such as ``text``. Their model learns in place, as far as its
+                parameters require gradients.
             pairs: What goes together.
-            validate: From a function that gives rows' vectors to metrics, NDCG@10 among them.
             folder: Gets ``checkpoints/``.
-            parent: [I+1, D] the vectors that ``keep`` holds items to.
-            accelerator: Of ``accelerator()``; None builds one.
+            accelerator: Of ``accelerator()``, its trackers started; None builds one.
             resume: Continue from the newest checkpoint, if there is one.
             seed: Of pairs and dropout; torch's generator is set by it.
 
@@ -113,7 +130,7 @@ class Tuner:
             CheckpointError: The checkpoint doesn't fit.
         """
         processes = accelerator or self.accelerator(folder=folder)
-        fit = _Fit(self.arguments, encoder, contents, pairs, parent, processes, folder, seed)
+        fit = _Fit(self.arguments, towers, pairs, processes, folder, seed)
         # every process drops out different units
         torch.manual_seed(seed + processes.process_index)
         if resume:
@@ -121,7 +138,7 @@ class Tuner:
         with Interruption() as interruption:
             while fit.epoch < self.arguments.epochs:
                 fit.train_epoch(interruption)
-                fit.close_epoch(validate)
+                fit.close_epoch()
                 if fit.epoch < self.arguments.epochs:
                     fit.pause(interruption)
         fit.load_best()
@@ -134,18 +151,16 @@ class _Fit:
     def __init__(
         self,
         arguments: TuningArguments,
-        encoder: TunableEncoder,
-        contents: Contents,
+        towers: Mapping[str, Tower],
         pairs: TrainingPairs,
-        parent: NDArray[np.float32] | None,
         accelerator: Accelerator,
         folder: Path,
         seed: int,
     ) -> None:
-        self.arguments, self.encoder, self.contents = arguments, encoder, contents
+        self.arguments, self.named, self.towers = arguments, towers, [*towers.values()]
         self.pairs, self.accelerator, self.folder, self.seed = pairs, accelerator, folder, seed
-        self.parent = parent if arguments.keep else None
-        self.learned = nn.ParameterList(p for p in encoder.model.parameters() if p.requires_grad)
+        self.model = self.towers[0].contents.encoder.model
+        self.learned = nn.ParameterList(p for p in self.model.parameters() if p.requires_grad)
         matrices = [p for p in self.learned if p.ndim > 1]
         others = [p for p in self.learned if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -189,12 +204,9 @@ class _Fit:
         self._train_mode()
         first = self.step
         batches = self._batches()[first:]
-        items = [np.unique(batch) for batch in batches]
         with self.progress.epoch(self.epoch, first=first):
-            for batch, rows, features in zip(
-                batches, items, self.contents.batches(items), strict=True
-            ):
-                loss = self._backward(batch, rows, features)
+            for batch, features in zip(batches, self._features(batches), strict=True):
+                loss = self._backward(batch, features)
                 self._share_gradients()
                 self._optimizer_step()
                 self.loss_sum += loss
@@ -211,25 +223,32 @@ class _Fit:
         whole = [drawn[n * size : (n + 1) * size] for n in range(self.steps)]
         return [np.array_split(b, processes)[self.accelerator.process_index] for b in whole]
 
-    def _backward(
-        self, batch: NDArray[np.int64], rows: NDArray[np.int64], features: Features
-    ) -> Tensor:
+    def _features(self, batches: Sequence[NDArray[np.int64]]) -> Iterator[tuple[Features, ...]]:
+        """What each tower's encoder takes of the items of each batch, see ``_items``."""
+        found = [
+            tower.contents.batches([_items(tower, batch) for batch in batches])
+            for tower in self.towers
+        ]
+        return zip(*found, strict=True)
+
+    def _backward(self, batch: NDArray[np.int64], features: Sequence[Features]) -> Tensor:
         """Gradients of one batch; its loss, summed over the processes.
 
         Args:
             batch: [b, 2] rows.
-            rows: [n] those among it, each once and ascending.
-            features: What the model takes of ``rows``.
+            features: What each tower's encoder takes of ``_items``.
         """
-        places = torch.from_numpy(np.searchsorted(rows, batch))  # [b, 2]
-        parts = _by_length(features, self.arguments.micro_batch)
         micro = self.arguments.micro_batch
-        if micro is None or len(rows) <= micro:
-            loss = self._loss(self._vectors(features, parts), batch, places)
+        parts = [_by_length(one, micro) for one in features]
+        if micro is None or sum(map(len, features)) <= micro:
+            vectors = [
+                self._vectors(*one) for one in zip(self.towers, features, parts, strict=True)
+            ]
+            loss = self._loss(vectors, batch)
             self._check_finite(loss)
             loss.backward()  # type: ignore[no-untyped-call]
         else:
-            loss = self._cached_backward(features, parts, batch, places)
+            loss = self._cached_backward(features, parts, batch)
         shared = loss.detach().to(torch.float64).cpu()
         if self.accelerator.num_processes > 1:
             torch.distributed.all_reduce(shared)
@@ -237,60 +256,85 @@ class _Fit:
 
     def _cached_backward(
         self,
-        features: Features,
-        parts: list[NDArray[np.int64]],
+        features: Sequence[Features],
+        parts: Sequence[list[NDArray[np.int64]]],
         batch: NDArray[np.int64],
-        places: Tensor,
     ) -> Tensor:
         """Gradients in two passes: of the vectors, then of the weights, a part at a time."""
-        found, states = [], []
-        for part in parts:
-            states.append(_RandomState(self.accelerator.device))
-            with torch.no_grad():
-                found.append(self._vectors(features, [part])[torch.from_numpy(part)])
-        vectors = torch.cat(found)[torch.from_numpy(np.argsort(np.concatenate(parts)))]
-        vectors.requires_grad_()
-        loss = self._loss(vectors, batch, places)
+        vectors, states = [], []
+        for tower, own, places in zip(self.towers, features, parts, strict=True):
+            one = self._vectors(tower, own, []).detach()
+            for part in places:
+                states.append(_RandomState(self.accelerator.device))
+                with torch.no_grad():
+                    one += self._vectors(tower, own, [part])  # zeros beside the part
+            vectors.append(one.requires_grad_())
+        loss = self._loss(vectors, batch)
         self._check_finite(loss)
         loss.backward()  # type: ignore[no-untyped-call]
-        assert vectors.grad is not None
-        for part, state in zip(parts, states, strict=True):
-            with state.again():
-                at = torch.from_numpy(part)
-                again = self._vectors(features, [part])[at]
-                again.backward(vectors.grad[at])  # type: ignore[no-untyped-call]
+        then = iter(states)
+        for tower, own, places, one in zip(self.towers, features, parts, vectors, strict=True):
+            for part in places:
+                with next(then).again():
+                    again = self._vectors(tower, own, [part])
+                    again.backward(one.grad)  # type: ignore[no-untyped-call]
         return loss
 
-    def _vectors(self, features: Features, parts: list[NDArray[np.int64]]) -> Tensor:
+    def _vectors(
+        self, tower: Tower, features: Features, parts: Sequence[NDArray[np.int64]]
+    ) -> Tensor:
         """[n, D] float32 vectors of features, in their order; zeros where no part holds them."""
-        with self.accelerator.autocast():
-            found = [self.encoder.differentiable([features[i] for i in part]) for part in parts]
-        vectors = torch.cat([one.float() for one in found])
-        at = torch.from_numpy(np.concatenate(parts)).to(vectors.device)
-        return vectors.new_zeros(len(features), vectors.shape[1]).index_copy(0, at, vectors)
-
-    def _loss(self, vectors: Tensor, batch: NDArray[np.int64], places: Tensor) -> Tensor:
-        first, second = vectors[places[:, 0]], vectors[places[:, 1]]
-        content = torch.from_numpy(self.contents.groups[batch]).to(vectors.device)
-        loss = pair_loss(
-            first,
-            second,
-            content[:, 0],
-            content[:, 1],
-            temperature=self.arguments.temperature,
+        encoder = tower.contents.encoder
+        # with gradients even where this process has nothing to encode: others wait for them
+        vectors = torch.zeros(
+            len(features), encoder.dim, device=self.accelerator.device, requires_grad=True
         )
-        if self.parent is None:
+        if not parts:
+            return vectors
+        with self.accelerator.autocast():
+            found = [encoder.differentiable([features[i] for i in part]) for part in parts]
+        at = torch.from_numpy(np.concatenate(parts)).to(vectors.device)
+        return vectors.index_copy(0, at, torch.cat([one.float() for one in found]))
+
+    def _loss(self, vectors: Sequence[Tensor], batch: NDArray[np.int64]) -> Tensor:
+        device = self.accelerator.device
+        places = [
+            torch.from_numpy(np.searchsorted(_items(tower, batch), batch)).to(device)
+            for tower in self.towers
+        ]  # [b, 2] each
+        contents = [
+            torch.from_numpy(tower.contents.groups[batch]).to(device) for tower in self.towers
+        ]
+        loss = towers_loss(vectors, places, contents, temperature=self.arguments.temperature)
+        if not self.arguments.keep:
             return loss
-        stay = torch.from_numpy(self.parent[batch]).to(vectors.device)  # [b, 2, D]
-        moved = 1 - F.cosine_similarity(torch.stack([first, second], 1), stay, dim=-1)
-        count = len(gather_rows(content, 0)[0])
-        return loss + self.arguments.keep * moved.sum() / (2 * count)
+        moved = [
+            self._moved(tower, own[at[there > 0]], batch[(there > 0).cpu().numpy()])
+            for tower, own, at, there in zip(self.towers, vectors, places, contents, strict=True)
+        ]
+        return loss + self.arguments.keep * torch.stack(moved).mean()
+
+    def _moved(self, tower: Tower, vectors: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        """This process's share of the mean of ``1 - cos`` to what vectors of rows [m] were."""
+        assert tower.parent is not None
+        stay = torch.from_numpy(tower.parent[rows]).to(vectors.device)
+        moved = 1 - F.cosine_similarity(vectors, stay, dim=-1)  # [m]
+        count = len(gather_rows(torch.from_numpy(rows).to(vectors.device), 0)[0])
+        return moved.sum() / max(1, count)
 
     def _share_gradients(self) -> None:
         """Each process has its share of every gradient: add them up."""
         if self.accelerator.num_processes == 1:
             return
-        found = [p.grad for p in self.learned if p.grad is not None]
+        # a share without pictures gives those weights no gradient, where another's does
+        held = torch.tensor([float(p.grad is not None) for p in self.learned])
+        held = held.to(self.accelerator.device)
+        torch.distributed.all_reduce(held, torch.distributed.ReduceOp.MAX)
+        learned = [p for p, anyone in zip(self.learned, held.tolist(), strict=True) if anyone]
+        for parameter in learned:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        found = [p.grad for p in learned if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in found])
         torch.distributed.all_reduce(flat)
         parts = torch.split(flat, [g.numel() for g in found])
@@ -318,14 +362,14 @@ class _Fit:
             )
 
     def _train_mode(self) -> None:
-        self.encoder.model.train()
-        for module in self.encoder.model.modules():
+        self.model.train()
+        for module in self.model.modules():
             if isinstance(module, _BatchNorm):  # its statistics stay the parent's
                 module.eval()
 
     # ---- the end of an epoch
 
-    def close_epoch(self, validate: Validate) -> None:
+    def close_epoch(self) -> None:
         """Validate, record, keep better weights, and write a checkpoint."""
         record: dict[str, Any] = {
             "epoch": self.epoch,
@@ -333,7 +377,9 @@ class _Fit:
             "losses": {"total": float(self.loss_sum) / self.steps},
             "train_seconds": round(self.train_seconds + self._lap(), 3),
         }
-        record["valid"] = {k: float(v) for k, v in validate(self.encoded).items()}
+        self.model.eval()
+        found = {n: one.validate(partial(self.encoded, one)) for n, one in self.named.items()}
+        record["valid"] = {name: float(value) for name, value in joined(found).items()}
         record["valid_seconds"] = round(self._lap(), 3)
         report = self.report
         report.history.append(record)
@@ -342,21 +388,21 @@ class _Fit:
             if self.accelerator.is_main_process:
                 (self.folder / _BEST).parent.mkdir(parents=True, exist_ok=True)
                 write_tensors(self.folder / _BEST, self.learned.state_dict())
+        if self.accelerator.log_with:
+            self.accelerator.log(flat_record(record), step=self.epoch + 1)
         self.progress.closed(record, best=report.best_epoch == self.epoch)
         self.epoch, self.step, self.train_seconds = self.epoch + 1, 0, 0.0
         self.loss_sum.zero_()
         self.save()
 
-    def encoded(self, rows: NDArray[np.int64]) -> Tensor:
+    def encoded(self, tower: Tower, rows: NDArray[np.int64]) -> Tensor:
         """[n, D] vectors of rows as the model is now; the processes share the work."""
-        self.encoder.model.eval()
         mine = np.array_split(rows, self.accelerator.num_processes)[self.accelerator.process_index]
         batches = [part for part in np.split(mine, range(_BUCKET * 8, len(mine), _BUCKET * 8))]
         with torch.no_grad():
             found = [
-                self._vectors(features, _by_length(features, None))
-                for features in self.contents.batches(batches)
-                if features
+                self._vectors(tower, features, _by_length(features, None))
+                for features in tower.contents.batches(batches)
             ]
             everyone, _ = gather_rows(torch.cat(found), 0)
         return everyone
@@ -422,13 +468,19 @@ class _Fit:
         path = self.folder / _BEST
         with outside(CheckpointError, path, "damaged", remedy=_RETUNE, also=(RuntimeError,)):
             self.learned.load_state_dict(read_tensors(path))
-        self.encoder.model.eval()
+        self.model.eval()
 
     def _lap(self) -> float:
         now = time.monotonic()
         seconds, self.clock = now - self.clock, now
         self.report.seconds += seconds
         return seconds
+
+
+def _items(tower: Tower, batch: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[n] rows of a batch that a tower reads, each once and ascending."""
+    rows = np.unique(batch)
+    return rows[tower.contents.groups[rows] > 0]
 
 
 def _by_length(features: Features, most: int | None) -> list[NDArray[np.int64]]:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from mmkd import EncoderCard, TrainingPairs, TuningArguments
 from mmkd.errors import TrainingError, TrainingInterrupted
-from mmkd.tuning import Tuner
+from mmkd.tuning import Tower, Tuner
 from mmkd.tuning.adapters import merge_adapter, prepare
 from mmkd.tuning.contents import Contents
 from mmkd.tuning.tuner import TuningReport, VectorsOf
@@ -58,12 +58,14 @@ def _text(folder: Path, family: str = "llama", **fields: Any) -> Any:
 
 
 def _fit(
-    encoder: Any, folder: Path, arguments: TuningArguments, **options: Any
+    encoder: Any,
+    folder: Path,
+    arguments: TuningArguments,
+    parent: NDArray[np.float32] | None = None,
+    **options: Any,
 ) -> tuple[TuningReport, NDArray[np.float32]]:
-    contents = Contents(encoder, TEXTS)
-    report = Tuner(arguments).fit(
-        encoder, contents, PAIRS, validate=_validate, folder=folder, **options
-    )
+    towers = {"text": Tower(Contents(encoder, TEXTS), _validate, parent)}
+    report = Tuner(arguments).fit(towers, PAIRS, folder=folder, **options)
     return report, encoder.encode(TEXTS[1:])
 
 
@@ -98,7 +100,7 @@ def test_cached_gradients_draw_dropout_once(tmp_path: Path) -> None:
 
     encoder.differentiable = watched
     arguments = replace(ARGUMENTS, epochs=1, pairs=8, micro_batch=4)
-    Tuner(arguments).fit(encoder, contents, PAIRS, validate=_validate, folder=tmp_path / "fit")
+    Tuner(arguments).fit({"text": Tower(contents, _validate)}, PAIRS, folder=tmp_path / "fit")
     # without gradients first, then with them, part by part
     first = [one for one in seen if not one.requires_grad]
     second = [one for one in seen if one.requires_grad]
@@ -211,10 +213,8 @@ def test_pictures_learn_and_come_back_from_disk(tmp_path: Path) -> None:
         inputs = sources[1:] if fields["modality"] == "text" else [*map(Image.open, files[1:])]
         before = encoder.encode(inputs)
         Tuner(replace(ARGUMENTS, epochs=1, pairs=16)).fit(
-            encoder,
-            Contents(encoder, sources, workers=0),
+            {"x": Tower(Contents(encoder, sources, workers=0), _validate)},
             PAIRS,
-            validate=_validate,
             folder=tmp_path / f"{name}-{fields['modality']}",
         )
         after = encoder.encode(inputs)
