@@ -18,7 +18,7 @@ import polars as pl
 from mmkd.config.recipe import Recipe
 from mmkd.data.items import ItemTable
 from mmkd.encoders import EncoderCard, load_card
-from mmkd.encoders.card import CARD_FILE, ENCODER_FILES, name_of_file
+from mmkd.encoders.card import CARD_FILE, ENCODER_FILES, TOWER_CARDS, name_of_file
 from mmkd.encoders.loading import local_path
 from mmkd.errors import EncoderError, RunError, outside
 from mmkd.files import copy_file
@@ -184,10 +184,18 @@ def push_encoder(folder: Path, repository: str, *, private: bool | None = None) 
 
 
 def encoder_folder(name: str) -> Path | None:
-    """A tuned encoder's folder, by its path or its name in ``encoders``; None if it is none."""
+    """A tuned encoder's folder, by its path or its name in ``encoders``; None if it is none.
+
+    Raises:
+        EncoderError: It holds two towers.
+    """
     for folder in (Path(name), Path("encoders") / name):
         if (folder / CARD_FILE).is_file():
             return folder
+        if any((folder / card).is_file() for card in TOWER_CARDS.values()):
+            raise EncoderError(
+                f"{folder}: holds two towers, and a repository takes one encoder; copy the folder"
+            )
     return None
 
 

@@ -9,18 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from encoders.image_models import save_vision_models
 from encoders.language_models import save
+from PIL import Image
 from synthetic_runs import recipe_of
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mmkd
 from mmkd import load_card, load_recipe
 from mmkd.config.plan import Plan, plan
-from mmkd.errors import EncoderError, RecipeError, RunError, TrainingInterrupted
+from mmkd.errors import EncoderError, RecipeError, RunError, TrainingError, TrainingInterrupted
 from mmkd.files import read_json
 from mmkd.pipeline.embed import embed
 from mmkd.pipeline.train import train
-from mmkd.pipeline.tune import tune
+from mmkd.pipeline.tune import check_one_model, tune, tune_first, tune_together
 from mmkd.runs.folder import RunFolder
+from mmkd.shipping.sharing import encoder_folder
 
 OPTIONS = "epochs: 2, pairs: 64, batch_size: 16, lr: 0.001, validation_pairs: 60"
 
@@ -230,6 +234,117 @@ def test_the_record_tells_how_it_went(synthetic: list[str], parent: Path, tmp_pa
     assert record["finished"] and record["parent"] == "tiny" and record["seed"] == 0
     assert record["before"].keys() == record["history"][0]["valid"].keys()
     assert record["pairs"] == 64 and record["pairs_known"] > 64
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that name cards of a tiny random CLIP model's towers."""
+    folder = tmp_path_factory.mktemp("clip")
+    save_vision_models(folder)
+    for tower in ("text", "image"):
+        card = {"modality": tower, "kind": "clip", "model": "./clip"}
+        (folder / f"clip-{tower}.yaml").write_text(yaml.safe_dump(card))
+    return [f"encoders.{tower}={folder}/clip-{tower}.yaml" for tower in ("text", "image")]
+
+
+def _both(synthetic: list[str], towers: list[str], *more: str) -> Plan:
+    return plan(recipe_of(synthetic, *towers, f"tune.text+image={{{OPTIONS}}}", *more))
+
+
+def test_both_towers_become_two_cards_of_one_model(
+    synthetic: list[str], towers: list[str], tmp_path: Path
+) -> None:
+    tracked = "tune.text+image.trackers=[tensorboard]"
+    planned, told = _both(synthetic, towers, tracked, "tune.text+image.epochs=1"), list[str]()
+    cards = tune_together(
+        planned, encoders=("image", "text"), folder=tmp_path, announce=told.append
+    )
+    path = tmp_path / "quickstart"
+    assert told[0].startswith("quickstart: clip-text+clip-image learns ")
+    assert sorted(found.name for found in path.iterdir()) == [
+        *("card.image.yaml", "card.text.yaml", "model", "trackers", "tuning.json", "writer.lock")
+    ]
+    data = planned.load_data()
+    assert sum(one is None for one in data.items.image_path[1:])  # an item has no picture
+    pictures = [Image.open(one) for one in data.items.image_path if one is not None][:2]
+    for tower, inputs in (("text", ["a red pot", "a cup"]), ("image", pictures)):
+        parent = planned.cards[tower]
+        card = load_card(f"quickstart-{tower}", folder=tmp_path)
+        assert card == cards[tower] and card.model == str(path / "model")
+        assert card.fingerprint() != parent.fingerprint()
+        assert card.tuned is not None
+        assert card.tuned.parent_fingerprint == parent.fingerprint()
+        given: Any = inputs
+        assert np.abs(card.build().encode(given) - parent.build().encode(given)).max() > 1e-3
+
+    record = read_json(path / "tuning.json")
+    valid = record["history"][0]["valid"]
+    assert record["before"].keys() == valid.keys()
+    assert valid["NDCG@10"] == pytest.approx((valid["text.NDCG@10"] + valid["image.NDCG@10"]) / 2)
+    (events,) = (path / "trackers" / "quickstart").glob("events.out.tfevents.*")
+    seen = EventAccumulator(str(events))
+    seen.Reload()
+    (told_of,) = seen.Scalars("valid/image.NDCG@10")
+    assert (told_of.step, told_of.value) == (1, pytest.approx(valid["image.NDCG@10"], rel=1e-5))
+
+    # a recipe that tunes first takes them up, and needs no tracker for that
+    then = tune_first(_both(synthetic, towers, "tune.text+image.epochs=1"), folder=tmp_path)
+    assert then.cards == cards and not then.recipe.tune
+    assert then.recipe.encoders == {"text": "quickstart-text", "image": "quickstart-image"}
+    with pytest.raises(RunError, match=r"use it \(encoders.text=quickstart-text encoders.image="):
+        tune_together(planned, encoders=("text", "image"), folder=tmp_path)
+    with pytest.raises(RunError, match=r"card.text.yaml: is a card named quickstart-text already"):
+        tune(planned, encoder="text", folder=tmp_path)
+    with pytest.raises(EncoderError, match="quickstart: holds two towers, and a repository takes"):
+        encoder_folder(str(path))
+    weights = path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    for tower, card in cards.items():
+        assert load_card(f"quickstart-{tower}", folder=tmp_path).fingerprint() != card.fingerprint()
+
+
+def test_what_cannot_learn_together_is_said_at_once(
+    synthetic: list[str], towers: list[str], parent: Path, tmp_path: Path
+) -> None:
+    both = ("text", "image")
+
+    def refused(kind: type[Exception], match: str, *more: str, encoders: Any = both) -> None:
+        with pytest.raises(kind, match=match):
+            planned = _both(synthetic, towers, *more)
+            tune_together(planned, encoders=encoders, folder=tmp_path)
+
+    text = towers[0]
+    refused(
+        EncoderError,
+        "tiny and clip-image: kind language_model has not two towers",
+        f"encoders.text={parent}",
+    )
+    other = tmp_path / "other.yaml"
+    card = {"modality": "image", "kind": "clip", "model": "org/another"}
+    other.write_text(yaml.safe_dump(card))
+    with pytest.raises(EncoderError, match="are of another model, so they have no space in common"):
+        check_one_model([load_card(text.split("=")[1]), load_card(str(other))])
+    again = f"encoders.more={text.split('=')[1]}"
+    refused(
+        EncoderError,
+        "clip-text and clip-text: are the same tower",
+        again,
+        encoders=("text", "more"),
+    )
+    refused(RunError, "--encoder text: named twice", encoders=("text", "text"))
+    refused(RecipeError, r"tune.text\+words: no such encoder", "tune.text+words={}")
+    refused(RecipeError, r"tune.text: text is tuned twice; leave one out", "tune.text={}")
+    assert not list(tmp_path.glob("*/tuning.json"))
+
+
+def test_a_tracker_that_is_not_installed_is_refused(
+    synthetic: list[str], parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmkd.training.progress.get_available_trackers", lambda: [])
+    with pytest.raises(TrainingError, match=r"trackers: wandb is not installed; .*pip install"):
+        tune(_planned(synthetic, parent, "tune.text.trackers=[wandb]"), folder=tmp_path)
+    with pytest.raises(RecipeError, match=r"tune.text.trackers: got .*wnb.*wanted"):
+        _planned(synthetic, parent, "tune.text.trackers=[wnb]")
 
 
 def test_nothing_to_tune_is_written_as_null(synthetic: list[str], parent: Path) -> None:

@@ -40,7 +40,7 @@ def test_a_constant_encoder_has_the_loss_of_guessing() -> None:
 @pytest.mark.parametrize("towers", [1, 2])
 def test_towers_have_the_written_out_loss_within_and_across(towers: int) -> None:
     rng = np.random.default_rng(1)
-    # of 8 items; 0 has none: items 3 and 6 have no picture, item 7 no text; texts 0 and 5 are one
+    # of 8 items, 0 for none: 3 and 6 have no picture, 7 no text; 0 and 5 have one text
     contents = np.array([[1, 2, 3, 4, 5, 1, 6, 0], [1, 2, 2, 0, 3, 4, 0, 5]])[:towers]
     pairs = [(0, 1), (2, 3), (4, 0), (6, 5), (3, 6), (1, 2), (5, 4), (7, 1), (6, 7)]
     if towers == 1:

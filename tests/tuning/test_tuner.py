@@ -3,10 +3,12 @@
 All models are tiny and random.
 """
 
+import json
 import multiprocessing
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from mmkd.tuning.tuner import TuningReport, VectorsOf
 
 WORDS = "red blue green pot cup tray jug pan small large old new".split()
 ITEMS = 24
+ALL = np.arange(1, ITEMS + 1)
 TEXTS = [
     "",
     *(f"{WORDS[n % 3]} {WORDS[3 + n % 5]} {' '.join(WORDS[8:][: n % 5])}" for n in range(ITEMS)),
@@ -38,9 +41,9 @@ ARGUMENTS = TuningArguments(
 )
 
 
-def _validate(vectors_of: VectorsOf) -> dict[str, float]:
+def _validate(vectors_of: VectorsOf, rows: NDArray[np.int64] = ALL) -> dict[str, float]:
     """A figure that depends on the weights, and grows."""
-    vectors = vectors_of(np.arange(1, ITEMS + 1))
+    vectors = vectors_of(rows)
     _validate.calls += 1  # type: ignore[attr-defined]
     return {"NDCG@10": _validate.calls + float(vectors.abs().mean()) * 1e-3}  # type: ignore[attr-defined]
 
@@ -67,6 +70,55 @@ def _fit(
     towers = {"text": Tower(Contents(encoder, TEXTS), _validate, parent)}
     report = Tuner(arguments).fit(towers, PAIRS, folder=folder, **options)
     return report, encoder.encode(TEXTS[1:])
+
+
+def _pictures(folder: Path) -> list[Any]:
+    """A file a row, row 0's None."""
+    rng = np.random.default_rng(0)
+    files = [folder / f"{n}.png" for n in range(ITEMS)]
+    for file in files:
+        if not file.exists():
+            Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(file)
+    return [None, *files]
+
+
+def _towers(folder: Path, *, pictures: int = ITEMS - 3, keep: bool = False) -> dict[str, Tower]:
+    """Both towers of a CLIP model; item 7 has no text, those behind ``pictures`` no picture."""
+    if not (folder / "models").is_dir():
+        save_vision_models(folder / "models")
+    encoders: list[Any] = [
+        EncoderCard(
+            name="x", modality=tower, kind="clip", model=str(folder / "models" / "clip")
+        ).build()
+        for tower in ("text", "image")
+    ]
+    encoders[1].share_model(encoders[0])
+    files = [*_pictures(folder)[: pictures + 1], *[None] * (ITEMS - pictures)]
+    texts = [*TEXTS[:7], None, *TEXTS[8:]]
+    found = {}
+    for encoder, sources in zip(encoders, (texts, files), strict=True):
+        contents = Contents(encoder, sources, workers=0)
+        rows = np.flatnonzero(contents.groups)
+        parent = np.zeros((ITEMS + 1, encoder.dim), np.float32)
+        parent[rows] = _encoded(contents, sources)
+        validate = partial(_validate, rows=rows)
+        found[encoder.modality] = Tower(contents, validate, parent if keep else None)
+    return found
+
+
+def _encoded(contents: Contents, sources: list[Any]) -> NDArray[np.float32]:
+    given = [one for one in sources if one]
+    encoder: Any = contents.encoder
+    return encoder.encode(given if encoder.modality == "text" else [*map(Image.open, given)])
+
+
+def _fit_towers(
+    towers: dict[str, Tower], folder: Path, arguments: TuningArguments, **options: Any
+) -> tuple[list[float], NDArray[np.float32]]:
+    """The losses, and the vectors of texts and then of pictures."""
+    report = Tuner(arguments).fit(towers, PAIRS, folder=folder, **options)
+    vectors = [_encoded(one.contents, [*one.contents._sources]) for one in towers.values()]
+    return [one["losses"]["total"] for one in report.history], np.concatenate(vectors)
 
 
 def test_cached_gradients_are_the_plain_ones(tmp_path: Path) -> None:
@@ -109,6 +161,58 @@ def test_cached_gradients_draw_dropout_once(tmp_path: Path) -> None:
         torch.testing.assert_close(one, other.detach())
 
 
+def test_cached_gradients_of_two_towers_are_the_plain_ones(tmp_path: Path) -> None:
+    found = []
+    for micro in (None, 3):
+        arguments = replace(ARGUMENTS, micro_batch=micro, keep=0.5)
+        towers = _towers(tmp_path, keep=True)
+        found.append(_fit_towers(towers, tmp_path / str(micro), arguments))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-4)
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=2e-4)
+    before = [one.parent for one in towers.values() if one.parent is not None]
+    moved = np.abs(np.concatenate([one[one.any(1)] for one in before]) - found[0][1]).max(1)
+    assert moved.min() > 1e-3  # texts and pictures
+
+
+def test_two_towers_are_judged_by_the_mean_of_both(tmp_path: Path) -> None:
+    report = Tuner(replace(ARGUMENTS, epochs=1, pairs=8)).fit(
+        _towers(tmp_path), PAIRS, folder=tmp_path
+    )
+    found = report.history[0]["valid"]
+    assert found["NDCG@10"] == pytest.approx((found["text.NDCG@10"] + found["image.NDCG@10"]) / 2)
+    assert found["text.NDCG@10"] != found["image.NDCG@10"]
+    assert report.best_metric == found["NDCG@10"]
+
+
+def test_two_towers_resume_to_the_same_bits(tmp_path: Path) -> None:
+    _towers(tmp_path)
+    config = tmp_path / "models" / "clip" / "config.json"
+    content = json.loads(config.read_text("utf-8"))
+    content["text_config"]["attention_dropout"] = content["vision_config"]["attention_dropout"] = (
+        0.3
+    )
+    config.write_text(json.dumps(content))
+    _, whole = _fit_towers(_towers(tmp_path), tmp_path / "whole", ARGUMENTS)
+
+    towers, calls = _towers(tmp_path), 0
+    encoder: Any = towers["image"].contents.encoder
+    plain = encoder.differentiable
+
+    def interrupting(features: Any) -> Any:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        if calls == 6:
+            calls += 1
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(features)
+
+    encoder.differentiable = interrupting
+    with pytest.raises(TrainingInterrupted, match="epoch 2"):
+        _fit_towers(towers, tmp_path / "stopped", ARGUMENTS)
+    _, resumed = _fit_towers(_towers(tmp_path), tmp_path / "stopped", ARGUMENTS, resume=True)
+    assert resumed.tobytes() == whole.tobytes()
+
+
 @pytest.mark.parametrize("stop_at", [3, 6])
 def test_a_stopped_tuning_resumes_to_the_same_bits(tmp_path: Path, stop_at: int) -> None:
     save("bert", tmp_path / "bert")  # with dropout
@@ -136,12 +240,19 @@ def test_a_stopped_tuning_resumes_to_the_same_bits(tmp_path: Path, stop_at: int)
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("towers", "batch_size", "micro"), [(1, 8, 3), (2, 2, 1), (2, 2, None)])
+def test_two_processes_equal_one(
+    tmp_path: Path, towers: int, batch_size: int, micro: int | None
+) -> None:
+    """Of two towers a process's share is one pair, mostly without a picture."""
     save("llama", tmp_path / "llama")  # no dropout, which would differ by process
-    arguments = replace(ARGUMENTS, epochs=1, pairs=16, keep=0.3, micro_batch=3)
-    alone = _shared_fit(tmp_path, "alone", arguments)
+    arguments = replace(
+        ARGUMENTS, epochs=1, pairs=16, keep=0.3, micro_batch=micro, batch_size=batch_size
+    )
+    alone = _shared_fit(tmp_path, "alone", arguments, towers)
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_worker, args=(rank, tmp_path, arguments)) for rank in (0, 1)]
+    given = [(rank, tmp_path, arguments, towers) for rank in (0, 1)]
+    workers = [context.Process(target=_worker, args=one) for one in given]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -154,15 +265,17 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 
 def _shared_fit(
-    folder: Path, name: str, arguments: TuningArguments
+    folder: Path, name: str, arguments: TuningArguments, towers: int
 ) -> tuple[list[float], NDArray[np.float32]]:
+    if towers == 2:
+        return _fit_towers(_towers(folder, pictures=6, keep=True), folder / name, arguments)
     encoder = _text(folder / "llama")
     parent = np.concatenate([np.zeros((1, encoder.dim)), encoder.encode(TEXTS[1:])])
     report, vectors = _fit(encoder, folder / name, arguments, parent=parent.astype(np.float32))
     return [one["losses"]["total"] for one in report.history], vectors
 
 
-def _worker(rank: int, folder: Path, arguments: TuningArguments) -> None:
+def _worker(rank: int, folder: Path, arguments: TuningArguments, towers: int) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -172,7 +285,7 @@ def _worker(rank: int, folder: Path, arguments: TuningArguments) -> None:
         "MASTER_PORT": str(29500 + os.getppid() % 1000),
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    losses, vectors = _shared_fit(folder, "shared", arguments)
+    losses, vectors = _shared_fit(folder, "shared", arguments, towers)
     np.savez(folder / f"{rank}.npz", losses=losses, vectors=vectors)
     torch.distributed.destroy_process_group()
 
@@ -196,11 +309,7 @@ def test_adapters_learn_alone_and_merge(tmp_path: Path, checkpointing: bool) -> 
 
 def test_pictures_learn_and_come_back_from_disk(tmp_path: Path) -> None:
     folders = save_vision_models(tmp_path / "models")
-    files: list[Any] = [None]
-    rng = np.random.default_rng(0)
-    for n in range(ITEMS):
-        files.append(tmp_path / f"{n}.png")
-        Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(files[-1])
+    files = _pictures(tmp_path)
     texts: list[Any] = TEXTS
     for name, fields, sources in (
         ("vit", {"modality": "image", "kind": "vision", "pooling": "mean"}, files),
