@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from mmkd.config.plan import Plan, plan
@@ -146,10 +147,7 @@ def tune_together(
         if main and announce:
             announce(_announcement(path.name, marker, pairs, arguments, models[0], before))
         if arguments.trackers:
-            if main:
-                (path / _TRACKERS).mkdir(exist_ok=True)
-            accelerator.wait_for_everyone()
-            start_trackers(accelerator, name=path.name, config=marker, folder=path / _TRACKERS)
+            _start_trackers(accelerator, path, marker)
         report = tuner.fit(
             towers, pairs, folder=path, accelerator=accelerator, resume=resume, seed=seed
         )
@@ -366,6 +364,13 @@ def _card_files(path: Path, cards: Mapping[str, EncoderCard]) -> dict[str, Path]
 
 def _loaded(files: Mapping[str, Path]) -> dict[str, EncoderCard]:
     return {encoder: load_card(str(file)) for encoder, file in files.items()}
+
+
+def _start_trackers(accelerator: Accelerator, path: Path, marker: Mapping[str, Any]) -> None:
+    if accelerator.is_main_process:
+        (path / _TRACKERS).mkdir(exist_ok=True)
+    accelerator.wait_for_everyone()
+    start_trackers(accelerator, name=path.name, config=marker, folder=path / _TRACKERS)
 
 
 def _open(
