@@ -76,8 +76,8 @@ def tune(
     path = tuned_folder(plan, encoders, name=name, folder=folder)
     found = read_json(path / RECORD)
     if json:
-        one = {"card": path.name} if len(names) == 1 else {"cards": names}
-        show.as_json({**one, **found})
+        made: dict[str, Any] = {"card": path.name} if len(names) == 1 else {"cards": names}
+        show.as_json({**made, **found})
         return
     best = found["history"][found["best_epoch"]]["valid"]
     show.rows(

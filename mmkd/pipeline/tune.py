@@ -304,9 +304,10 @@ def _models(
     """The cards' encoders; all hold one model."""
     found: list[Any] = []
     for card in cards.values():
-        model: Any = _learning(card, arguments).build(device=device)
-        if not isinstance(model, TunableEncoder):
+        built = _learning(card, arguments).build(device=device)
+        if not isinstance(built, TunableEncoder):
             raise EncoderError(f"card {card.name}: kind {card.kind} cannot be tuned")
+        model: Any = built
         if found:
             model.share_model(found[0])
         found.append(model)
@@ -455,7 +456,7 @@ def _write(
     for model in () if alone else models:  # of two towers the second adds what makes its inputs
         model.save(path / _WEIGHTS)
     for encoder, card in cards.items():
-        changes = {
+        changes: dict[str, Any] = {
             **(_adapter_fields(card) if alone else _weight_fields(card, path / _WEIGHTS)),
             "name": name_of_file(files[encoder]),
             "notes": f"{card.name}, tuned on a log by mmkd tune.",

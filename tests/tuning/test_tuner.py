@@ -94,7 +94,7 @@ def _towers(folder: Path, *, pictures: int = ITEMS - 3, keep: bool = False) -> d
     ]
     encoders[1].share_model(encoders[0])
     files = [*_pictures(folder)[: pictures + 1], *[None] * (ITEMS - pictures)]
-    texts = [*TEXTS[:7], None, *TEXTS[8:]]
+    texts: list[Any] = [*TEXTS[:7], None, *TEXTS[8:]]
     found = {}
     for encoder, sources in zip(encoders, (texts, files), strict=True):
         contents = Contents(encoder, sources, workers=0)
