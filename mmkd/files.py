@@ -270,12 +270,18 @@ def read_parquet(
         OSError: It cannot be read for now, which says nothing about what is in it.
         ValueError: It is no Parquet, lacks a column, or is altered.
     """
+    with open_plain(path) as file:
+        return parse_parquet(file.read(), columns)
+
+
+def parse_parquet(
+    content: bytes, columns: Sequence[str] | None = None
+) -> tuple["pl.DataFrame", dict[str, Any]]:
+    """As `read_parquet`, of a file's bytes; ValueError where they are none or altered."""
     import polars as pl
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with open_plain(path) as file:
-        content = file.read()
     try:
         opened = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
         about = opened.metadata.metadata or {}

@@ -97,6 +97,15 @@ def embed(
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda; as embed.device=.")
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="processes, or ray: actors here or on the cluster at RAY_ADDRESS; as embed.engine=."
+        ),
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="How many of Ray's actors; as embed.actors=.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Encode the catalogue's modalities into the cache; what it holds is not encoded again.
@@ -110,7 +119,7 @@ def embed(
     from mmkd.pipeline.embed import absent_reasons, check_encoders
     from mmkd.pipeline.embed import embed as run_embed
 
-    given = {"batch_size": batch_size, "device": device}
+    given = {"batch_size": batch_size, "device": device, "engine": engine, "actors": actors}
     changes = [f"embed.{key}={value}" for key, value in given.items() if value is not None]
     plan = planned(recipe, [*(overrides or []), *changes])
     check_encoders(plan)

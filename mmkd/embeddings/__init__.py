@@ -1,6 +1,7 @@
 """Embedding cache: encoders' vectors of a catalogue, kept by content and encoded once."""
 
 from mmkd.embeddings.cache import AbsentItem, EmbeddingCache, default_cache_folder
+from mmkd.embeddings.cluster import RayActors
 from mmkd.embeddings.encode import EncodingSettings, RunReport, share_cores
 from mmkd.embeddings.stores import CacheEntry
 from mmkd.embeddings.table import EmbeddingTable
@@ -14,6 +15,7 @@ __all__ = [
     "EmbeddingInterrupted",
     "EmbeddingTable",
     "EncodingSettings",
+    "RayActors",
     "RunReport",
     "default_cache_folder",
     "share_cores",

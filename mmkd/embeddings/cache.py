@@ -18,9 +18,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mmkd.data import ItemTable
+from mmkd.embeddings.cluster import RayActors
 from mmkd.embeddings.encode import EmbeddingRun, RunReport
 from mmkd.embeddings.index import EXACT_BELOW, NeighbourIndex, index_of, kind_problems
 from mmkd.embeddings.inputs import FileKeys, inputs_of, work_left
+from mmkd.embeddings.remote import RemoteCache, default_mirror, is_url, url_problems
 from mmkd.embeddings.shards import FAILED, OK, ShardStore, StoreContents, StoredDtype
 from mmkd.embeddings.stores import (
     CacheEntry,
@@ -83,7 +85,10 @@ class EmbeddingCache:
 
     Args:
         folder: Where the cache lives, made when the first vector is written; by default
-            `default_cache_folder`.
+            `default_cache_folder`. The address of an object store, such as
+            ``s3://bucket/prefix``, is read and written through a mirror (`mmkd.embeddings.remote`).
+        mirror: The mirror's folder, of which each machine has its own; by default one below
+            ``~/.cache/mmkd``.
         shard_size: Inputs encoded between two commits: what a killed run loses at most.
         retry_failed: Whether inputs that failed in an earlier run are tried again.
         exact_below: Number of vectors from which on neighbours are approximate.
@@ -105,8 +110,11 @@ class EmbeddingCache:
         exact_below: int = EXACT_BELOW,
         dtype: StoredDtype = "float32",
         index: str | None = None,
+        mirror: Path | str | None = None,
     ) -> None:
-        self.folder = default_cache_folder() if folder is None else Path(folder)
+        place = default_cache_folder() if folder is None else folder
+        self._remote_url = str(place) if is_url(place) else None
+        self.folder = Path(mirror or default_mirror(str(place))) if is_url(place) else Path(place)
         self._dtype = dtype
         self._kind = index
         self._shard_size = shard_size
@@ -125,6 +133,14 @@ class EmbeddingCache:
             )
         if (index := options.get("index")) is not None:
             problems += kind_problems(index)
+        place = options.get("folder")
+        if is_url(place := default_cache_folder() if place is None else place):
+            problems += url_problems(str(place))
+        elif options.get("mirror") is not None:
+            problems.append(
+                f"mirror: got {options['mirror']} for a cache in a folder, which needs none; "
+                "leave it out, or give folder such as s3://bucket/prefix"
+            )
         return problems
 
     def table(
@@ -138,6 +154,7 @@ class EmbeddingCache:
         progress: Callable[[int, int], None] | None = None,
         report: Callable[[RunReport], None] | None = None,
         stop: Callable[[], bool] | None = None,
+        actors: RayActors | None = None,
     ) -> EmbeddingTable:
         """The catalogue's vectors; encodes what the cache lacks.
 
@@ -158,6 +175,8 @@ class EmbeddingCache:
                 included.
             report: Called with what this process did, if it encoded anything.
             stop: Asked after each batch; if true, what is encoded is committed and the run ends.
+            actors: Encode in Ray's actors and not in this process; ``encoder_factory`` is then
+                called in each of them.
 
         Returns:
             The table; `absent` names the items it has no vector for.
@@ -172,12 +191,16 @@ class EmbeddingCache:
                 f"card: got {type(card).__name__}, wanted an EncoderCard, which says what the "
                 "vectors are; EncoderCard.of(encoder, name=..., identity=...) makes one"
             )
-        factory = functools.cache(encoder_factory or card.build)
+        factory = encoder_factory or card.build
+        if actors is None:
+            factory = functools.cache(factory)
         files = FileKeys(self.folder / "files.parquet")
         retry = self._retry_failed
         for rounds_left in reversed(range(_ROUNDS)):
             inputs = inputs_of(card, items, files)
             store = ShardStore(store_folder(self.folder, card, inputs, dtype=self._dtype))
+            if self._remote is not None:
+                self._remote.sync(store, stop)
             contents = store.contents()
             statuses = item_statuses(inputs, contents, retry_failed=retry)
             if statuses["status"].null_count() and rounds_left:
@@ -185,8 +208,9 @@ class EmbeddingCache:
                 contents = store.contents()
                 statuses = item_statuses(inputs, contents, retry_failed=retry)
                 if work := work_left(card, items, statuses):  # others may have done it by now
+                    texts = _texts_to_fit(items, inputs) if card.fitted else []
                     ready = functools.partial(
-                        _ready_encoder, factory, card, items, inputs, store, contents.dim
+                        _ready_encoder, factory, card, texts, len(items), contents.dim
                     )
                     run = EmbeddingRun(
                         store,
@@ -197,8 +221,14 @@ class EmbeddingCache:
                         named=card.reads != "content",
                         progress=progress,
                         stop=stop,
+                        committed=self._sending(store),
                     )
-                    done = run.encode(ready, work)
+                    if actors is None:
+                        done = run.encode(functools.partial(_described, ready, card, store), work)
+                    else:
+                        with store.locked():
+                            describe_store(store.folder, card)
+                        done = run.encode_on(actors, ready, work)
                     if report is not None:
                         report(done)
                 del statuses, work  # large, and made anew in the next round
@@ -268,7 +298,9 @@ class EmbeddingCache:
             CacheError: They are of a newer format.
         """
         folder = store_folder(self.folder, card, pl.DataFrame(), dtype=self._dtype)
-        return bool(ShardStore(folder).contents().shards)
+        if ShardStore(folder).contents().shards:
+            return True
+        return self._remote is not None and self._remote.holds(folder.name)
 
     def neighbours(
         self, table: EmbeddingTable, rows: Sequence[int] | NDArray[np.int64], k: int
@@ -309,13 +341,38 @@ class EmbeddingCache:
         ]
 
     def entries(self) -> list[CacheEntry]:
-        """The encoders' stores in this cache, the last used first."""
+        """The encoders' stores in this cache, or in its mirror, the last used first."""
         return list_stores(self.folder)
 
+    @functools.cached_property
+    def _remote(self) -> RemoteCache | None:
+        return None if self._remote_url is None else RemoteCache(self._remote_url, self.folder)
 
-def default_cache_folder() -> Path:
-    """``$MMKD_CACHE``, or ``cache`` in the working folder."""
-    return Path(os.environ.get("MMKD_CACHE") or "cache")
+    def _sending(self, store: ShardStore) -> Callable[[int], None] | None:
+        """Sends each shard once it is committed; a network that breaks does not stop the encoder.
+
+        What could not be sent then is so when all is encoded.
+        """
+        if (remote := self._remote) is None:
+            return None
+        broken = False
+
+        def send(number: int) -> None:
+            nonlocal broken
+            if not broken:
+                try:
+                    remote.send(store, number)
+                except CacheError as error:
+                    broken = True
+                    _logger.warning("%s", error)
+
+        return send
+
+
+def default_cache_folder() -> Path | str:
+    """``$MMKD_CACHE``, or ``cache`` in the working folder; an object store's address stays text."""
+    place = os.environ.get("MMKD_CACHE") or "cache"
+    return place if is_url(place) else Path(place)
 
 
 def item_statuses(
@@ -355,12 +412,11 @@ def _texts_to_fit(items: ItemTable, inputs: pl.DataFrame) -> list[str | None]:
 def _ready_encoder(
     factory: Callable[[], Encoder],
     card: EncoderCard,
-    items: ItemTable,
-    inputs: pl.DataFrame,
-    store: ShardStore,
+    texts: Sequence[str | None],
+    item_count: int,
     dim: int | None,
 ) -> Encoder:
-    """Makes the encoder, checks that it is the card's, and fits it on the catalogue if need be.
+    """Makes the encoder, checks that it is the card's, and fits it on the texts if need be.
 
     It is fitted on the texts in the order of their keys: the catalogue's order changes nothing.
 
@@ -375,7 +431,7 @@ def _ready_encoder(
         )
     check = getattr(encoder, "check_catalogue", None)
     if card.reads == "row" and check is not None:
-        check(len(items))  # rows that follow the catalogue's must be as many
+        check(item_count)  # rows that follow the catalogue's must be as many
     if card.fitted:
         fit = getattr(encoder, "fit", None)
         if fit is None or card.modality != "text":
@@ -383,12 +439,18 @@ def _ready_encoder(
                 f"card {card.name}: kind {card.kind} is fitted on the catalogue, which the cache "
                 "can do for a text encoder with a `fit` method only"
             )
-        fit(_texts_to_fit(items, inputs))
+        fit(texts)
     if dim is not None and encoder.dim != dim:
         raise CacheError(
             f"card {card.name}: the encoder gives width {encoder.dim}, its stored vectors have "
             f"{dim}; raise the `version` of kind {card.kind}, whose code must have changed"
         )
+    return encoder
+
+
+def _described(ready: Callable[[], Encoder], card: EncoderCard, store: ShardStore) -> Encoder:
+    """The encoder; its store says from now on which it is of."""
+    encoder = ready()
     with store.locked():
         describe_store(store.folder, card)
     return encoder

@@ -1,35 +1,32 @@
 """An embedding run: work in, committed shards out, beside any number of processes at the same.
 
 From the inputs that a store lacks to shards in it (`mmkd.embeddings.shards`), a chunk at a time
-(`mmkd.embeddings.chunks`). A failure costs the one input it belongs to; one of the encoder itself
-stops the run. `EncodingSettings` is a recipe's ``embed`` section: what changes a run but no vector.
+(`mmkd.embeddings.chunks`), by an encoder in this process or by actors (`mmkd.embeddings.cluster`).
+A failure costs the one input it belongs to; one of the encoder itself stops the run
+(`mmkd.embeddings.guard`). `EncodingSettings` is a recipe's ``embed`` section: what changes a run
+but no vector.
 """
 
 import functools
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from typing import Any, Literal, get_args
 
 from mmkd.embeddings.chunks import Chunk, claimed, cut
-from mmkd.embeddings.inputs import Loaded, Work, storable
-from mmkd.embeddings.pictures import PictureLoader
-from mmkd.embeddings.shards import NOT_IN_FILE, Outcome, ShardStore, StoreContents
+from mmkd.embeddings.cluster import RayActors
+from mmkd.embeddings.guard import Guarded, GuardedEncoder, guarded
+from mmkd.embeddings.inputs import Work
+from mmkd.embeddings.shards import Outcome, ShardStore, StoreContents
 from mmkd.encoders import Encoder
-from mmkd.errors import CacheError, EmbeddingInterrupted, at_least, checked
+from mmkd.errors import EmbeddingInterrupted, at_least, checked, one_of
 from mmkd.threads import thread_count, use_threads
 
+Engine = Literal["processes", "ray"]
 _POLL_S = 0.2
-# decoded pictures in one batch, as RGB: 768 MiB
-_PIXELS_AT_ONCE = 1 << 28
-# texts given to the encoder at once, in batches: it sorts them by their number of tokens
-_TEXT_BATCHES = 8
 
 
 class EncodingSettings:
@@ -43,6 +40,9 @@ class EncodingSettings:
             only. Short texts then go many at a time, long ones few.
         workers: Processes that decode pictures ahead of the model; None starts some where there is
             much to do, 0 decodes in the process itself.
+        engine: ``processes`` encodes in this process, beside any others that share the cache's
+            folder; ``ray`` in actors, on this machine or on a cluster (`RayActors`).
+        actors: How many, with ``ray``; None has one for each GPU, or else one a machine.
 
     Raises:
         ValueError: A number is out of range; a line for each.
@@ -56,17 +56,41 @@ class EncodingSettings:
         batch_size: int = 64,
         batch_tokens: int | None = None,
         workers: int | None = None,
+        engine: Engine = "processes",
+        actors: int | None = None,
     ) -> None:
         self.device = device
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
         self.workers = workers
+        self.engine = engine
+        self.actors = actors
 
     @staticmethod
     def check(**options: Any) -> list[str]:
         """A line for each option that is out of range."""
         counted = {name: options.get(name) for name in ("batch_size", "batch_tokens")}
-        return at_least(1, **counted) + at_least(0, workers=options.get("workers"))
+        problems = at_least(1, **counted) + at_least(0, workers=options.get("workers"))
+        actors, device = options.get("actors"), options.get("device", "auto")
+        problems += one_of(get_args(Engine), engine=options.get("engine"))
+        problems += at_least(1, actors=actors)
+        if options.get("engine") != "ray":
+            if actors is not None:
+                problems.append(
+                    f"actors: got {actors} without Ray; use engine: ray, or leave it out"
+                )
+        elif device not in ("auto", "cpu", "cuda"):
+            problems.append(
+                f"device: got {device}, but each of Ray's actors is given a GPU of its own; use "
+                "auto or cpu, or engine: processes"
+            )
+        return problems
+
+    def ray_actors(self) -> AbstractContextManager[RayActors | None]:
+        """The actors of ``engine: ray``, else None."""
+        if self.engine != "ray":
+            return nullcontext()
+        return RayActors(self.actors, device=self.device)
 
     def resolved_device(self) -> str:
         """``device`` as a card's encoder takes it, definite for this process.
@@ -129,6 +153,7 @@ class EmbeddingRun:
         named: Whether the encoder knows items by name (``EncoderCard.reads``).
         progress: Called with (done, total) inputs, those of other processes included.
         stop: Asked after each batch. If true, what is encoded is committed and the run ends.
+        committed: Told the number of each shard that this run commits.
     """
 
     def __init__(
@@ -142,6 +167,7 @@ class EmbeddingRun:
         named: bool,
         progress: Callable[[int, int], None] | None,
         stop: Callable[[], bool] | None,
+        committed: Callable[[int], None] | None = None,
     ) -> None:
         self._store = store
         self._shards_seen = set(contents.shards)
@@ -153,6 +179,7 @@ class EmbeddingRun:
         self._named = named
         self._progress = progress or (lambda done, total: None)
         self._stop = stop or (lambda: False)
+        self._told = committed or (lambda number: None)
         self._encoded = self._by_others = self._total = 0
 
     def encode(self, ready: Callable[[], Encoder], work: Sequence[Work]) -> RunReport:
@@ -174,13 +201,7 @@ class EmbeddingRun:
 
             @functools.cache
             def encoder() -> GuardedEncoder:
-                made, loader = ready(), None
-                if not isinstance(work[0].source, str):
-                    prepare, ahead = getattr(made, "prepare", None), 2 * self._batch_size
-                    loader = stack.enter_context(
-                        PictureLoader(prepare, workers=self._workers, ahead=ahead, count=len(work))
-                    )
-                return GuardedEncoder(made, loader, batch_size=self._batch_size, named=self._named)
+                return stack.enter_context(self._guarded(ready, work)())
 
             while chunks:
                 left = [chunk for chunk in chunks if not self._done(chunk, encoder)]
@@ -192,32 +213,103 @@ class EmbeddingRun:
         seconds = time.perf_counter() - began
         return RunReport(self._encoded, self._by_others, seconds, waited, texts_cut)
 
+    def encode_on(
+        self, actors: RayActors, ready: Callable[[], Encoder], work: Sequence[Work]
+    ) -> RunReport:
+        """As `encode`, by actors; chunks, batches and so vectors are the same.
+
+        Args:
+            actors: Each takes a chunk at a time.
+            ready: Makes the encoder, in each actor; it is sent there.
+            work: What to encode, each key once.
+
+        Raises:
+            EmbeddingInterrupted: ``stop`` said so; what was committed is kept.
+            CacheError: As for `encode`, or an actor died too often.
+        """
+        chunks = deque(cut(work, size=self._shard_size))
+        began = time.perf_counter()
+        self._total = len(work)
+        wait_s = encode_s = 0.0
+        texts_cut = 0
+        with actors.encoders(self._guarded(ready, work)) as crew, ExitStack() as claims:
+            under_way: dict[str, ExitStack] = {}
+            while chunks or under_way:
+                self._obey()
+                for _ in range(len(chunks)):
+                    if not crew.free:
+                        break
+                    chunk, claim = chunks.popleft(), claims.enter_context(ExitStack())
+                    if left := claim.enter_context(self._claim(chunk)):
+                        crew.give(chunk.name, left, nothing_stored=self._nothing_stored)
+                        under_way[chunk.name] = claim
+                        continue
+                    claim.close()
+                    if left is None:
+                        chunks.append(chunk)  # others are at it
+                for name, found in crew.taken(timeout_s=_POLL_S):
+                    self._commit(found.outcomes)
+                    under_way.pop(name).close()
+                    wait_s, encode_s = wait_s + found.wait_s, encode_s + found.encode_s
+                    texts_cut += found.cut
+                    self._progress(self._encoded + self._by_others, self._total)
+        seconds = time.perf_counter() - began
+        waited = wait_s / (wait_s + encode_s) if wait_s else 0.0
+        return RunReport(self._encoded, self._by_others, seconds, waited, texts_cut)
+
+    def _guarded(self, ready: Callable[[], Encoder], work: Sequence[Work]) -> Guarded:
+        return functools.partial(
+            guarded,
+            ready,
+            pictures=not isinstance(work[0].source, str),
+            count=len(work),
+            batch_size=self._batch_size,
+            workers=self._workers,
+            named=self._named,
+        )
+
     def _done(self, chunk: Chunk, encoder: Callable[[], "GuardedEncoder"]) -> bool:
         """Whether a chunk is committed now, here or before; False where others are at it."""
         self._obey()
+        with self._claim(chunk) as left:
+            if left:
+                outcomes: list[Outcome] = []
+                for batch in encoder().outcomes(left):
+                    outcomes += batch
+                    self._progress(self._encoded + self._by_others + len(outcomes), self._total)
+                    if self._stop():
+                        break
+                encoder().require_a_vector(nothing_stored=self._nothing_stored)
+                self._commit(outcomes)
+        self._obey()
+        return left is not None
+
+    @contextmanager
+    def _claim(self, chunk: Chunk) -> Iterator[Sequence[Work] | None]:
+        """What of a chunk is left for this run, and nobody else while the block lasts.
+
+        Nothing where it is committed, None where others are at it.
+        """
         if not self._left(chunk):
             self._count_others(len(chunk.work))
-            return True
+            yield ()
+            return
         with claimed(self._store.folder, chunk) as mine:
             if not mine:
-                return False
+                yield None
+                return
             left = self._left(chunk)  # asked again: now nobody else can commit it
             self._count_others(len(chunk.work) - len(left))
-            outcomes: list[Outcome] = []
-            for batch in encoder().outcomes(left) if left else ():
-                outcomes += batch
-                self._progress(self._encoded + self._by_others + len(outcomes), self._total)
-                if self._stop():
-                    break
-            if left:
-                encoder().require_a_vector(nothing_stored=self._nothing_stored)
-            if outcomes:
-                # its own shard need not be read: the chunk will not be asked for again
-                self._shards_seen.add(self._store.commit(outcomes))
-            self._encoded += len(outcomes)
-            self._nothing_stored &= all(outcome.vector is None for outcome in outcomes)
-        self._obey()
-        return True
+            yield left
+
+    def _commit(self, outcomes: Sequence[Outcome]) -> None:
+        if outcomes:
+            number = self._store.commit(outcomes)
+            # its own shard need not be read: the chunk will not be asked for again
+            self._shards_seen.add(number)
+            self._told(number)
+        self._encoded += len(outcomes)
+        self._nothing_stored &= all(outcome.vector is None for outcome in outcomes)
 
     def _left(self, chunk: Chunk) -> Sequence[Work]:
         """What of a chunk is not committed yet; reads the records of shards that are new."""
@@ -235,155 +327,3 @@ class EmbeddingRun:
     def _obey(self) -> None:
         if self._stop():
             raise EmbeddingInterrupted(self._encoded + self._by_others, self._total)
-
-
-class GuardedEncoder:
-    """An encoder whose failures are traced to single inputs or to the encoder itself.
-
-    Args:
-        encoder: Any encoder.
-        loader: For pictures; None for texts.
-        batch_size: Inputs through the model at once.
-        named: Whether it knows items by name, and so may lack any number of them.
-    """
-
-    def __init__(
-        self, encoder: Encoder, loader: PictureLoader | None, *, batch_size: int, named: bool
-    ) -> None:
-        self._encoder = encoder
-        self._loader = loader
-        self._batch_size = batch_size
-        self._unsound = NOT_IN_FILE if named else "the encoder gave a vector that is not finite"
-        self._vectors = 0  # since the last `require_a_vector`
-        self._reasons: list[str] = []
-        self._encode_s = self._wait_s = 0.0
-
-    @property
-    def waited(self) -> float:
-        """Share of the time, 0..1, that the encoder waited for inputs."""
-        total = self._encode_s + self._wait_s
-        return self._wait_s / total if total else 0.0
-
-    @property
-    def cut(self) -> int:
-        """Texts that were longer than the encoder takes, where it counts them."""
-        return int(getattr(self._encoder, "texts_cut", 0))
-
-    def outcomes(self, work: Sequence[Work]) -> Iterator[list[Outcome]]:
-        """Encodes a chunk, a batch at a time.
-
-        Args:
-            work: The inputs.
-
-        Yields:
-            What became of a batch; of a file that is gone nothing.
-
-        Raises:
-            CacheError: The encoder fails on a trivial input too, or gives a wrong shape.
-        """
-        batches = self._batches(work)
-        while True:
-            began = time.perf_counter()
-            batch = next(batches, None)
-            loaded = time.perf_counter()
-            self._wait_s += loaded - began
-            if batch is None:
-                return
-            sound = [one for one in batch if one.content is not None]
-            lost = [one for one in batch if one.content is None]
-            found = [Outcome(one.key, one.item_id, None, one.reason) for one in lost]
-            for one, result in zip(
-                sound, self._encode([one.content for one in sound]), strict=True
-            ):
-                vector, reason = (None, result) if isinstance(result, str) else (result, None)
-                found.append(Outcome(one.key, one.item_id, vector, reason))
-                self._vectors += vector is not None
-                if reason not in (None, NOT_IN_FILE):
-                    self._reasons.append(reason)
-            self._encode_s += time.perf_counter() - loaded
-            yield found
-
-    def require_a_vector(self, *, nothing_stored: bool) -> None:
-        """Stops a run in which everything fails, before a failure is recorded for each item.
-
-        Args:
-            nothing_stored: Whether no vector of this encoder exists yet.
-
-        Raises:
-            CacheError: All inputs since the last call failed in the encoder, and there is no sign
-                that it ever worked or it fails on a trivial input.
-        """
-        if self._reasons and not self._vectors and (nothing_stored or not self._works()):
-            raise CacheError(
-                f"the encoder gave no vector for any of {len(self._reasons)} items; the first "
-                f"reason: {self._reasons[0]}; nothing was recorded for them: correct the encoder "
-                "or its card and run again"
-            )
-        self._vectors, self._reasons = 0, []
-
-    def _batches(self, work: Sequence[Work]) -> Iterator[list[Loaded]]:
-        """Texts several batches at once; pictures as many as fit in memory."""
-        if self._loader is None:
-            step = _TEXT_BATCHES * self._batch_size
-            for start in range(0, len(work), step):
-                part = work[start : start + step]
-                yield [Loaded(item.key, item.item_id, str(item.source)) for item in part]
-            return
-        batch: list[Loaded] = []
-        pixels = 0
-        for loaded in self._loader.load(work):
-            batch.append(loaded)
-            if isinstance(loaded.content, Image.Image):
-                pixels += loaded.content.width * loaded.content.height
-            if len(batch) >= self._batch_size or pixels >= _PIXELS_AT_ONCE:
-                yield batch
-                batch, pixels = [], 0
-        if batch:
-            yield batch
-
-    def _encode(self, inputs: Sequence[Any]) -> list[NDArray[np.float32] | str]:
-        """Vectors ``[D]`` or reasons; a batch that fails is halved until the fault stands alone."""
-        if not inputs:
-            return []
-        try:
-            encoder: Any = self._encoder
-            prepared = isinstance(inputs[0], np.ndarray)  # by its own `prepare`
-            encode = encoder.encode_prepared if prepared else encoder.encode
-            vectors = encode(inputs, batch_size=self._batch_size)
-        except Exception as error:
-            if not self._works():
-                raise CacheError(
-                    f"the encoder fails on any input: {type(error).__name__}: {error}; what was "
-                    "committed before is kept: correct the cause and run again"
-                ) from error
-            if len(inputs) > 1:
-                middle = len(inputs) // 2
-                return self._encode(inputs[:middle]) + self._encode(inputs[middle:])
-            # torch's own class, without importing torch for encoders that do not
-            if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-                raise CacheError(
-                    f"the encoder has no memory for a single input ({error}); what was committed "
-                    "before is kept: free the device, or lower max_length_tokens or image_size in "
-                    "a card of your own, and run again"
-                ) from error
-            return [storable(f"the encoder failed: {type(error).__name__}: {error}")]
-        shape, wanted = getattr(vectors, "shape", type(vectors)), (len(inputs), self._encoder.dim)
-        if shape != wanted:
-            raise CacheError(
-                f"the encoder gave shape {shape}, wanted {wanted}: one vector per input, in their "
-                "order"
-            )
-        with np.errstate(over="ignore"):
-            rows = np.array(vectors, np.float32)  # a copy: an encoder may reuse its buffer
-        finite = np.asarray(np.isfinite(rows).all(axis=1))
-        return [row if sound else self._unsound for row, sound in zip(rows, finite, strict=True)]
-
-    def _works(self) -> bool:
-        """Whether the encoder copes with a trivial input: then a failure is the item's."""
-        grey = Image.new("RGB", (64, 64), (128, 128, 128))
-        probe: list[Any] = [grey] if self._encoder.modality == "image" else ["a short text"]
-        try:
-            vectors = self._encoder.encode(probe, batch_size=1)
-            return bool(np.isfinite(vectors).all())
-        except Exception:
-            return False

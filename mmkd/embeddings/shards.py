@@ -145,13 +145,7 @@ class ShardStore:
 
     def records(self, number: int) -> tuple[pl.DataFrame, ShardInfo] | None:
         """A shard's records (`RECORDS`) and what its vector file must be; None if damaged."""
-        read = read_parquet(self.path(number).with_suffix(".parquet"))
-        if read is None or dict(read[0].schema) != RECORDS:
-            return None
-        try:
-            return read[0], ShardInfo(**read[1]["mmkd.shard"])
-        except (ValueError, KeyError, TypeError):
-            return None
+        return records_of(read_parquet(self.path(number).with_suffix(".parquet")))
 
     def sound(
         self, shards: Mapping[int, ShardInfo], numbers: Collection[int], *, read_all: bool = False
@@ -226,10 +220,36 @@ class ShardStore:
                     # of the file as written: what a reader will check
                     size, checksum = temporary.stat().st_size, file_checksum(temporary)
                 info = ShardInfo(len(stacked), int(stacked.shape[1]), size, checksum)
-            records = pl.DataFrame(rows, schema=RECORDS, orient="row")
-            path = self.path(number).with_suffix(".parquet")
-            write_parquet(path, records, {"mmkd.shard": asdict(info)})
+            self._commit(number, pl.DataFrame(rows, schema=RECORDS, orient="row"), info)
         return number
+
+    def adopt(self, records: pl.DataFrame, info: ShardInfo, vectors: bytes) -> int:
+        """Commits a shard that another store wrote, under a number of this one.
+
+        Args:
+            records: As in `RECORDS`, with the other store's number.
+            info: What its vectors are; they were checked.
+            vectors: Its ``.npy`` file's bytes.
+
+        Returns:
+            The shard's number here.
+
+        Raises:
+            CacheError: The folder cannot be written.
+        """
+        with self.locked():
+            number = self._free_number()
+            if info.rows:
+                with replacing(self.path(number)) as temporary:
+                    temporary.write_bytes(vectors)
+            stored = pl.col("shard") >= 0
+            here = pl.when(stored).then(pl.lit(number, pl.Int32)).otherwise("shard")
+            self._commit(number, records.with_columns(shard=here), info)
+        return number
+
+    def _commit(self, number: int, records: pl.DataFrame, info: ShardInfo) -> None:
+        path = self.path(number).with_suffix(".parquet")
+        write_parquet(path, records, {"mmkd.shard": asdict(info)})
 
     def clean(self) -> None:
         """Removes what a killed writer or a damaged disk left: unreadable or half shards.
@@ -322,6 +342,18 @@ class ShardStore:
 _TOO_LARGE = (
     f"its vector reaches {{:.4g}}, float16 ends at {_HALF_MAX:.0f}; use cache.dtype: float32"
 )
+
+
+def records_of(
+    read: tuple[pl.DataFrame, dict[str, Any]] | None,
+) -> tuple[pl.DataFrame, ShardInfo] | None:
+    """A shard's records and what its vector file must be, of its Parquet file; None if damaged."""
+    if read is None or dict(read[0].schema) != RECORDS:
+        return None
+    try:
+        return read[0], ShardInfo(**read[1]["mmkd.shard"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def read_parquet(

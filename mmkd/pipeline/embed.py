@@ -13,7 +13,7 @@ from mmkd.config.plan import Plan
 from mmkd.data import ItemTable
 from mmkd.data.inspection import Inspection
 from mmkd.data.readers import load_items
-from mmkd.embeddings import EmbeddingCache, EmbeddingTable, RunReport
+from mmkd.embeddings import EmbeddingCache, EmbeddingTable, EncodingSettings, RunReport
 from mmkd.encoders import Encoder, EncoderCard
 from mmkd.encoders.offline import check_at_hand
 from mmkd.errors import CacheError, EncoderError, Interrupted, RecipeError, RunError
@@ -38,7 +38,7 @@ def embed(
     Args:
         planned: The recipe.
         items: The catalogue.
-        device: Where the encoders run; None leaves it to the recipe.
+        device: Where the encoders run; None leaves it to the recipe, as Ray's actors do.
         progress: Told how far each modality is.
         report: Told what this process did for a modality.
 
@@ -48,7 +48,7 @@ def embed(
     cache = EmbeddingCache(**planned.cache)
     settings = planned.encoding
     tables = {}
-    with Interruption() as interruption:
+    with Interruption() as interruption, settings.ray_actors() as actors:
         for name, card in planned.cards.items():
             tables[name] = cache.table(
                 card,
@@ -57,8 +57,8 @@ def embed(
                     _built,
                     card,
                     name,
-                    device=device or settings.resolved_device(),
-                    batch_tokens=settings.batch_tokens,
+                    settings=settings,
+                    device=device if actors is None else None,  # an actor has its own
                     allow_random_weights=planned.allow_random_weights,
                 ),
                 batch_size=settings.batch_size,
@@ -66,6 +66,7 @@ def embed(
                 progress=partial(progress, name) if progress else None,
                 report=partial(report, name) if report else None,
                 stop=lambda: interruption.requested,
+                actors=actors,
             )
             if interruption.requested:  # while there was nothing to encode
                 raise Interrupted("stopped: what is encoded is kept; the same command goes on")
@@ -106,9 +107,21 @@ def inspect(planned: Plan) -> Inspection:
     return found
 
 
-def _built(card: EncoderCard, name: str, **options: Any) -> Encoder:
+def _built(
+    card: EncoderCard,
+    name: str,
+    *,
+    settings: EncodingSettings,
+    device: str | None,
+    allow_random_weights: bool,
+) -> Encoder:
+    """The encoder, on a device of the process that makes it: this one or an actor's."""
     check_at_hand(card, key=f"encoders.{name}")
-    return card.build(**options)
+    return card.build(
+        device=device or settings.resolved_device(),
+        batch_tokens=settings.batch_tokens,
+        allow_random_weights=allow_random_weights,
+    )
 
 
 def encoder_neighbours(

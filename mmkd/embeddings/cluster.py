@@ -1,0 +1,259 @@
+"""Chunks encoded by Ray's actors, on this machine or on those of a cluster.
+
+From chunks that the driver claimed to their outcomes, which it commits: each actor holds one
+encoder and is given a chunk's work, texts included, so that only pictures need a disk that all
+machines see. An actor that dies is started again by Ray, and given the chunk it was at once more.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mmkd.embeddings.guard import Guarded, GuardedEncoder
+from mmkd.embeddings.inputs import Work
+from mmkd.embeddings.shards import Outcome
+from mmkd.errors import CacheError, at_least, checked
+from mmkd.threads import thread_count, usable_cores, use_threads
+from mmkd.trust import trust_code, trusted
+
+_RESTARTS = 3  # of an actor
+_KEPT = "what is committed is kept, and the same command goes on"
+
+
+class RayActors(AbstractContextManager["RayActors"]):
+    """Actors that encode, of the cluster at ``RAY_ADDRESS`` or of one started here; needs Ray.
+
+    Nothing is started before there is something to encode. A context manager: what was started is
+    ended with it.
+
+        >>> from mmkd.embeddings import RayActors
+        >>> RayActors(2).count
+        2
+
+    Args:
+        count: How many; None has one for each GPU, or where there is none, one a machine.
+        device: ``cpu`` leaves GPUs alone; with any other each actor has one, where there are some.
+
+    Raises:
+        ValueError: ``count`` is below 1.
+    """
+
+    @checked
+    def __init__(self, count: int | None = None, *, device: str = "auto") -> None:
+        self.count = count
+        self._device = device
+        self._started = False
+
+    @staticmethod
+    def check(**options: Any) -> list[str]:
+        """A line for each option that is out of range."""
+        return at_least(1, count=options.get("count"))
+
+    def __exit__(self, *error: object) -> None:
+        """Ends what was started."""
+        if self._started:
+            _ray().shutdown()
+            self._started = False
+
+    @contextmanager
+    def encoders(self, make: Guarded) -> Iterator["Crew"]:
+        """Actors with an encoder each, which they make with their first chunk.
+
+        Args:
+            make: Makes the encoder; it is sent to the actors.
+
+        Raises:
+            CacheError: Ray is not installed, no cluster answers, or it has no room for so many.
+        """
+        ray = self._connected()
+        count, resources = self._room(ray)
+        actor = ray.remote(_EncodingActor).options(
+            max_restarts=_RESTARTS, max_task_retries=_RESTARTS, **resources
+        )
+        given = make, trusted(), resources["num_cpus"]
+        actors = [actor.remote(*given) for _ in range(count)]
+        try:
+            yield Crew(ray, actors)
+        finally:
+            for one in actors:
+                ray.kill(one)
+
+    def _connected(self) -> Any:
+        ray = _ray()
+        if ray.is_initialized():
+            return ray
+        address = os.environ.get("RAY_ADDRESS")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if not address:
+            cores = max(usable_cores(), self.count or 1)
+            options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
+        try:
+            with _own_signals():
+                ray.init(**options)
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            told = " ".join(str(error).split())[:300]
+            raise CacheError(
+                f"RAY_ADDRESS={address}: no cluster to use ({told}); correct it, or unset it to "
+                "have one on this machine"
+                if address
+                else f"Ray cannot be started here ({told}); use embed.engine: processes"
+            ) from error
+        self._started = True
+        return ray
+
+    def _room(self, ray: Any) -> tuple[int, dict[str, int]]:
+        """How many actors, and what each takes: the most CPUs that let all of them run at once."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = int(sum(node.get("GPU", 0) for node in nodes)) if self._device != "cpu" else 0
+        count = self.count or gpus or len(nodes)
+
+        def fit(cpus: int) -> int:
+            rooms = ((int(node.get("CPU", 0)) // cpus, int(node.get("GPU", 0))) for node in nodes)
+            return sum(min(room) if gpus else room[0] for room in rooms)
+
+        most = int(max(node.get("CPU", 0) for node in nodes))
+        for cpus in range(most, 0, -1):
+            if fit(cpus) >= count:
+                return count, {"num_cpus": cpus, "num_gpus": int(gpus > 0)}
+        raise CacheError(
+            f"embed.actors: got {count}, the cluster has room for {fit(1)}: each takes a CPU"
+            f"{' and a GPU' if gpus else ''}; lower it"
+        )
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an actor made of a chunk.
+
+    Attributes:
+        outcomes: Of its inputs.
+        wait_s: Seconds in which the encoder waited for inputs.
+        encode_s: Seconds in which it did not.
+        cut: Texts that were longer than the encoder takes.
+    """
+
+    outcomes: list[Outcome]
+    wait_s: float
+    encode_s: float
+    cut: int
+
+
+class Crew:
+    """Actors, and what each of them is at.
+
+    Args:
+        ray: The module, connected.
+        actors: Handles of `_EncodingActor`.
+    """
+
+    def __init__(self, ray: Any, actors: Sequence[Any]) -> None:
+        self._ray = ray
+        self._idle = list(actors)
+        self._under_way: dict[Any, tuple[Any, str, Sequence[Work]]] = {}
+
+    @property
+    def free(self) -> bool:
+        """Whether an actor has nothing to do."""
+        return bool(self._idle)
+
+    def give(self, name: str, work: Sequence[Work], *, nothing_stored: bool) -> None:
+        """Gives a chunk's work to a free actor."""
+        actor = self._idle.pop()
+        answer = actor.encode.remote(list(work), nothing_stored=nothing_stored)
+        self._under_way[answer] = actor, name, work
+
+    def taken(self, *, timeout_s: float) -> Iterator[tuple[str, Encoded]]:
+        """Chunks that are done, by name; waits for one, but no longer than ``timeout_s``.
+
+        Raises:
+            CacheError: The encoder is at fault, an actor died too often, or it cannot see a
+                picture that is there.
+        """
+        if not self._under_way:
+            time.sleep(timeout_s)
+            return
+        done, _ = self._ray.wait(list(self._under_way), timeout=timeout_s)
+        for answer in done:
+            actor, name, work = self._under_way.pop(answer)
+            self._idle.append(actor)
+            found = self._answered(answer)
+            if not found.outcomes and (here := [w for w in work if Path(w.source).exists()]):
+                raise CacheError(
+                    f"{here[0].source}: an actor cannot read it; put pictures on a disk that all "
+                    f"machines of the cluster see by the same path; {_KEPT}"
+                )
+            yield name, found
+
+    def _answered(self, answer: Any) -> Encoded:
+        try:
+            found: Encoded = self._ray.get(answer)
+            return found
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None  # as the encoder raised it
+        except self._ray.exceptions.RayError as error:
+            lines = str(error).split("\n")
+            if "creation task" in lines[0]:  # such as a package that is not there
+                raise CacheError(
+                    f"an actor cannot be started ({lines[-1].strip()}); the machines of a cluster "
+                    f"need mmkd and what an encoder is made of; {_KEPT}"
+                ) from error
+            raise CacheError(
+                f"an actor died {_RESTARTS + 1} times, or its machine is gone ({lines[0]}); its "
+                "encoder may need more memory than there is: lower embed.batch_size or "
+                f"embed.actors; {_KEPT}"
+            ) from error
+
+
+class _EncodingActor:
+    """Runs in a process of the cluster. Its encoder is made late, so that what fails is told."""
+
+    def __init__(self, make: Guarded, names: Sequence[str], cpus: int) -> None:
+        trust_code(names)  # what the driver's user trusts
+        beside = max(1, usable_cores() // cpus)  # actors that a machine has room for
+        os.environ["LOCAL_WORLD_SIZE"] = str(beside)  # read by the loader of pictures
+        use_threads(thread_count(beside))
+        self._make = make
+        self._open = ExitStack()
+
+    @cached_property
+    def _encoder(self) -> GuardedEncoder:
+        return self._open.enter_context(self._make())
+
+    def encode(self, work: Sequence[Work], *, nothing_stored: bool) -> Encoded:
+        """Encodes a chunk, in the batches that a run without actors has."""
+        encoder = self._encoder
+        before = encoder.wait_s, encoder.encode_s, encoder.cut
+        outcomes = [one for batch in encoder.outcomes(work) for one in batch]
+        encoder.require_a_vector(nothing_stored=nothing_stored)
+        after = encoder.wait_s, encoder.encode_s, encoder.cut
+        wait_s, encode_s, cut = (b - a for a, b in zip(before, after, strict=True))
+        return Encoded(outcomes, wait_s, encode_s, int(cut))
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keeps who is told of SIGTERM: Ray's start puts a handler of its own in its place."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise CacheError("ray is not installed; run: pip install 'mmkd[ray]'") from None
+    return ray
