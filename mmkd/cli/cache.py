@@ -11,7 +11,26 @@ app = typer.Typer(
     help="The embedding cache: list it, verify it, free what no recipe uses.",
     no_args_is_help=True,
 )
-Folder = Annotated[Path, typer.Option("--cache", help="The cache's folder.", envvar="MMKD_CACHE")]
+
+
+def _folder(name: str) -> Path:
+    """A folder; of an object store these commands know nothing."""
+    from mmkd.embeddings.remote import default_mirror, is_url, url_problems
+
+    if not is_url(name):
+        return Path(name)
+    told = "; ".join(url_problems(name)) or (
+        f"{name} is an object store; name its mirror, by default {default_mirror(name)}, to list, "
+        "verify or free what is here: whatever is missing there is fetched again. Objects go by the "
+        "store's own tools; a folder in it is an encoder"
+    )
+    raise typer.BadParameter(told)
+
+
+Folder = Annotated[
+    Path,
+    typer.Option("--cache", help="The cache's folder.", envvar="MMKD_CACHE", parser=_folder),
+]
 CACHE = Path("cache")
 
 

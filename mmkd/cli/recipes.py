@@ -99,9 +99,7 @@ def embed(
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(
-            help="processes, or ray: actors here or on the cluster at RAY_ADDRESS; as embed.engine=."
-        ),
+        typer.Option(help="processes; or ray: actors, here or at RAY_ADDRESS; as embed.engine=."),
     ] = None,
     actors: Annotated[
         int | None, typer.Option(min=1, help="How many of Ray's actors; as embed.actors=.")

@@ -40,7 +40,7 @@ SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "file")
 _DESCRIPTION = ("card.yaml", "meta.json")  # in this order: a store is one once it has the second
 _AT_ONCE = 16  # requests under way
 _HELD = 64  # fetched shards in memory at most
-_CONNECT_S, _RETRY_S = 10, 60
+_CONNECT_S, _RETRIES, _RETRY_S = 10, 5, 60
 
 
 def is_url(folder: Path | str) -> bool:
@@ -285,7 +285,7 @@ def _opened(url: str) -> Any:
         return from_url(url, mkdir=True)
     options: dict[str, Any] = {
         "client_options": {"connect_timeout": timedelta(seconds=_CONNECT_S)},
-        "retry_config": {"max_retries": 5, "retry_timeout": timedelta(seconds=_RETRY_S)},
+        "retry_config": {"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRY_S)},
     }
     if scheme == "s3":
         endpoint = os.environ.get("AWS_ENDPOINT_URL", "")

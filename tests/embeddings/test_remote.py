@@ -1,0 +1,247 @@
+"""A cache on an object store, against an S3 server on this machine's loopback."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from embeddings.fakes import DIM, TEXTS, FakeText, card, catalogue, never, text_vector
+from typer.testing import CliRunner
+
+from mmkd import EmbeddingCache
+from mmkd.cli.app import app
+from mmkd.config.recipe import load_recipe
+from mmkd.errors import CacheError
+from mmkd.files import read_json, write_sealed_json
+
+obstore = pytest.importorskip("obstore")
+boto3 = pytest.importorskip("boto3")
+moto = pytest.importorskip("moto.server")
+EXPECTED = np.stack([np.zeros(DIM, np.float32), *(text_vector(str(text)) for text in TEXTS)])
+
+
+class Bucket:
+    """A bucket of a server that can be stopped and started again."""
+
+    def __init__(self) -> None:
+        self.server = moto.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+        self.server.start()
+        _, self.port = self.server.get_host_and_port()
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+
+    def create(self) -> None:
+        self.client = boto3.client("s3", endpoint_url=self.endpoint)
+        self.client.create_bucket(Bucket="vectors")
+
+    def start(self) -> None:
+        self.server = moto.ThreadedMotoServer("127.0.0.1", port=self.port, verbose=False)
+        self.server.start()
+
+    def keys(self, end: str = "") -> list[str]:
+        listed = self.client.list_objects_v2(Bucket="vectors").get("Contents", [])
+        return [one["Key"] for one in listed if one["Key"].endswith(end)]
+
+    def read(self, key: str) -> bytes:
+        content: bytes = self.client.get_object(Bucket="vectors", Key=key)["Body"].read()
+        return content
+
+    def write(self, key: str, content: bytes) -> None:
+        self.client.put_object(Bucket="vectors", Key=key, Body=content)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    made = Bucket()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
+    made.create()
+    yield made
+    made.client.delete_objects(
+        Bucket="vectors",
+        Delete={"Objects": [{"Key": key} for key in made.keys()] or [{"Key": "-"}]},
+    )
+    made.client.delete_bucket(Bucket="vectors")
+    made.server.stop()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Callable[..., EmbeddingCache]:
+    """A cache of a machine that nothing is on yet."""
+    names = iter(range(100))
+    url = "s3://vectors/some/prefix"
+
+    def new(url: str = url) -> EmbeddingCache:
+        return EmbeddingCache(url, shard_size=16, mirror=tmp_path / f"mirror{next(names)}")
+
+    return new
+
+
+Machine = Callable[..., EmbeddingCache]
+
+
+def test_another_machine_reads_everything_and_encodes_nothing(
+    bucket: Bucket, machine: Machine
+) -> None:
+    first, other = machine(), machine()
+    assert not other.holds(card())
+    table = first.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+    assert table.vectors[:].tobytes() == EXPECTED.tobytes()
+    # 50 texts in shards of 16: 4 objects of records and 4 of vectors, and what describes the store
+    assert [len(bucket.keys(end)) for end in (".parquet", ".npy", "")] == [4, 4, 10]
+    assert other.holds(card())  # so its weights need not be there
+    before = {key: bucket.read(key) for key in bucket.keys()}
+    read = other.table(card(), catalogue(TEXTS), encoder_factory=never)
+    assert read.vectors[:].tobytes() == EXPECTED.tobytes() and read.key == table.key
+    assert {key: bucket.read(key) for key in bucket.keys()} == before
+    # the mirror is a cache's folder like any other
+    alone = EmbeddingCache(other.folder).table(card(), catalogue(TEXTS), encoder_factory=never)
+    assert alone.vectors[:].tobytes() == EXPECTED.tobytes()
+
+
+def test_shards_that_are_fetched_take_numbers_of_the_mirror(
+    bucket: Bucket, machine: Machine
+) -> None:
+    first, other = machine(), machine()
+    own = [f"only here {n}" for n in range(20)]
+    EmbeddingCache(other.folder, shard_size=16).table(
+        card(), catalogue(own), encoder_factory=FakeText
+    )
+    first.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+    both = other.table(card(), catalogue([*own, *TEXTS]), encoder_factory=never)
+    expected = np.stack([text_vector(str(text)) for text in [*own, *TEXTS]])
+    assert np.array_equal(both.vectors[1:], expected)
+    # and what the mirror had before is sent
+    assert len(bucket.keys(".parquet")) == 4 + 2
+    again = machine().table(card(), catalogue([*own, *TEXTS]), encoder_factory=never)
+    assert np.array_equal(again.vectors[1:], expected)
+
+
+def test_of_two_writers_of_a_chunk_one_is_kept(bucket: Bucket, machine: Machine) -> None:
+    together = threading.Barrier(2)
+
+    class Marked(FakeText):
+        def __init__(self, mark: float) -> None:
+            super().__init__(spoil=lambda text: np.float32(mark))
+            together.wait(30)  # both have found nothing there, and send only after this
+
+    def encode(cache: EmbeddingCache, mark: float) -> None:
+        cache.table(card(), catalogue(TEXTS), encoder_factory=lambda: Marked(mark))
+
+    writers = [threading.Thread(target=encode, args=(machine(), mark)) for mark in (100.0, 200.0)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert len(bucket.keys(".parquet")) == 4
+    read = machine().table(card(), catalogue(TEXTS), encoder_factory=never).vectors[:]
+    marks = np.unique(np.round((read[1:] - EXPECTED[1:]).mean(axis=1)))
+    assert set(marks.tolist()) <= {100.0, 200.0}
+
+
+@pytest.mark.parametrize("end", [".npy", ".parquet"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_damaged_object_costs_its_chunk_and_is_replaced(
+    bucket: Bucket, machine: Machine, end: str, cut: bool
+) -> None:
+    machine().table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+    key = bucket.keys(end)[0]
+    content = bytearray(bucket.read(key))
+    content[len(content) // 2] ^= 1
+    bucket.write(key, bytes(content[:-9] if cut else content))
+    records = bucket.keys(".parquet")
+    encoder = FakeText()
+    table = machine().table(card(), catalogue(TEXTS), encoder_factory=lambda: encoder)
+    assert table.vectors[:].tobytes() == EXPECTED.tobytes()
+    assert len(encoder.seen) in (16, 2)  # one chunk's
+    assert bucket.keys(".parquet") == records
+    again = machine().table(card(), catalogue(TEXTS), encoder_factory=never)
+    assert again.vectors[:].tobytes() == EXPECTED.tobytes()
+
+
+def test_a_network_that_breaks_loses_nothing(
+    bucket: Bucket, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmkd.embeddings.remote._RETRIES", 1)
+    cache = machine()
+
+    class Breaking(FakeText):
+        def encode(self, *args: object, **kwargs: object) -> np.ndarray:  # type: ignore[override,type-arg]
+            if len(self.seen) == 16:  # the first chunk is committed and sent
+                assert len(bucket.keys(".parquet")) == 1
+                bucket.server.stop()
+            return super().encode(*args, **kwargs)  # type: ignore[arg-type]
+
+    with pytest.raises(CacheError, match=r"s3://vectors/some/prefix: cannot be") as told:
+        cache.table(card(), catalogue(TEXTS), encoder_factory=Breaking)
+    assert f"kept in {cache.folder} and sent by the next run" in str(told.value)
+    with pytest.raises(CacheError, match="look after the network"):
+        cache.table(card(), catalogue(TEXTS), encoder_factory=never)
+    # without the network by the mirror's name, as the message says
+    alone = EmbeddingCache(cache.folder).table(card(), catalogue(TEXTS), encoder_factory=never)
+    assert alone.vectors[:].tobytes() == EXPECTED.tobytes()
+    bucket.start()
+    cache.table(card(), catalogue(TEXTS), encoder_factory=never)
+    assert len(bucket.keys(".parquet")) == 4
+    read = machine().table(card(), catalogue(TEXTS), encoder_factory=never)
+    assert read.vectors[:].tobytes() == EXPECTED.tobytes()
+
+
+def test_a_bucket_that_is_not_there_is_named(bucket: Bucket, machine: Machine) -> None:
+    with pytest.raises(CacheError, match=r"s3://nowhere/x: .*NoSuchBucket.*make it, or correct"):
+        machine("s3://nowhere/x").table(card(), catalogue(TEXTS), encoder_factory=never)
+
+
+def test_a_newer_format_is_refused_and_left_alone(bucket: Bucket, machine: Machine) -> None:
+    cache = machine()
+    cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+    (meta,) = cache.folder.glob("*/meta.json")
+    write_sealed_json(meta, read_json(meta) | {"format_version": 2})
+    bucket.write(bucket.keys("meta.json")[0], meta.read_bytes())
+    before = bucket.keys()
+    with pytest.raises(CacheError, match="cache format 2"):
+        machine().table(card(), catalogue(TEXTS), encoder_factory=never)
+    assert bucket.keys() == before
+
+
+def test_a_folder_named_as_an_address_is_an_object_store_too(tmp_path: Path) -> None:
+    url = f"file://{tmp_path / 'store'}"
+    for mirror, factory in (("a", FakeText), ("b", never)):
+        cache = EmbeddingCache(url, mirror=tmp_path / mirror)
+        table = cache.table(card(), catalogue(TEXTS), encoder_factory=factory)
+        assert table.vectors[:].tobytes() == EXPECTED.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"folder": "s3://me:hush@bucket/x"}, "it may hold no password"),
+        ({"folder": "s3://bucket/x?secret=hush"}, "AWS_ACCESS_KEY_ID"),
+        ({"folder": "hdfs://bucket/x"}, "got 'hdfs', wanted one of s3, gs"),
+        ({"folder": "s3:///x"}, "wanted such as s3://bucket/prefix"),
+        ({"folder": "cache", "mirror": "m"}, "which needs none"),
+    ],
+)
+def test_an_address_that_can_be_none_is_refused_at_once(options: dict[str, str], told: str) -> None:
+    with pytest.raises(ValueError, match=told) as error:
+        EmbeddingCache(**options)  # type: ignore[arg-type]
+    assert "hush" not in str(error.value)
+
+
+def test_the_commands_of_a_cache_name_the_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    monkeypatch.setenv("COLUMNS", "1000")
+    for line in (["cache", "ls"], ["cache", "verify"], ["cache", "gc"], ["ls", "cache"]):
+        done = CliRunner().invoke(app, [*line, "--cache", "s3://bucket/x"])
+        assert done.exit_code == 2 and "/elsewhere/mmkd/s3-bucket-x-" in done.output
+        done = CliRunner().invoke(app, line, env={"MMKD_CACHE": "s3://bucket/x"})
+        assert done.exit_code == 2
+
+
+def test_an_address_in_the_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMKD_CACHE", "s3://bucket/x")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert EmbeddingCache().folder.parent == Path("/elsewhere/mmkd")
+    assert load_recipe("quickstart", ["data.root=."]).cache.get("folder") is None
