@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mmkd.distiller import TeacherNeighbours as TeacherNeighbours
     from mmkd.embeddings import EmbeddingCache as EmbeddingCache
     from mmkd.embeddings import EmbeddingTable as EmbeddingTable
+    from mmkd.embeddings import RayActors as RayActors
     from mmkd.encoders import EncoderCard as EncoderCard
     from mmkd.encoders import load_card as load_card
     from mmkd.errors import MmkdError as MmkdError
@@ -80,7 +81,7 @@ _HOMES = {
     "mmkd.data.splits": ("SequenceSplit",),
     "mmkd.data.tasks": ("MaskedItem", "NextItem"),
     "mmkd.distiller": ("CorrelationDistiller", "TeacherNeighbours"),
-    "mmkd.embeddings": ("EmbeddingCache", "EmbeddingTable"),
+    "mmkd.embeddings": ("EmbeddingCache", "EmbeddingTable", "RayActors"),
     "mmkd.encoders": ("EncoderCard", "load_card"),
     "mmkd.errors": ("MmkdError",),
     "mmkd.evaluation": (

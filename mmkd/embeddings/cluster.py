@@ -6,6 +6,7 @@ machines see. An actor that dies is started again by Ray, and given the chunk it
 """
 
 import os
+import secrets
 import signal
 import threading
 import time
@@ -33,7 +34,7 @@ class RayActors(AbstractContextManager["RayActors"]):
     Nothing is started before there is something to encode. A context manager: what was started is
     ended with it.
 
-        >>> from mmkd.embeddings import RayActors
+        >>> from mmkd import RayActors
         >>> RayActors(2).count
         2
 
@@ -77,7 +78,8 @@ class RayActors(AbstractContextManager["RayActors"]):
         actor = ray.remote(_EncodingActor).options(
             max_restarts=_RESTARTS, max_task_retries=_RESTARTS, **resources
         )
-        given = make, trusted(), resources["num_cpus"]
+        made = ray.put(make)  # kept here, so that an actor that is started again finds it
+        given = [made], trusted(), resources["num_cpus"]
         actors = [actor.remote(*given) for _ in range(count)]
         try:
             yield Crew(ray, actors)
@@ -95,10 +97,14 @@ class RayActors(AbstractContextManager["RayActors"]):
         if not address:
             cores = max(usable_cores(), self.count or 1)
             options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
+            # its ports take code to run: from nobody but who knows the token, here
+            options["_node_ip_address"] = "127.0.0.1"
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         try:
             with _own_signals():
                 ray.init(**options)
-        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises bare ones
             told = " ".join(str(error).split())[:300]
             raise CacheError(
                 f"RAY_ADDRESS={address}: no cluster to use ({told}); correct it, or unset it to "
@@ -215,17 +221,18 @@ class Crew:
 class _EncodingActor:
     """Runs in a process of the cluster. Its encoder is made late, so that what fails is told."""
 
-    def __init__(self, make: Guarded, names: Sequence[str], cpus: int) -> None:
+    def __init__(self, make: Sequence[Any], names: Sequence[str], cpus: int) -> None:
         trust_code(names)  # what the driver's user trusts
         beside = max(1, usable_cores() // cpus)  # actors that a machine has room for
         os.environ["LOCAL_WORLD_SIZE"] = str(beside)  # read by the loader of pictures
         use_threads(thread_count(beside))
-        self._make = make
+        self._make = make  # a reference, in a list so that Ray leaves it one
         self._open = ExitStack()
 
     @cached_property
     def _encoder(self) -> GuardedEncoder:
-        return self._open.enter_context(self._make())
+        make: Guarded = _ray().get(self._make[0])
+        return self._open.enter_context(make())
 
     def encode(self, work: Sequence[Work], *, nothing_stored: bool) -> Encoded:
         """Encodes a chunk, in the batches that a run without actors has."""

@@ -91,7 +91,7 @@ def test_actors_give_the_vectors_of_an_ordinary_run(
         report=reports.append,
     )
     assert found.tobytes() == alone.tobytes()
-    assert [done for done, _ in told] == [8, 16, 24, 32, 40, 48, 56, 60] or told[-1] == (60, 60)
+    assert len(told) == 8 and told == sorted(told) and told[-1] == (60, 60)  # told of each chunk
     assert [(one.encoded, one.by_others) for one in reports] == [(60, 0)]
     assert vectors(cache, encoder_factory=never).tobytes() == alone.tobytes()
 
@@ -109,16 +109,15 @@ def test_a_killed_actor_costs_its_chunk_and_is_replaced(
 
 @pytest.mark.slow
 def test_an_actor_that_dies_at_every_try_is_told_and_the_rest_kept(
-    actors: RayActors, cache: EmbeddingCache, tmp_path: Path
+    actors: RayActors, cache: EmbeddingCache, alone: NDArray[np.float32], tmp_path: Path
 ) -> None:
     (tmp_path / "died").mkdir()
     dying = functools.partial(Dying, tmp_path / "died", 100)
     with pytest.raises(CacheError, match=r"an actor died 4 times.*what is committed is kept"):
         vectors(cache, encoder_factory=dying, batch_size=1, actors=actors)
-    assert (
-        not list(cache.folder.glob("*/claims/*.lock"))
-        or vectors(cache, encoder_factory=BatchBound, batch_size=1).any()
-    )
+    assert len(list((tmp_path / "died").iterdir())) == 4
+    # nothing stays claimed
+    assert vectors(cache, encoder_factory=BatchBound, batch_size=1).tobytes() == alone.tobytes()
 
 
 @pytest.mark.slow
@@ -155,7 +154,7 @@ def test_a_stop_keeps_what_is_committed(
 def test_an_encoder_that_is_fitted_is_so_in_each_actor(
     actors: RayActors, cache: EmbeddingCache, tmp_path: Path
 ) -> None:
-    fitted = card("FakeFitted", fitted=True)
+    fitted = card("FakeFitted")
     plain = EmbeddingCache(tmp_path / "plain", shard_size=8).table(fitted, catalogue(TEXTS))
     found = cache.table(fitted, catalogue(TEXTS), encoder_factory=FakeFitted, actors=actors)
     assert np.asarray(found.vectors).tobytes() == np.asarray(plain.vectors).tobytes()
