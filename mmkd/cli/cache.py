@@ -21,8 +21,8 @@ def _folder(name: str) -> Path:
         return Path(name)
     told = "; ".join(url_problems(name)) or (
         f"{name} is an object store; name its mirror, by default {default_mirror(name)}, to list, "
-        "verify or free what is here: whatever is missing there is fetched again. Objects go by the "
-        "store's own tools; a folder in it is an encoder"
+        "verify or free what is here: what is missing there is fetched again. Objects are removed "
+        "by the store's own tools; a folder in it is an encoder"
     )
     raise typer.BadParameter(told)
 

@@ -25,6 +25,7 @@ from mmkd.threads import thread_count, usable_cores, use_threads
 from mmkd.trust import trust_code, trusted
 
 _RESTARTS = 3  # of an actor
+_STARTS = 3  # tries: on a busy machine Ray's parts do not wait long enough for each other
 _KEPT = "what is committed is kept, and the same command goes on"
 
 
@@ -93,27 +94,34 @@ class RayActors(AbstractContextManager["RayActors"]):
             return ray
         address = os.environ.get("RAY_ADDRESS")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if not address:
-            cores = max(usable_cores(), self.count or 1)
-            options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
-            # its ports take code to run: from nobody but who knows the token, here
-            options["_node_ip_address"] = "127.0.0.1"
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        try:
-            with _own_signals():
-                ray.init(**options)
-        except Exception as error:  # Ray raises bare ones
-            told = " ".join(str(error).split())[:300]
-            raise CacheError(
-                f"RAY_ADDRESS={address}: no cluster to use ({told}); correct it, or unset it to "
-                "have one on this machine"
-                if address
-                else f"Ray cannot be started here ({told}); use embed.engine: processes"
-            ) from error
+        options = {} if address else self._own_cluster()
+        for left in reversed(range(1 if address else _STARTS)):
+            try:
+                with _own_signals():
+                    ray.init(log_to_driver=False, logging_level="ERROR", **options)
+                break
+            except Exception as error:  # Ray raises bare ones
+                ray.shutdown()
+                if left:
+                    continue
+                told = " ".join(str(error).split())[:300]
+                raise CacheError(
+                    f"RAY_ADDRESS={address}: no cluster to use ({told}); correct it, or unset it "
+                    "to have one on this machine"
+                    if address
+                    else f"Ray cannot be started here ({told}); use embed.engine: processes"
+                ) from error
         self._started = True
         return ray
+
+    def _own_cluster(self) -> dict[str, Any]:
+        """Ray's options for one of this machine, which nobody else may use."""
+        os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # on a busy machine
+        # its ports take code to run: from nobody but who has the token
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        cores = max(usable_cores(), self.count or 1)
+        return {"address": "local", "num_cpus": cores, "include_dashboard": False}
 
     def _room(self, ray: Any) -> tuple[int, dict[str, int]]:
         """How many actors, and what each takes: the most CPUs that let all of them run at once."""
