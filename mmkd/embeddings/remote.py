@@ -182,6 +182,10 @@ class RemoteCache:
                     content = self._get(vectors) if info.rows else b""
                     if not _unsound(content, info) and _name(frame) == Path(path).stem:
                         return frame, info, content
+            except (
+                CacheError
+            ):  # a ValueError too, but of the network: nothing is known to be damaged
+                raise
             except (ValueError, FileNotFoundError):
                 continue
         # the records first: without them the rest is no shard

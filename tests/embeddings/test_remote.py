@@ -16,6 +16,7 @@ from mmkd.errors import CacheError
 from mmkd.files import read_json, write_sealed_json
 
 obstore = pytest.importorskip("obstore")
+pytest.importorskip("obstore.exceptions")
 boto3 = pytest.importorskip("boto3")
 moto = pytest.importorskip("moto.server")
 EXPECTED = np.stack([np.zeros(DIM, np.float32), *(text_vector(str(text)) for text in TEXTS)])
@@ -186,6 +187,28 @@ def test_a_network_that_breaks_loses_nothing(
     cache.table(card(), catalogue(TEXTS), encoder_factory=never)
     assert len(bucket.keys(".parquet")) == 4
     read = machine().table(card(), catalogue(TEXTS), encoder_factory=never)
+    assert read.vectors[:].tobytes() == EXPECTED.tobytes()
+
+
+@pytest.mark.parametrize("end", [".npy", ".parquet"])
+def test_what_cannot_be_fetched_for_now_is_not_taken_for_damaged(
+    bucket: Bucket, machine: Machine, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    machine().table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+    before, get, broken = bucket.keys(), obstore.get, bucket.keys(end)[2]
+
+    def breaking(store: object, path: str) -> object:
+        if broken.endswith(path):
+            raise obstore.exceptions.GenericError("connection reset")
+        return get(store, path)
+
+    monkeypatch.setattr(obstore, "get", breaking)
+    other = machine()
+    with pytest.raises(CacheError, match=r"cannot be read \(connection reset\); look after"):
+        other.table(card(), catalogue(TEXTS), encoder_factory=never)
+    assert bucket.keys() == before
+    monkeypatch.setattr(obstore, "get", get)
+    read = other.table(card(), catalogue(TEXTS), encoder_factory=never)  # goes on
     assert read.vectors[:].tobytes() == EXPECTED.tobytes()
 
 
