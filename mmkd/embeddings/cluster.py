@@ -8,6 +8,7 @@ machines see. An actor that dies is started again by Ray, and given the chunk it
 import os
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -89,12 +90,16 @@ class RayActors(AbstractContextManager["RayActors"]):
                 ray.kill(one)
 
     def _connected(self) -> Any:
+        address = os.environ.get("RAY_ADDRESS")
+        if not address and "ray" not in sys.modules:  # it reads these once
+            for name, value in _private().items():
+                os.environ.setdefault(name, value)
         ray = _ray()
         if ray.is_initialized():
             return ray
-        address = os.environ.get("RAY_ADDRESS")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
-        options = {} if address else self._own_cluster()
+        cores = max(usable_cores(), self.count or 1)
+        own = {"address": "local", "num_cpus": cores, "include_dashboard": False}
+        options = {} if address else own
         for left in reversed(range(1 if address else _STARTS)):
             try:
                 with _own_signals():
@@ -113,15 +118,6 @@ class RayActors(AbstractContextManager["RayActors"]):
                 ) from error
         self._started = True
         return ray
-
-    def _own_cluster(self) -> dict[str, Any]:
-        """Ray's options for one of this machine, which nobody else may use."""
-        os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # on a busy machine
-        # its ports take code to run: from nobody but who has the token
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        cores = max(usable_cores(), self.count or 1)
-        return {"address": "local", "num_cpus": cores, "include_dashboard": False}
 
     def _room(self, ray: Any) -> tuple[int, dict[str, int]]:
         """How many actors, and what each takes: the most CPUs that let all of them run at once."""
@@ -251,6 +247,16 @@ class _EncodingActor:
         after = encoder.wait_s, encoder.encode_s, encoder.cut
         wait_s, encode_s, cut = (b - a for a, b in zip(before, after, strict=True))
         return Encoded(outcomes, wait_s, encode_s, int(cut))
+
+
+def _private() -> dict[str, str]:
+    """The environment of a cluster of this machine, whose ports take code to run, but only ours."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",  # it would tell its makers
+        "RAY_agent_register_timeout_ms": "120000",  # on a busy machine
+    }
 
 
 @contextmanager
