@@ -169,7 +169,7 @@ def test_a_network_that_breaks_loses_nothing(
     cache = machine()
 
     class Breaking(FakeText):
-        def encode(self, *args: object, **kwargs: object) -> np.ndarray:  # type: ignore[override,type-arg]
+        def encode(self, *args: object, **kwargs: object) -> np.ndarray:
             if len(self.seen) == 16:  # the first chunk is committed and sent
                 assert len(bucket.keys(".parquet")) == 1
                 bucket.server.stop()
