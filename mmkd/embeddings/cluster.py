@@ -195,9 +195,10 @@ class Crew:
             actor, name, work = self._under_way.pop(answer)
             self._idle.append(actor)
             found = self._answered(answer)
-            if not found.outcomes and (here := [w for w in work if Path(w.source).exists()]):
+            paths = [one.source for one in work if isinstance(one.source, Path)]
+            if not found.outcomes and (seen := [path for path in paths if path.exists()]):
                 raise CacheError(
-                    f"{here[0].source}: an actor cannot read it; put pictures on a disk that all "
+                    f"{seen[0]}: an actor cannot read it; put pictures on a disk that all "
                     f"machines of the cluster see by the same path; {_KEPT}"
                 )
             yield name, found

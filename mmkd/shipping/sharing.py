@@ -121,7 +121,8 @@ def portable(recipe: Recipe) -> Recipe:
     'shop'
     """
     content = _without_paths(recipe.model_dump())
-    content["cache"].pop("folder", None)
+    for place in ("folder", "mirror"):
+        content["cache"].pop(place, None)
     content["encoders"] = {name: _card_name(card) for name, card in recipe.encoders.items()}
     return Recipe.model_validate(content)
 
