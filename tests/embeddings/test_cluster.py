@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from mmkd import EmbeddingCache
 from mmkd.embeddings import EncodingSettings, RayActors, RunReport
+from mmkd.embeddings.cluster import Crew, Encoded
+from mmkd.embeddings.inputs import Work
 from mmkd.errors import CacheError, EmbeddingInterrupted
 
 TEXTS: list[str | None] = [f"text number {n}" for n in range(60)]
@@ -160,6 +162,28 @@ def test_an_encoder_that_is_fitted_is_so_in_each_actor(
     plain = EmbeddingCache(tmp_path / "plain", shard_size=8).table(fitted, catalogue(TEXTS))
     found = cache.table(fitted, catalogue(TEXTS), encoder_factory=FakeFitted, actors=actors)
     assert np.asarray(found.vectors).tobytes() == np.asarray(plain.vectors).tobytes()
+
+
+def test_a_picture_that_only_the_driver_sees_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    ray = SimpleNamespace(
+        wait=lambda answers, timeout: (answers, []),
+        get=lambda answer: Encoded([], 0.0, 0.0, 0),
+        exceptions=SimpleNamespace(RayTaskError=KeyError, RayError=LookupError),
+    )
+    remote = SimpleNamespace(remote=lambda work, nothing_stored: "answer")
+
+    def taken(*names: str) -> list[str]:
+        crew = Crew(ray, [SimpleNamespace(encode=remote)])
+        crew.give("chunk", [Work(n, n, tmp_path / n) for n in names], nothing_stored=True)
+        assert not crew.free
+        return [name for name, _ in crew.taken(timeout_s=0)]
+
+    assert taken("gone.png") == ["chunk"]  # as in any run: it is gone since it was hashed
+    with pytest.raises(
+        CacheError, match=r"a\.png: an actor cannot read it; put pictures on a disk"
+    ):
+        taken("gone.png", "a.png")
 
 
 def cluster(*nodes: dict[str, float]) -> Any:
