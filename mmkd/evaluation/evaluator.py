@@ -177,7 +177,8 @@ class Evaluator:
                 module is in evaluation mode meanwhile. A case without history is a row of padding.
             split: Where the events are.
             cases: Which events to predict, such as ``split.test``.
-            processes: Who shares the cases; None for this process alone, where the student is.
+            processes: Who shares the cases; None for this process alone, where the student is. All
+                of them call this where its tables lie on several.
             list_length: Recommended items kept of each case; metrics need none, 0 saves finding
                 them.
             max_length: How many of the latest events are read; None for what the student reads,
@@ -194,6 +195,9 @@ class Evaluator:
         refuse(at_least(1, max_length=max_length))
         device = processes.device if processes else _device_of(student)
         ranked = _by_blocks(student, split.item_count, list_length)
+        sharded = isinstance(student, (Ensemble, Recommender)) and student.shards is not None
+        if sharded:  # all processes rank each case together, each among the items that it holds
+            processes = None
         if ranked is None:
             ranked = _whole(student, split.item_count, list_length)
             most = max(1, MOST_SCORES // split.item_count)
@@ -223,7 +227,7 @@ class Evaluator:
             ties=torch.cat(ties).cpu().numpy(),
             top_items=torch.cat(lists).cpu().numpy(),
         )
-        return gather(part, device=device)
+        return part.take(np.argsort(order)) if sharded else gather(part, device=device)
 
     def batches(
         self,
@@ -359,9 +363,11 @@ def _whole(student: Ensemble | Recommender | Scorer, item_count: int, list_lengt
 
 def _by_blocks(student: object, item_count: int, list_length: int) -> _Ranked | None:
     """None where a catalogue is scored whole: it is small, or the scorer knows no other way."""
-    if item_count <= ITEM_BLOCK or not isinstance(student, (Ensemble, Recommender)):
+    if not isinstance(student, (Ensemble, Recommender)):
         return None
     ensemble = Ensemble.of(student)
+    if item_count <= ITEM_BLOCK and ensemble.shards is None:
+        return None
 
     def ranked(batch: CaseBatch) -> tuple[Tensor, Tensor, Tensor]:
         return rank_blocks(

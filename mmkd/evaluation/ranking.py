@@ -143,6 +143,12 @@ class Blocks(Protocol):
     def of(self, items: Tensor) -> Tensor:
         """Scores [N, K] of items [K]."""
 
+    def summed(self, value: Tensor) -> Tensor:
+        """The sum over all processes that have blocks of their own; alone the value itself."""
+
+    def beside(self, value: Tensor) -> Tensor:
+        """[N, k] of all those processes, side by side; alone the value itself."""
+
 
 _PASSES = 4  # of `rank_blocks` over all scores; one where the first guess is right
 
@@ -179,7 +185,7 @@ def rank_blocks(
     own = scores.of(target).diagonal()[:, None].clone()  # [N, 1]
     for _ in range(_PASSES):
         greater, tied = (torch.zeros_like(target) for _ in range(2))
-        seen, best = own.clone(), _Best(cases, k, target.device)
+        seen, best = torch.zeros_like(own), _Best(cases, k, target.device)
         for first, block in scores.blocks():
             _check_nan(block, first)
             end = first + block.shape[1]
@@ -193,6 +199,7 @@ def rank_blocks(
             if k:
                 block[row[some], item[some] - first] = -torch.inf
                 best.add(block, first)
+        seen = scores.summed(seen)  # each target lies in one block
         if torch.equal(seen, own):
             break
         own = seen  # a product of other columns may differ in the last bit, and would hide a tie
@@ -201,7 +208,8 @@ def rank_blocks(
             "the same scores came out otherwise each time, so ties can't be told; is the student "
             "in training mode, or its dropout on?"
         )
-    tied -= 1  # the target itself
+    greater, tied = scores.summed(greater), scores.summed(tied) - 1  # without the target itself
+    best.join(scores)
     return 1.0 + greater.double() + tied.double() / 2.0, tied, best.items
 
 
@@ -236,6 +244,7 @@ def top_k_blocks(
         some = _within(item, first, end)
         block[row[some], item[some] - first] = -torch.inf
         best.add(block.masked_fill_(kept_out[..., first:end], -torch.inf), first)
+    best.join(scores)
     return best.items, best.scores
 
 
@@ -287,10 +296,17 @@ class _Best:
 
     def add(self, block: Tensor, first: int) -> None:
         """Scores [N, n] of the items from ``first`` on; -inf is in no list."""
-        k = self.items.shape[1]
-        found, at = block.topk(min(k, block.shape[1]), dim=1)
+        found, at = block.topk(min(self.items.shape[1], block.shape[1]), dim=1)
         items = torch.cat([self.items, (at + first).masked_fill(found == -torch.inf, 0)], dim=1)
-        self.scores, order = torch.cat([self.scores, found], dim=1).topk(k, dim=1)
+        self._keep(torch.cat([self.scores, found], dim=1), items)
+
+    def join(self, blocks: Blocks) -> None:
+        """Take in what other processes found in their blocks."""
+        if self.items.shape[1]:
+            self._keep(blocks.beside(self.scores), blocks.beside(self.items))
+
+    def _keep(self, scores: Tensor, items: Tensor) -> None:
+        self.scores, order = scores.topk(self.items.shape[1], dim=1)
         self.items = items.gather(1, order)
 
 

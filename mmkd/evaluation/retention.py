@@ -53,9 +53,11 @@ class Retention:
             EvaluationError: If a table is not finite.
         """
         found: dict[str, float] = {}
+        ensemble = Ensemble.of(student)
+        device = next(ensemble.parameters()).device
         for name, probe in self._probes.items():
-            # the mask token's row has no teacher
-            figures = probe.measure(Ensemble.of(student).vectors(name)[:-1])
+            rows = ensemble.rows(probe.rows.to(device))
+            figures = probe.measure_rows(ensemble.vectors(name, rows))
             found |= {f"retention.{name}.{figure}": value for figure, value in figures.items()}
         return found
 
@@ -112,8 +114,8 @@ class RetentionProbe:
         self._second = (self._first + generator.integers(1, count, size=pairs)) % count
         self._queries = generator.permutation(count)[:queries]
         unit = self._unit_rows(teacher)
+        self._teacher = teacher.detach()[self.rows.to(teacher.device)]
         self._similarity_ranks = _ranks(self._similarities(unit))
-        self._teacher = teacher.detach()
         nearest = self._similarity_of_neighbours(self._nearest(unit))  # [Q, k]
         self._reached = nearest.min(axis=1, keepdims=True) - _TIE  # [Q, 1]
 
@@ -130,7 +132,18 @@ class RetentionProbe:
         Raises:
             EvaluationError: if the table has other rows than the teacher, or is not finite.
         """
-        unit = self._unit_rows(student)
+        return self._measured(self._unit_rows(student))
+
+    @property
+    def rows(self) -> Tensor:
+        """[n] int64, ascending: the items that are compared."""
+        return torch.from_numpy(self._rows)
+
+    def measure_rows(self, vectors: Tensor) -> dict[str, float]:
+        """Retention of a student's vectors of `rows` [n, D]; else as `measure`."""
+        return self._measured(_unit(vectors))
+
+    def _measured(self, unit: NDArray[np.float32]) -> dict[str, float]:
         hits = self._similarity_of_neighbours(self._nearest(unit)) >= self._reached  # [Q, k]
         return {
             "spearman": _pearson(self._similarity_ranks, _ranks(self._similarities(unit))),
@@ -143,15 +156,7 @@ class RetentionProbe:
             raise EvaluationError(
                 f"table is {tuple(table.shape)}; wanted {self._table_rows} rows, as the teacher."
             )
-        rows = torch.from_numpy(self._rows).to(table.device)
-        vectors = table.detach()[rows].float()
-        if not bool(torch.isfinite(vectors).all()):
-            raise EvaluationError(
-                "the table holds NaN or infinite numbers; training diverged: lower the learning "
-                "rate or the weight of the loss that grew."
-            )
-        unit: NDArray[np.float32] = unit_rows(vectors).cpu().numpy()
-        return unit
+        return _unit(table[self.rows.to(table.device)])
 
     def _similarities(self, unit: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cosine of each sampled pair: [pairs]."""
@@ -167,7 +172,7 @@ class RetentionProbe:
 
     def _unit_teacher(self, items: NDArray[np.int64]) -> Tensor:
         """Unit vectors of items that are numbered within the present ones."""
-        rows = torch.from_numpy(self._rows[items]).to(self._teacher.device)
+        rows = torch.from_numpy(items).to(self._teacher.device)
         return unit_rows(self._teacher[rows].float())
 
     def _nearest(self, unit: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -181,6 +186,18 @@ class RetentionProbe:
         itself[~itself.any(1), -1] = True
         nearest: NDArray[np.int64] = found[~itself].reshape(len(found), self._k)
         return nearest
+
+
+def _unit(vectors: Tensor) -> NDArray[np.float32]:
+    """Scaled to length 1, [n, D]; a zero row stays zero."""
+    vectors = vectors.detach().float()
+    if not bool(torch.isfinite(vectors).all()):
+        raise EvaluationError(
+            "the table holds NaN or infinite numbers; training diverged: lower the learning "
+            "rate or the weight of the loss that grew."
+        )
+    unit: NDArray[np.float32] = unit_rows(vectors).cpu().numpy()
+    return unit
 
 
 def _ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from mmkd.losses.mutual import MutualLoss
 from mmkd.losses.recommendation import NeighbourLoss, RecommendationLoss, SampledLoss, Softmax
 from mmkd.student import StudentOutput
 from mmkd.student.ensemble import Inference
-from mmkd.student.item_embedding import places
+from mmkd.student.rows import places
 
 
 @dataclass(frozen=True)

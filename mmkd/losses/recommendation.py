@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmkd.distiller import TeacherNeighbours
 from mmkd.errors import at_least, checked, within
 from mmkd.losses.negatives import Candidates, Counts, NegativeSampler, Sampling
-from mmkd.student.item_embedding import places
+from mmkd.student.rows import places
 
 # logits at a time of a softmax on a CPU, so that they stay in its cache: 128 rows of 12k items
 # were fastest

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd.errors import at_least, one_of, refuse, within
-from mmkd.student.item_embedding import TableRows
 from mmkd.student.recommender import (
     Catalogue,
     Recommender,
@@ -21,6 +20,7 @@ from mmkd.student.recommender import (
     best_items,
     prompt,
 )
+from mmkd.student.rows import TableRows, TableShards
 
 Inference = Literal["logits", "probabilities", "standardized"]
 ModalityTables = Literal["shared", "own"]
@@ -118,6 +118,22 @@ class Ensemble(nn.Module):
         """The members."""
         return cast(list[Recommender], list(self.members))
 
+    @property
+    def shards(self) -> TableShards | None:
+        """How the item tables lie on several processes; None where each has them whole."""
+        return self.networks[0].shards
+
+    def shard(self, shards: TableShards) -> None:
+        """Keep this process's rows of every item table, and forget the others."""
+        for table in self.item_tables().values():
+            table.data = shards.cut(table.data)
+        for member in self.networks:
+            member.embedding.shards = shards
+
+    def rows(self, numbers: Tensor) -> TableRows:
+        """Rows of every item table; of tables over processes also those that others ask for."""
+        return TableRows(numbers) if self.shards is None else self.shards.rows(numbers)
+
     def forward(self, items: Tensor, rows: TableRows | None = None) -> list[StudentOutput]:
         """States of every position, by member.
 
@@ -197,9 +213,13 @@ class Ensemble(nn.Module):
         assert self.untrained_offset is not None
         self.untrained_offset.fill_(offset)
 
-    def modality_tables(self) -> dict[str, list[Tensor]]:
-        """Name to the different tables S_m [I+2, d] there are: one where the members share it."""
-        tables = [member.embedding.modality_tables() for member in self.networks]
+    def modality_tables(self, rows: TableRows | None = None) -> dict[str, list[Tensor]]:
+        """Name to the different tables S_m [I+2, d] there are: one where the members share it.
+
+        Args:
+            rows: Of which [R, d] are wanted; None = all.
+        """
+        tables = [member.embedding.modality_tables(rows) for member in self.networks]
         names = dict.fromkeys(name for each in tables for name in each)
         return {
             name: list({id(each[name]): each[name] for each in tables if name in each}.values())
@@ -214,20 +234,34 @@ class Ensemble(nn.Module):
                 stored.setdefault(name, {})[id(table)] = table
         return {name: list(tables.values()) for name, tables in stored.items()}
 
-    def vectors(self, modality: str | None = None) -> Tensor:
+    def item_tables(self) -> dict[str, nn.Parameter]:
+        """Every table with a row an item, trained or not, by its name in the state dict."""
+        found: dict[int, str] = {}
+        for n, member in enumerate(self.networks):
+            held = {f"tables.{name}": table for name, table in member.embedding.tables.items()}
+            if member.embedding.ids:
+                held["id_table"] = member.embedding.id_table
+            for name, table in held.items():
+                found.setdefault(id(table), f"members.{n}.embedding.{name}")
+        named = dict(self.named_parameters())
+        return {name: named[name] for name in found.values()}
+
+    def vectors(self, modality: str | None = None, rows: TableRows | None = None) -> Tensor:
         """Item vectors whose cosines are the mean of the members' cosines, weighted as they are.
 
         Args:
             modality: Of which table; None for the fused vectors.
+            rows: Of which; None for all. Fused ones begin with the padding and end with the mask
+                token.
 
         Returns:
-            [I+2, d] where there is one table, otherwise the tables' unit rows side by side, those
-            of the fused vectors times the root of the member's weight.
+            [I+2, d], or [R, d] of the rows, where there is one table, otherwise the tables' unit
+            rows side by side, those of the fused vectors times the root of the member's weight.
         """
         if modality is None:
-            tables = [member.embedding.table() for member in self.networks]
+            tables = [member.embedding.table(rows=rows) for member in self.networks]
         else:
-            tables = self.modality_tables()[modality]
+            tables = self.modality_tables(rows)[modality]
         if len(tables) == 1:
             return tables[0]
         unit = [F.normalize(table, dim=1) for table in tables]

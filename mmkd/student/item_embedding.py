@@ -16,51 +16,12 @@ from torch import Tensor, nn
 from mmkd.errors import at_least, checked, one_of, positive, within
 from mmkd.student.fusion import FUSIONS, ConcatFusion, Fusion
 from mmkd.student.layers import check_dropout, check_modality_name, dropout
+from mmkd.student.rows import TableRows, TableShards
 
 AdapterKind = Literal["linear", "mlp"]
 
 # rows, where nothing is kept for gradients: what is made on the way is several times as large
 _ROWS_AT_ONCE = 65_536
-
-
-class TableRows:
-    """Some rows of every item table, for a step that costs what it touches.
-
-    A table's gradient is then sparse: it holds these rows and nothing else. Each table is looked up
-    once, so that members which share one share its rows too.
-
-    >>> import torch
-    >>> from mmkd.student.item_embedding import TableRows, places
-    >>> rows = TableRows(torch.tensor([0, 3, 7, 9]))  # padding, two items, the mask token
-    >>> rows.of(torch.arange(10.0)[:, None]).flatten().tolist()
-    [0.0, 3.0, 7.0, 9.0]
-    >>> places(torch.tensor([[0, 7]]), rows.numbers).tolist()
-    [[0, 2]]
-
-    Args:
-        numbers: [R] int64, ascending, each once: 0, some items, I+1.
-    """
-
-    def __init__(self, numbers: Tensor) -> None:
-        self.numbers = numbers
-        self._found: dict[int, Tensor] = {}
-
-    def of(self, table: Tensor) -> Tensor:
-        """[I+2, d] to [R, d]."""
-        if id(table) not in self._found:
-            sparse = isinstance(table, nn.Parameter) and table.requires_grad
-            self._found[id(table)] = F.embedding(self.numbers, table, sparse=sparse)
-        return self._found[id(table)]
-
-
-def places(items: Tensor, rows: Tensor | None) -> Tensor:
-    """Where items stand in tables of some rows, see `TableRows`.
-
-    Args:
-        items: Any shape, int64, each among the rows.
-        rows: [R]; None where the tables have all rows, so that an item stands at its own number.
-    """
-    return items if rows is None else torch.searchsorted(rows, items.contiguous())
 
 
 class FusedItemEmbedding(nn.Module):
@@ -156,7 +117,9 @@ class FusedItemEmbedding(nn.Module):
         self.dropout = dropout
         self.id_dropout = id_dropout
 
+        self.shards: TableShards | None = None  # of tables that lie on several processes
         self._kept: tuple[Tensor, dict[str, Tensor]] | None = None
+        self._own: Tensor | None = None
         # the CPU as a rule; no place at all where shapes alone are asked
         rows, here = item_count + 2, torch.get_default_device()
         if ids:
@@ -246,15 +209,20 @@ class FusedItemEmbedding(nn.Module):
 
     @contextmanager
     def table_kept(self) -> Iterator[None]:
-        """Fuse the table once for all that is asked inside, where no weight may change."""
-        before = self._kept
+        """Fuse the table once for all that is asked inside, where no weight may change.
+
+        Of tables over processes, this process's items.
+        """
+        before = self._kept, self._own
         try:
-            if before is None:
+            if self.shards is not None:
+                self._own = self.own_items() if self._own is None else self._own
+            elif self._kept is None:
                 tables = self.modality_tables()
                 self._kept = self.table(tables), tables
             yield
         finally:
-            self._kept = before
+            self._kept, self._own = before
 
     def table(
         self, tables: Mapping[str, Tensor] | None = None, rows: TableRows | None = None
@@ -285,6 +253,25 @@ class FusedItemEmbedding(nn.Module):
             return table
         stand_ins = [self.stand_in[:1].expand(len(has) - 1, -1), self.stand_in[1:]]
         return torch.where(has[:, :1], torch.cat(stand_ins), table)
+
+    @torch.no_grad()
+    def own_items(self, *, ids: bool = False) -> Tensor:
+        """Vectors [n, d] of the items whose rows this process holds, of tables over processes.
+
+        Args:
+            ids: Those of the id table alone, instead of the fused ones.
+        """
+        assert self.shards is not None
+        items, first = self.shards.items, self.shards.first
+        if ids:
+            return self.id_table[items.start - first : items.stop - first]
+        if self._own is not None:
+            return self._own
+        found = torch.empty(len(items), self.width, device=self.has.device)
+        for some in _slices(len(items)):
+            rows = self.shards.own_rows(items[some], self.has.device)
+            found[some] = self.table(rows=rows)[1:-1]
+        return found
 
     def lookup(self, items: Tensor, table: Tensor) -> Tensor:
         """Read a sequence's input vectors from a table that `table` returned, with dropout.
@@ -364,7 +351,7 @@ class FusedItemEmbedding(nn.Module):
         """
         if self._kept is not None and rows is None:
             return self._kept[1]
-        held = {name: t if rows is None else rows.of(t) for name, t in self.tables.items()}
+        held = {name: self._rows_of(table, rows) for name, table in self.tables.items()}
         return {
             name: self.adapters[name](table) if name in self.adapters else table
             for name, table in held.items()
@@ -380,7 +367,17 @@ class FusedItemEmbedding(nn.Module):
 
     def ids_of(self, rows: TableRows | None = None) -> Tensor:
         """The id table [I+2, d], or some rows of it [R, d]."""
-        return self.id_table if rows is None else rows.of(self.id_table)
+        return self._rows_of(self.id_table, rows)
+
+    def _rows_of(self, table: Tensor, rows: TableRows | None) -> Tensor:
+        if rows is not None:
+            return rows.of(table)
+        if self.shards is not None:
+            raise ValueError(
+                "the item tables are over processes (training.tables: sharded), of which each has "
+                "some rows; open the run for whole ones"
+            )
+        return table
 
     def _sources(self, tables: Mapping[str, Tensor], rows: TableRows | None = None) -> list[Tensor]:
         return [self.ids_of(rows), *tables.values()] if self.ids else list(tables.values())

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mmkd.errors import DataError, MmkdError, at_least, checked, one_of, refuse
 from mmkd.student.backbones import Backbone, build_backbone, reads_items
-from mmkd.student.item_embedding import FusedItemEmbedding, TableRows, places
+from mmkd.student.item_embedding import FusedItemEmbedding
+from mmkd.student.rows import TableRows, TableShards, places
 
 ScoreWith = Literal["id", "fused"]
 
@@ -210,8 +211,17 @@ class Recommender(nn.Module):
 
     def item_matrix(self) -> Tensor:
         """[I, d] the rows to score with, row r for item r + 1."""
-        table = self.embedding.table() if self.score_with == "fused" else self.embedding.id_table
+        table = self.embedding.table() if self.score_with == "fused" else self.embedding.ids_of()
         return table[1:-1]
+
+    @property
+    def shards(self) -> TableShards | None:
+        """How the item tables lie on several processes; None where each has them whole."""
+        return self.embedding.shards
+
+    def own_matrix(self) -> Tensor:
+        """[n, d] the rows to score this process's items with, of tables over processes."""
+        return self.embedding.own_items(ids=self.score_with == "id")
 
     def known(self) -> Tensor:
         """[I] bool: the items that are scored by something of their own.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmkd.student.ensemble import Ensemble
 from mmkd.student.recommender import prompt
+from mmkd.student.rows import TableShards
 
 ITEM_BLOCK = 32_768  # items scored at once; a smaller catalogue is scored whole
 
@@ -34,8 +35,11 @@ class BlockScores:
     Args:
         student: In evaluation mode; gradients are the caller's to switch off.
         hidden: Its members' states, N times [B, d].
-        matrices: Their vectors of items, N times [I, d].
+        matrices: Their vectors of items, N times [I, d]; of tables over processes this process's.
         block: Items at once.
+
+    Of tables over processes, blocks are of this process's items, and all processes make and ask
+    the same together.
     """
 
     def __init__(
@@ -49,6 +53,8 @@ class BlockScores:
         self._student = student
         self._hidden, self._matrices = hidden, matrices
         self._block = block
+        self._shards = student.shards
+        self._first = 0 if self._shards is None else self._shards.items.start - 1
         weights = student.weights
         self._shares = None if weights is None else weights / weights.mean()
         self._known = student.known()
@@ -62,6 +68,7 @@ class BlockScores:
             moments = _Moments()
             for columns in self._columns():
                 moments.add(self._combined(columns))
+            moments.join(self._shards)
             self._deviation = moments.deviation.to(hidden[0].dtype)
 
     @classmethod
@@ -69,7 +76,13 @@ class BlockScores:
         cls, student: Ensemble, histories: Tensor, *, block: int = ITEM_BLOCK
     ) -> "BlockScores":
         """The scores of what comes after histories [B, L], left-padded."""
-        outputs = student(prompt(student, histories))
+        prompts, shards = prompt(student, histories), student.shards
+        if shards is not None:
+            named = torch.cat([prompts.new_tensor([0, student.item_count + 1]), prompts.flatten()])
+            outputs = student(shards.share_of(prompts), shards.rows(torch.unique(named)))
+            hidden = [shards.joined(out.hidden[:, -1], len(prompts)) for out in outputs]
+            return cls(student, hidden, [m.own_matrix() for m in student.networks], block=block)
+        outputs = student(prompts)
         hidden = [out.hidden[:, -1] for out in outputs]
         return cls(student, hidden, [out.item_matrix for out in outputs], block=block)
 
@@ -80,12 +93,26 @@ class BlockScores:
 
     def of(self, items: Tensor) -> Tensor:
         """Scores [B, K] of items [K] int64 in 1..I."""
-        return self._scores(items - 1)
+        if self._shards is None:
+            return self._scores(items - 1)
+        here = (items > self._first) & (items <= self._first + len(self._matrices[0]))
+        found = self._hidden[0].new_zeros(len(self._hidden[0]), len(items))
+        found[:, here] = self._scores(items[here] - 1)
+        return self._shards.total(found)
+
+    def summed(self, value: Tensor) -> Tensor:
+        """What was counted in all blocks there are, of which `blocks` gave this process's."""
+        return value if self._shards is None else self._shards.total(value)
+
+    def beside(self, value: Tensor) -> Tensor:
+        """[B, k] of the blocks here, and those of all processes after it: [B, P k]."""
+        return value if self._shards is None else torch.cat([*self._shards.gather(value)], dim=1)
 
     def _columns(self) -> Iterator[slice]:
-        count = len(self._matrices[0])
-        for start in range(0, count, self._block):
-            yield slice(start, min(start + self._block, count))
+        """Columns of all items, in blocks of which the matrices hold the vectors."""
+        end = self._first + len(self._matrices[0])
+        for start in range(self._first, end, self._block):
+            yield slice(start, min(start + self._block, end))
 
     def _scores(self, columns: slice | Tensor) -> Tensor:
         total = self._combined(columns)
@@ -96,7 +123,11 @@ class BlockScores:
         return total
 
     def _logits(self, member: int, columns: slice | Tensor) -> Tensor:
-        return self._hidden[member] @ self._matrices[member][columns].mT  # [B, n]
+        if isinstance(columns, slice):
+            held: slice | Tensor = slice(columns.start - self._first, columns.stop - self._first)
+        else:
+            held = columns - self._first
+        return self._hidden[member] @ self._matrices[member][held].mT  # [B, n]
 
     def _combined(self, columns: slice | Tensor) -> Tensor:
         """As ``Ensemble.combined``, of some columns."""
@@ -126,7 +157,8 @@ class BlockScores:
             self._logits(member, columns).float().logsumexp(-1, keepdim=True)
             for columns in self._columns()
         ]
-        return torch.cat(parts, dim=1).logsumexp(-1, keepdim=True)
+        own = torch.cat(parts, dim=1).logsumexp(-1, keepdim=True)
+        return self.beside(own).logsumexp(-1, keepdim=True)
 
     def _moments_of(self, member: int) -> tuple[Tensor, Tensor]:
         """Mean and deviation [B, 1] of a member's scores of what it knows; 0: all are alike."""
@@ -134,6 +166,7 @@ class BlockScores:
         for columns in self._columns():
             z = self._logits(member, columns)
             moments.add(z if known is None else z[:, known[columns]])
+        moments.join(self._shards)
         alike = moments.deviation <= 1e-6 * moments.mean.abs()
         deviation = moments.deviation.masked_fill(alike, 0.0)
         return moments.mean.float(), deviation.float()
@@ -155,11 +188,25 @@ class _Moments:
         variance, mean = torch.var_mean(
             z if z.dtype == torch.float64 else z.float(), dim=-1, correction=0, keepdim=True
         )
-        away = mean.double() - self.mean.to(mean.device)
+        self._add(count, mean.double(), variance.double() * count)
+
+    def join(self, shards: TableShards | None) -> None:
+        """Take in the blocks of all processes."""
+        if shards is None:
+            return
+        counts = shards.gather(torch.tensor([self._count], device=self.mean.device))
+        means, squares = shards.gather(self.mean), shards.gather(self._square)
+        self._count, self.mean, self._square = 0, means[0] * 0, squares[0] * 0
+        for count, mean, square in zip(counts.flatten().tolist(), means, squares, strict=True):
+            if count:
+                self._add(count, mean, square)
+
+    def _add(self, count: int, mean: Tensor, square: Tensor) -> None:
+        away = mean - self.mean.to(mean.device)
         both = self._count + count
         self.mean = self.mean.to(mean.device) + away * (count / both)
         between = away.square() * (self._count * count / both)
-        self._square = self._square.to(mean.device) + variance.double() * count + between
+        self._square = self._square.to(mean.device) + square + between
         self._count = both
 
     @property

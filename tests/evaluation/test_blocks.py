@@ -34,6 +34,12 @@ class Held:
     def of(self, items: Tensor) -> Tensor:
         return self.scores[:, items] + self.error
 
+    def summed(self, value: Tensor) -> Tensor:
+        return value
+
+    def beside(self, value: Tensor) -> Tensor:
+        return value
+
 
 def case(seed: int, levels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Scores full of ties, targets, and excluded pairs with repeats, padding and targets."""
