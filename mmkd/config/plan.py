@@ -205,7 +205,7 @@ def plan(
     tuning = _tuning(checks, training)
     evaluation, tests, baselines = _evaluation(checks)
     _select_metric(checks, training, evaluation, members)
-    _tables(checks, training)
+    _tables(checks, training, members)
     if checks.problems:
         raise RecipeError(checks.problems)
     refuse(
@@ -443,13 +443,29 @@ def _select_metric(
                 )
 
 
-def _tables(checks: Checks, training: Options) -> None:
-    """Rows can step alone where the loss reads some items only."""
-    kind = checks.recipe.objective.recommendation.kind
+def _tables(checks: Checks, training: Options, members: MembersPlan) -> None:
+    """Rows step alone where the loss reads some items only; cut ones are never put together."""
+    wanted, kind = training.get("tables"), checks.recipe.objective.recommendation.kind
     sampled = [name for name, loss in LOSSES.items() if hasattr(loss, "draw")]
-    if training.get("tables") == "rows" and kind in LOSSES and kind not in sampled:
+    if wanted in ("rows", "sharded") and kind in LOSSES and kind not in sampled:
         checks.problem(
             "training.tables",
-            f"got rows, but the recommendation loss is {kind}, which reads every item; give "
+            f"got {wanted}, but the recommendation loss is {kind}, which reads every item; give "
             f"objective.recommendation one of {', '.join(sampled)}, or leave this out",
+        )
+    if wanted != "sharded":
+        return
+    for name in ("weights", "untrained_offset"):
+        if members.ensemble.get(name) == "validation":
+            checks.problem(
+                f"ensemble.{name}",
+                "got validation, but training.tables is sharded, and what chooses it scores whole "
+                "lists; give numbers, or set training.tables to rows",
+            )
+    kinds = {checks.recipe.asynchronous.kind, *(one[0] for one in members.updates if one)}
+    if "interval" in kinds:
+        checks.problem(
+            "asynchronous",
+            "got interval, but training.tables is sharded, where gradients of rows are not "
+            "collected; use ramp, frozen or none, or set training.tables to rows",
         )

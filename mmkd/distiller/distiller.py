@@ -52,6 +52,17 @@ class TeacherTable(Protocol):
         """[I+1]; False at row 0 and where the item lacks the modality."""
 
 
+class SomeRows(Protocol):
+    """Some rows of tables that are not here as a whole, such as the student's ``TableRows``."""
+
+    @property
+    def numbers(self) -> Tensor:
+        """[R] int64, ascending, each once."""
+
+    def of(self, table: Tensor, /) -> Tensor:
+        """What is here of a table to [R, d]."""
+
+
 @dataclass(frozen=True)
 class CorrelationTargets:
     """One modality's supervision of one batch: every unordered pair of real, present items once.
@@ -204,7 +215,12 @@ class CorrelationDistiller:
 
     @torch.no_grad()
     def targets(
-        self, items: Tensor, *, generator: torch.Generator | None = None, share: float = 1.0
+        self,
+        items: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        share: float = 1.0,
+        rows: SomeRows | None = None,
     ) -> dict[str, CorrelationTargets]:
         """Targets of a batch, on its device.
 
@@ -213,6 +229,8 @@ class CorrelationDistiller:
             generator: of the CPU; draws the pairs that ``max_pairs`` keeps.
             share: Of the global batch that ``items`` is, where processes share it; of ``max_pairs``
                 that much is kept.
+            rows: Reads the reduced teachers, where they lie on several processes; among them the
+                padding's and those of ``items``.
 
         Returns:
             Modality name to targets; possibly with no pair.
@@ -223,7 +241,9 @@ class CorrelationDistiller:
         if not self.reduced:
             raise ValueError("the distiller has no teacher; call fit first")
         with torch.autocast(items.device.type, enabled=False):  # targets are exact in any run
-            return {name: self._targets(name, items, generator, share) for name in self.reduced}
+            return {
+                name: self._targets(name, items, generator, share, rows) for name in self.reduced
+            }
 
     @torch.no_grad()
     def correlations(self, name: str, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,6 +261,11 @@ class CorrelationDistiller:
         for codebook in self.codebooks.values():
             codebook.to(device)
         return self
+
+    def cut(self, part: Callable[[Tensor], Tensor]) -> None:
+        """Keep a part of each reduced teacher; ``targets`` then wants ``rows``."""
+        for name, teacher in self.reduced.items():  # in place: whoever has the mapping lets go too
+            self.reduced[name] = part(teacher)
 
     def _fit_one(self, name: str, table: TeacherTable) -> None:
         present = np.array(table.present, dtype=np.bool_)
@@ -274,11 +299,18 @@ class CorrelationDistiller:
         self.present[name] = torch.from_numpy(present)
 
     def _targets(
-        self, name: str, items: Tensor, generator: torch.Generator | None, share: float
+        self,
+        name: str,
+        items: Tensor,
+        generator: torch.Generator | None,
+        share: float,
+        some: SomeRows | None,
     ) -> CorrelationTargets:
-        x = self.reduced[name]
-        rows = items.masked_fill(items >= len(x), 0)  # the mask token has no teacher
-        sequence, first, second = _real_pairs(rows, self.present[name][rows])
+        x, present = self.reduced[name], self.present[name]
+        rows = items.masked_fill(items >= len(present), 0)  # the mask token has no teacher
+        sequence, first, second = _real_pairs(rows, present[rows])
+        if some is not None:
+            x, rows = some.of(x), torch.searchsorted(some.numbers, rows)
         kept = 1.0
         most = len(first) if self.max_pairs is None else max(1, round(self.max_pairs * share))
         if len(first) > most:

@@ -135,6 +135,7 @@ def train(
             placements=placements,
             attributes=run.vocabulary.names if run.vocabulary else None,
         )
+        parameters = sum(p.numel() for p in student.parameters())  # of whole tables, still here
         prepared_s = time.monotonic() - began
 
         report = Trainer(planned.training).fit(
@@ -198,7 +199,7 @@ def train(
             },
             "peak_memory_bytes": peak_memory_bytes(),
             "processes": accelerator.num_processes,
-            "parameters": sum(p.numel() for p in student.parameters()),
+            "parameters": parameters,
         }
         if len(valid_cases) < len(data.split.valid):
             result["validation_cases"] = {"ranked": len(valid_cases), "of": len(data.split.valid)}

@@ -15,7 +15,7 @@ from mmkd.training.optimizer import Chosen, check_optimizer, check_schedule
 
 Precision = Literal["no", "bf16", "fp16"]
 DecayTowards = Literal["zero", "teacher"]
-Tables = Literal["auto", "dense", "rows"]
+Tables = Literal["auto", "dense", "rows", "sharded"]
 
 ROWS_FROM = 100_000  # items, from which on ``auto`` steps rows with a sampled loss
 
@@ -60,8 +60,9 @@ class TrainingArguments:
             ``S -= lr * decay * (S - S_start)``, decoupled with every optimiser.
         tables: How the item tables, ids and modalities, step: ``dense``, all rows at every step
             by ``optimizer``; or ``rows``, those of a batch and its negatives by ``RowAdam``, which
-            wants a sampled loss. ``auto`` is ``rows`` with a sampled loss and more than 100,000
-            items, else ``dense``.
+            wants a sampled loss. ``sharded`` is ``rows`` with the tables cut over the processes,
+            of which each holds and steps some rows. ``auto`` is ``rows`` with a sampled loss and
+            more than 100,000 items, else ``dense``.
         betas: Of the optimisers that have them.
         gradient_clip: Largest global gradient norm; None = no clipping.
         accumulate: Batches an optimiser step.
@@ -129,6 +130,11 @@ class TrainingArguments:
             problems += at_least(0, "null takes weight_decay", **given("table_decay"))
         problems += one_of(get_args(DecayTowards), **given("decay_towards"))
         problems += one_of(get_args(Tables), **given("tables"))
+        if options.get("tables") == "sharded" and options.get("precision") == "fp16":
+            problems.append(
+                "tables: got sharded, with precision fp16, whose loss scale each process would "
+                "choose by its own rows; use bf16 or no"
+            )
         if options.get("decay_towards") == "teacher" and "weight_decay" in options:
             decay = options.get("table_decay")
             if not (options["weight_decay"] if decay is None else decay):

@@ -3,7 +3,8 @@
 A checkpoint is a folder ``step-00000123`` that appears under its final name only when complete:
 tensors as safetensors, progress as JSON. It holds everything that makes a resumed run equal an
 uninterrupted one: weights, optimiser and asynchronous-update state, each process's random state,
-and the progress record, which lists the digest of every tensors' file. No pickle is written or
+and the progress record, which lists the digest of every tensors' file. What has a row an item and
+is cut over processes lies apart in ``tables/``, some files of each process. No pickle is written or
 read.
 """
 
@@ -23,10 +24,14 @@ from torch import Tensor, nn
 from mmkd.errors import CheckpointError, outside
 from mmkd.files import copy_file, file_digest, read_json, replacing, sync, write_sealed_json
 from mmkd.student import Ensemble
+from mmkd.student.rows import TableShards
+from mmkd.training.sharded import read_parts, read_whole, write_parts, write_whole
 
 _PREFIX = "step-"
 _BEST = "student.safetensors"
+_TABLES = "tables"
 _KEPT = "checkpoints/best.safetensors"  # where a run goes on to change them
+_FILES = ("model", "optimizer", "asynchronous")
 _REMEDY = "put a copy of it back, or train from the start (--overwrite)"
 
 
@@ -37,12 +42,21 @@ class CheckpointFolder:
         folder: Where the ``step-*`` folders live.
         rank: This process.
         processes: How many processes train together.
+        shards: How the item tables lie on them; None where each has them whole.
     """
 
-    def __init__(self, folder: Path, *, rank: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        shards: TableShards | None = None,
+    ) -> None:
         self.folder = folder
         self.rank = rank
         self.processes = processes
+        self.shards = shards
 
     def newest(self) -> Path | None:
         """The complete checkpoint with the highest step, or None."""
@@ -50,12 +64,43 @@ class CheckpointFolder:
         found = [p for p in found if p.name.removeprefix(_PREFIX).isdecimal()]
         return max(found, default=None, key=lambda p: int(p.name.removeprefix(_PREFIX)))
 
+    def drop_unfinished(self) -> None:
+        """Delete what a killed run has staged: of more processes it would be taken for a part."""
+        for path in self.folder.glob(f".{_PREFIX}*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+
     def stage(self, step: int) -> Path:
         """The temporary folder in which every process lays its files for ``step``."""
         staged = self.folder / f".{_PREFIX}{step:08d}.tmp"
         with _writing(staged):
             staged.mkdir(parents=True, exist_ok=True)
         return staged
+
+    def write_tables(
+        self,
+        staged: Path,
+        *,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        asynchronous: Mapping[str, Tensor],
+        apart: tuple[str, ...],
+    ) -> None:
+        """Lay down this process's rows of what has a row an item (every process calls this).
+
+        Args:
+            staged: Of ``stage``.
+            module: As for ``commit``, and so the following.
+            optimizer: Of the module.
+            asynchronous: Of the update.
+            apart: How the names begin of what is laid down here, and not by ``commit``.
+        """
+        found = {
+            f"{file}.{name}": value
+            for file, tensors in _tensors(module, optimizer, asynchronous).items()
+            for name, value in tensors.items()
+        }
+        own = {name: value for name, value in found.items() if name.startswith(apart)}
+        write_parts(staged / _TABLES, own, self.shards)
 
     def write_random_state(self, staged: Path) -> None:
         """Lay down this process's random state (every process calls this)."""
@@ -72,28 +117,35 @@ class CheckpointFolder:
         optimizer: torch.optim.Optimizer,
         asynchronous: Mapping[str, Tensor],
         progress: Mapping[str, object],
+        apart: tuple[str, ...] = (),
     ) -> None:
         """Write the shared part, rename the folder into place, drop older ones (main only)."""
-        write_tensors(staged / "model.safetensors", module.state_dict())
-        write_tensors(staged / "optimizer.safetensors", _optimizer_tensors(optimizer))
-        write_tensors(staged / "asynchronous.safetensors", asynchronous)
+        for file, tensors in _tensors(module, optimizer, asynchronous).items():
+            shared = {k: v for k, v in tensors.items() if not f"{file}.{k}".startswith(apart)}
+            write_tensors(staged / f"{file}.safetensors", shared)
         final = self.folder / staged.name.removeprefix(".").removesuffix(".tmp")
         with _writing(final):
-            files = {path.name: file_digest(path) for path in staged.glob("*.safetensors")}
+            files = {
+                path.relative_to(staged).as_posix(): file_digest(path)
+                for path in staged.rglob("*.safetensors")
+            }
             write_sealed_json(staged / "progress.json", {**progress, "files": files})
             if final.exists():
                 shutil.rmtree(final)
             os.replace(staged, final)
             sync(self.folder)
             sync(self.folder.parent)
-        for path in [*self.folder.glob(f"{_PREFIX}*"), *self.folder.glob(f".{_PREFIX}*.tmp")]:
+        for path in self.folder.glob(f"{_PREFIX}*"):
             if path != final:
                 shutil.rmtree(path, ignore_errors=True)
+        self.drop_unfinished()
 
     def load(
         self, path: Path, *, module: nn.Module, optimizer: torch.optim.Optimizer
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Restore a checkpoint into ``module``, ``optimizer`` and this process's random state.
+
+        One with tables apart may be another number of processes'; what they draw is then another.
 
         Returns:
             The progress record and the asynchronous update's tensors.
@@ -107,28 +159,35 @@ class CheckpointFolder:
             files = dict(progress.pop("files", {}))  # release 0.1 listed none
         _check_files(path, files)
         written = len(list(path.glob("random-*.safetensors")))
-        if written != self.processes:
+        tables = path / _TABLES
+        if written != self.processes and not tables.is_dir():
             raise CheckpointError(
                 f"{path}: written by {written} process(es), but now there are {self.processes}; "
                 "resume with as many as the run was started with"
             )
-        model = read_tensors(path / "model.safetensors")
-        state = read_tensors(path / "optimizer.safetensors")
-        asynchronous = read_tensors(path / "asynchronous.safetensors")
-        random_state = read_tensors(path / f"random-{self.rank}.safetensors")
+        found = {name: read_tensors(path / f"{name}.safetensors") for name in _FILES}
+        for key, value in (read_parts(tables, self.shards) if tables.is_dir() else {}).items():
+            file, _, name = key.partition(".")
+            found[file][name] = value
+        random_state = {}
+        if written == self.processes:
+            random_state = read_tensors(path / f"random-{self.rank}.safetensors")
         try:
-            module.load_state_dict(model)
+            module.load_state_dict(found["model"])
         except RuntimeError as error:
             raise CheckpointError(
                 f"{path}: written for another model ({error}); resume with the recipe the run was "
                 "started with or choose another run folder"
             ) from error
         with _reading(path, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-            _load_optimizer_tensors(optimizer, state)
-            torch.set_rng_state(random_state["cpu"])
+            _load_optimizer_tensors(optimizer, found["optimizer"])
+            if random_state:
+                torch.set_rng_state(random_state["cpu"])
+            else:
+                torch.manual_seed(int(path.name.removeprefix(_PREFIX)) * self.processes + self.rank)
             if "cuda" in random_state and torch.cuda.is_available():
                 torch.cuda.set_rng_state(random_state["cuda"])
-        return progress, asynchronous
+        return progress, found["asynchronous"]
 
 
 class BestWeights:
@@ -145,8 +204,12 @@ class BestWeights:
 
     def write(self, student: Ensemble) -> None:
         """These are the best so far."""
+        path, state = self.folder / _BEST, student.state_dict()
+        if student.shards is not None:
+            write_whole(path, state, by_row={*student.item_tables()}, shards=student.shards)
+        elif self.accelerator.is_main_process:
+            write_tensors(path, state)
         if self.accelerator.is_main_process:
-            write_tensors(self.folder / _BEST, student.state_dict())
             self.digest = file_digest(self.folder / _BEST)
         (self.digest,) = broadcast_object_list([self.digest])
 
@@ -154,7 +217,12 @@ class BestWeights:
         """Put them into the student."""
         path = self.find(self.digest)
         with outside(CheckpointError, path, "damaged", remedy=_REMEDY, also=(RuntimeError,)):
-            student.load_state_dict(read_tensors(path))
+            if student.shards is None:
+                state = read_tensors(path)
+            else:
+                tables = {*student.item_tables()}
+                state = read_whole(path, by_row=tables, shards=student.shards)
+            student.load_state_dict(state)
         self.accelerator.wait_for_everyone()
         if path != self.folder / _BEST and self.accelerator.is_main_process:
             with _writing(self.folder / _BEST):
@@ -244,6 +312,15 @@ def _writing(path: Path) -> AbstractContextManager[None]:
 
 def _reading(path: Path, *also: type[BaseException]) -> AbstractContextManager[None]:
     return outside(CheckpointError, path, "damaged", remedy=_REMEDY, also=also)
+
+
+def _tensors(
+    module: nn.Module, optimizer: torch.optim.Optimizer, asynchronous: Mapping[str, Tensor]
+) -> dict[str, Mapping[str, Tensor]]:
+    """What a checkpoint holds, by file."""
+    return dict(
+        zip(_FILES, (module.state_dict(), _optimizer_tensors(optimizer), asynchronous), strict=True)
+    )
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

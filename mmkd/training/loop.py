@@ -102,6 +102,7 @@ class Loop:
             folder / "checkpoints",
             rank=accelerator.process_index,
             processes=accelerator.num_processes,
+            shards=step.student.shards,
         )
         self.report = TrainReport()
         self.at = Position()
@@ -133,6 +134,8 @@ class Loop:
         """
         if self.arguments.gradient_checkpointing:
             self.step.student.enable_gradient_checkpointing()
+        if self.accelerator.is_main_process:
+            self.checkpoints.drop_unfinished()
         if resume:
             self.restore()
         with Interruption() as interruption:
@@ -303,14 +306,20 @@ class Loop:
         staged = self.checkpoints.stage(self.at.epoch * self.batches + self.at.step)
         accelerator.wait_for_everyone()
         self.checkpoints.write_random_state(staged)
+        state: dict[str, Any] = {
+            "module": self.step,
+            "optimizer": self.stepping.optimizer,
+            "asynchronous": self.stepping.state_dict(),
+            "apart": self.stepping.by_row() if self.arguments.tables == "sharded" else (),
+        }
+        if state["apart"]:
+            self.checkpoints.write_tables(staged, **state)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             scaler = accelerator.scaler
             self.checkpoints.commit(
                 staged,
-                module=self.step,
-                optimizer=self.stepping.optimizer,
-                asynchronous=self.stepping.state_dict(),
+                **state,
                 progress={
                     "report": asdict(self.report),
                     "position": asdict(self.at),

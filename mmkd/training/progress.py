@@ -22,6 +22,7 @@ from rich.progress import (
 from torch import Tensor, nn
 
 from mmkd.errors import TrainingError
+from mmkd.student.rows import TableShards
 from mmkd.terminal import console, printable
 from mmkd.training.rows import held
 
@@ -253,14 +254,21 @@ def leaves(record: Mapping[str, Any], separator: str) -> Iterator[tuple[str, Any
 # ---- figures
 
 
-def gradient_norms(module: nn.Module) -> dict[str, float]:
-    """Gradient norm of each table and of each other top-level part, to see who pulls where."""
+def gradient_norms(module: nn.Module, *, shards: TableShards | None = None) -> dict[str, float]:
+    """Gradient norm of each table and of each other top-level part, to see who pulls where.
+
+    Args:
+        module: With gradients.
+        shards: Over which the tables lie, whose gradients are the sparse ones; None = here.
+    """
     squares: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
         if parameter.grad is not None:
             depth = 4 if ".members." in name else 2  # a part of each member, or of the objective
             key = name if "table" in name else ".".join(name.split(".")[:depth])
             square = held(parameter.grad.detach()).float().square().sum()
+            if shards is not None and parameter.grad.is_sparse:
+                square = shards.total(square)
             squares[key] = squares[key] + square if key in squares else square
     return {key: float(square.sqrt()) for key, square in squares.items()}
 

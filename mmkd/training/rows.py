@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from mmkd.errors import TrainingError
 from mmkd.losses.distributed import gather_rows
+from mmkd.student.rows import TableShards
 
 
 class RowAdam(Optimizer):
@@ -142,34 +143,56 @@ def sparse_rows(rows: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
     ).coalesce()
 
 
-def clip(parameters: Iterable[nn.Parameter], limit: float) -> None:
+def clip(
+    parameters: Iterable[nn.Parameter], limit: float, *, shards: TableShards | None = None
+) -> None:
     """Scale all gradients so that their common norm is at most the limit.
 
     The norm of a sparse gradient is that of its rows: the others are zero.
+
+    Args:
+        parameters: Whose gradients.
+        limit: Of the norm.
+        shards: Over which the tables lie, whose gradients are the sparse ones; None = here.
     """
-    gradients = [held(p.grad) for p in parameters if p.grad is not None]
+    found = [p.grad for p in parameters if p.grad is not None]
+    gradients = [held(gradient) for gradient in found]
     norm = nn.utils.get_total_norm(gradients)
+    if shards is not None:
+        dense, here = (
+            nn.utils.get_total_norm([held(g) for g in found if g.is_sparse is sparse]).square()
+            for sparse in (False, True)
+        )
+        norm = (dense + shards.total(here)).sqrt()
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
     for gradient in gradients:
         gradient.mul_(factor.to(gradient.device))
 
 
-def keep_from_ddp(module: nn.Module, tables: Sequence[nn.Parameter]) -> None:
+def keep_from_ddp(module: nn.Module, tables: Iterable[nn.Parameter], *, alike: bool = True) -> None:
     """Let DDP leave the tables alone, and buffers: it would send them whole, at every step.
 
-    Every process then starts from the first one's tables.
+    Args:
+        module: That DDP is to wrap.
+        tables: Of it.
+        alike: Whether every process has the same ones, and is to start from the first one's.
     """
+    tables = list(tables)
     apart = set(map(id, tables))
     names = [name for name, parameter in module.named_parameters() if id(parameter) in apart]
     names += [name for name, _ in module.named_buffers()]
     module._ddp_params_and_buffers_to_ignore = names  # type: ignore[assignment]
     with torch.no_grad():
-        for table in tables:
+        for table in tables if alike else ():
             torch.distributed.broadcast(table, 0)
 
 
 def settle(tables: Iterable[nn.Parameter], *, processes: int = 1) -> None:
     """Each row of the tables' gradients once: the mean over processes, each of which calls this.
+
+    Args:
+        tables: With gradients.
+        processes: That have the same tables, and each a gradient of its part of the batch.
 
     Raises:
         TrainingError: A gradient is dense: something read a table past the rows of the batch.

@@ -17,7 +17,6 @@ from mmkd.distiller import CorrelationTargets
 from mmkd.errors import TrainingError
 from mmkd.losses.objective import LossBreakdown, Objective, TeacherOutputs
 from mmkd.student import Ensemble
-from mmkd.student.item_embedding import TableRows
 from mmkd.training.arguments import TrainingArguments
 from mmkd.training.optimizer import (
     AsynchronousUpdate,
@@ -70,7 +69,7 @@ class TrainStep(nn.Module):
         """Run all views of the batch through every network as one batch and compute the loss."""
         views, rows = batch.views.flatten(0, 1), None
         if batch.negatives is not None:  # then nothing else of the catalogue is read
-            rows = TableRows(batch.touched(self.student.item_count))
+            rows = self.student.rows(batch.touched(self.student.item_count))
         outputs = self.student(views, rows)
         (teacher,) = self._teacher
         teacher_outputs = None
@@ -109,6 +108,7 @@ class Stepping:
         self.module = module
         self.accelerator = accelerator
         self.tables = module.student.trained_tables() if rows else []
+        self.shards = module.student.shards
         self.asynchronous = MemberUpdates(module.student, asynchronous)
         decay, self.towards = arguments.table_decay, None
         if arguments.decay_towards == "teacher":
@@ -130,8 +130,10 @@ class Stepping:
         if of_tables:
             tables = RowAdam(of_tables, lr=arguments.lr, beta=arguments.betas[1])
             self.optimizer = SplitOptimizer(self.optimizer, tables)
-            if accelerator.num_processes > 1:
+            if accelerator.num_processes > 1 and self.shards is None:
                 keep_from_ddp(module, self.tables)
+        if self.shards is not None:
+            keep_from_ddp(module, module.student.item_tables().values(), alike=False)
         self.prepared, self.prepared_optimizer = accelerator.prepare(module, self.optimizer)
         self.learning_rate = LearningRate(
             lr=arguments.lr,
@@ -151,7 +153,8 @@ class Stepping:
                 loss: LossBreakdown = self.prepared(batch, targets)
             self.accelerator.backward(loss.total / group)
         if last:
-            settle(self.tables, processes=self.accelerator.num_processes)
+            # rows of shards are exchanged in the backward pass already
+            settle(self.tables, processes=1 if self.shards else self.accelerator.num_processes)
         self._losses.append({"total": loss.total.detach(), **loss.parts})
         return self._losses[-1]
 
@@ -186,18 +189,29 @@ class Stepping:
         """Change the weights by the gradients; their norms, where they are to be measured."""
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients(self.prepared_optimizer)
-        norms = gradient_norms(self.module) if measure else {}
+        norms = gradient_norms(self.module, shards=self.shards) if measure else {}
         # first, so that a gradient which takes no part in the step takes none in its norm
         self.asynchronous.before_step()
         if self.arguments.gradient_clip is not None:
             # not Accelerate's, which would divide by fp16's loss scale a second time
-            clip(self.module.parameters(), self.arguments.gradient_clip)
+            clip(self.module.parameters(), self.arguments.gradient_clip, shards=self.shards)
         self.learning_rate.apply(self.optimizer, step=step, epoch=epoch)
         if self.towards is not None:
             self.towards.before_step(self.optimizer)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad(set_to_none=True)
         return norms
+
+    def by_row(self) -> tuple[str, ...]:
+        """How the names of those of a checkpoint's tensors begin that have a row an item."""
+        tables = self.module.student.item_tables()
+        stepped = [p for group in self.optimizer.param_groups for p in group["params"]]
+        numbers = [n for n, p in enumerate(stepped) if any(p is table for table in self.tables)]
+        return (
+            *(f"model.student.{name}" for name in tables),
+            *(f"optimizer.{number}." for number in numbers),
+            "asynchronous.start.",
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs beside weights and optimiser."""

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
@@ -26,10 +27,11 @@ from mmkd.errors import TrainingError, TrainingInterrupted
 from mmkd.evaluation import Evaluator, Retention
 from mmkd.losses.objective import Objective
 from mmkd.student import Ensemble, Recommender
+from mmkd.student.rows import TableShards, rows_of
 from mmkd.threads import thread_count, use_threads
 from mmkd.training.arguments import ROWS_FROM, Tables, TrainingArguments
 from mmkd.training.loop import Loop, TrainReport
-from mmkd.training.optimizer import AsynchronousUpdate, NoAsynchrony
+from mmkd.training.optimizer import AsynchronousUpdate, Interval, NoAsynchrony
 from mmkd.training.progress import check_installed, start_trackers
 from mmkd.training.step import TrainStep
 
@@ -87,7 +89,7 @@ class Trainer:
             data: What to train and to validate on; of a data set its split is read.
             task: What the student predicts, ``NextItem`` or ``MaskedItem``.
             distiller: Fitted; the teacher of the objective's correlation losses, whose retention
-                is measured too.
+                is measured too. Its reduced teachers are cut as the tables are.
             folder: Gets ``student.safetensors`` (the best), ``checkpoints/`` and the trackers'
                 files; None leaves no file behind.
             asynchronous: How the modality tables lag behind, of all members or one a member; None =
@@ -101,7 +103,8 @@ class Trainer:
             seed: Of batches, dropout and what else is drawn; torch's generator is set by it.
 
         Returns:
-            The report; ``student`` holds the best weights, in evaluation mode.
+            The report; ``student`` holds the best weights, in evaluation mode. Of tables over
+            processes each has its rows; ``student.safetensors`` has all.
 
         Raises:
             TrainingError: The parts don't fit each other, or a tracker isn't installed.
@@ -121,8 +124,14 @@ class Trainer:
             if arguments.trackers and not processes.trackers:
                 start_trackers(processes, name=place.name, config=asdict(arguments), folder=place)
             device, count = processes.device, processes.num_processes
+            negatives = _negatives(arguments.tables, objective, split.item_count)
+            if arguments.tables == "sharded":
+                _shard(ensemble, device, asynchronous)
             step = TrainStep(ensemble, objective, _frozen(teacher, device)).to(device)
             retention = Retention(distiller, seed=seed)
+            shards = ensemble.shards
+            if shards is not None and distiller is not None:
+                distiller.cut(shards.cut)
             at_start = retention(ensemble)
             stream = BatchStream(
                 split,
@@ -136,7 +145,7 @@ class Trainer:
                 accumulate=arguments.accumulate,
                 clean=objective.clean,
                 soften=soften,
-                negatives=_negatives(arguments.tables, objective, split.item_count),
+                negatives=negatives,
             )
             valid = evaluator.sample(split.valid)
             correlations = distiller.to(device) if distiller and objective.correlation else None
@@ -144,7 +153,10 @@ class Trainer:
             def targets(items: Tensor, generator: torch.Generator) -> Mapping[str, Any]:
                 if correlations is None:
                     return {}
-                return correlations.targets(items, generator=generator, share=1 / count)
+                rows = None
+                if shards is not None:
+                    rows = shards.rows(torch.unique(F.pad(items.flatten(), (1, 0))))
+                return correlations.targets(items, generator=generator, share=1 / count, rows=rows)
 
             def validate() -> Mapping[str, float]:
                 found = evaluator.ranks(ensemble, split, valid, processes=processes, list_length=0)
@@ -238,14 +250,38 @@ def _check_parts(
 def _negatives(tables: Tables, objective: Objective, item_count: int) -> Negatives | None:
     """What draws a batch's negatives, where only its rows and theirs are to step."""
     sampled = objective.sampled
-    if tables == "rows" and sampled is None:
+    if tables in ("rows", "sharded") and sampled is None:
         raise TrainingError(
-            "training.tables: got rows, but the recommendation loss, "
+            f"training.tables: got {tables}, but the recommendation loss, "
             f"{type(objective.recommendation).__name__}, reads every item; choose a sampled one, "
             "such as sampled_softmax, or set it to dense"
         )
-    rows = tables == "rows" or (tables == "auto" and item_count > ROWS_FROM)
+    rows = tables in ("rows", "sharded") or (tables == "auto" and item_count > ROWS_FROM)
     return sampled.draw if sampled is not None and rows else None
+
+
+def _shard(
+    student: Ensemble,
+    device: torch.device,
+    asynchronous: AsynchronousUpdate | Sequence[AsynchronousUpdate] | None,
+) -> None:
+    """Cut the item tables over the processes, of which one alone keeps them whole."""
+    updates = asynchronous if isinstance(asynchronous, Sequence) else [asynchronous]
+    if any(isinstance(update, Interval) for update in updates):
+        raise TrainingError(
+            "training.tables: got sharded, with an asynchronous update that collects the gradients "
+            "of rows (interval); use ramp, frozen or none, or set tables to rows"
+        )
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    if (count := torch.distributed.get_world_size()) < 2 or student.shards is not None:
+        return
+    if rows_of(count - 1, count, student.item_count + 2)[0] > student.item_count:
+        raise TrainingError(
+            f"training.tables: got sharded, but {student.item_count} items are too few for {count} "
+            "processes; set it to rows"
+        )
+    student.shard(TableShards(student.item_count, device))
 
 
 @contextmanager

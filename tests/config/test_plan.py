@@ -172,6 +172,25 @@ def test_rows_step_where_the_loss_reads_some_items_only() -> None:
     assert found.training.tables == "rows"
 
 
+def test_tables_over_processes_are_refused_to_what_needs_them_whole() -> None:
+    sharded = ["training.tables=sharded", "objective.recommendation=sampled_softmax"]
+    assert planned(*sharded).training.tables == "sharded"
+    (told,) = problems(["training.tables=sharded"])
+    assert told.startswith("training.tables: got sharded, but the recommendation loss is softmax")
+    told, other, last = problems(
+        [
+            *sharded,
+            "ensemble.members=2",
+            "ensemble.weights=validation",
+            "ensemble.untrained_offset=validation",
+            "asynchronous.kind=interval",
+        ]
+    )
+    assert told.startswith("ensemble.weights: got validation, but training.tables is sharded")
+    assert other.startswith("ensemble.untrained_offset: got validation, but training.tables is")
+    assert last.startswith("asynchronous: got interval, but training.tables is sharded")
+
+
 def test_soft_targets_are_planned_and_checked() -> None:
     found = planned("objective.neighbours={share: 0.1, modalities: [text]}")
     assert found.objective.neighbours == {"share": 0.1, "modalities": ["text"]}

@@ -20,7 +20,7 @@ import torch
 from commands import invoke, printed
 from synthetic_runs import BERT4REC, GRU4REC, RGAT, write_data
 
-from mmkd import Dataset, Evaluator, ItemTable, Recipe, Run, load_recipe
+from mmkd import Dataset, Evaluator, ItemTable, Recipe, Run, load, load_recipe
 from mmkd.config.plan import plan
 from mmkd.data import Cases
 from mmkd.demo.run import run_demo
@@ -436,6 +436,34 @@ def test_two_processes_equal_one(overrides: list[str], tmp_path: Path) -> None:
     one_ranks, two_ranks = (RunFolder(tmp_path / n).ranks() for n in ("one", "two"))
     assert np.array_equal(one_ranks.case, two_ranks.case)
     assert float((one_ranks.rank == two_ranks.rank).mean()) > 0.9
+
+
+@pytest.mark.slow
+def test_tables_over_two_processes_make_an_ordinary_run(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    still = [
+        *overrides,
+        "student.embedding.dropout=0",
+        "student.backbone.dropout=0",
+        "objective.recommendation=sampled_softmax",
+        "training.tables=sharded",
+    ]
+    train(recipe_of(still), folder=tmp_path / "one")
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    subprocess.run(
+        mmkd("train", "quickstart", *still, "--out", tmp_path / "two", launch=launch),
+        check=True,
+        env=environment(),
+        timeout=600,
+    )
+    for one, two in zip(history(tmp_path / "one"), history(tmp_path / "two"), strict=True):
+        assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)
+    results = [RunFolder(tmp_path / name).result() for name in ("one", "two")]
+    assert results[0]["parameters"] == results[1]["parameters"]
+    alone, both = (load(tmp_path / name) for name in ("one", "two"))
+    for name, value in alone.student.state_dict().items():
+        torch.testing.assert_close(both.student.state_dict()[name], value, rtol=0.01, atol=1e-3)
 
 
 def test_a_killed_run_resumes_to_the_uninterrupted_result(

@@ -147,6 +147,17 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         folder.load(tmp_path / STEP_NAME, module=module, optimizer=optimizer)
 
 
+def test_what_a_killed_run_staged_is_no_part_of_a_later_checkpoint(tmp_path: Path) -> None:
+    killed = CheckpointFolder(tmp_path, rank=1, processes=2)
+    killed.write_random_state(killed.stage(7))
+    folder = CheckpointFolder(tmp_path)
+    folder.drop_unfinished()
+    folder.write_random_state(folder.stage(7))
+    save(folder)
+    (checkpoint,) = tmp_path.iterdir()
+    assert not (checkpoint / "random-1.safetensors").exists()
+
+
 @pytest.mark.parametrize(("written", "now"), [(1, 2), (2, 1)])
 def test_another_number_of_processes_is_refused(tmp_path: Path, written: int, now: int) -> None:
     for rank in reversed(range(written)):

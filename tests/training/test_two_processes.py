@@ -1,49 +1,18 @@
 """Trainings that two processes share, over gloo: they go on, agree and wait for nothing."""
 
 import json
-import multiprocessing
-import os
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from training.processes import rank, together
 from training.tiny import ITEMS, LENGTH, tiny_distiller, tiny_split, tiny_step
 
 from mmkd import GBCE, NextItem, SampledSoftmax, Trainer, TrainingArguments
 from mmkd.losses.recommendation import RecommendationLoss
 from mmkd.training.loop import TrainReport
-
-
-def on_two(worker: Callable[[Path], None], folder: Path) -> None:
-    """Call a worker in two processes that know of each other; both must end well."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mmkd.training.trainer"])  # imported once for all tests
-    processes = [context.Process(target=_in_group, args=(worker, r, port, folder)) for r in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        process.kill()  # one that waits for the other would wait forever
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-
-
-def _in_group(worker: Callable[[Path], None], rank: int, port: int, folder: Path) -> None:
-    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    os.environ.update({name: str(value) for name, value in group.items()})
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
-    worker(folder)
-    torch.distributed.destroy_process_group()
-
-
-def rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def fit(
@@ -102,7 +71,7 @@ def _resumed(folder: Path) -> None:
 
 
 def test_a_resumed_training_knows_its_best_weights_in_every_process(tmp_path: Path) -> None:
-    on_two(_resumed, tmp_path)
+    together(_resumed, tmp_path)
     kept, one, other = (
         load_file(tmp_path / f"{name}.safetensors") for name in ("student", "kept-0", "kept-1")
     )
@@ -119,7 +88,7 @@ def _without_correlations(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_networks_whose_correlations_count_nothing_wait_for_no_head(tmp_path: Path) -> None:
-    on_two(_without_correlations, tmp_path)
+    together(_without_correlations, tmp_path)
     for name in ("all", "one"):
         one, other = (load_file(tmp_path / name / f"kept-{n}.safetensors") for n in (0, 1))
         assert all(torch.equal(value, other[key]) for key, value in one.items())
@@ -139,7 +108,7 @@ def _by_rows(folder: Path) -> None:
 
 
 def test_rows_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
-    on_two(_by_rows, tmp_path / "two")
+    together(_by_rows, tmp_path / "two")
     _by_rows(tmp_path / "one")
     for kind in ("softmax", "gbce"):
         one, other = (load_file(tmp_path / "two" / kind / f"kept-{n}.safetensors") for n in (0, 1))
