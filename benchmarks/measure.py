@@ -9,10 +9,12 @@ import argparse
 import json
 import os
 import platform
+import socket
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -111,15 +113,49 @@ def measure(
     Raises:
         BenchmarkError: the child failed or ran past the limit; its last lines are in the message.
     """
+    options: dict[str, Any] = {"steps": steps, "warmup": warmup, "threads": threads}
+    options |= {"allocator": allocator, "timeout_s": timeout_s}
+    return measure_together(name, target, arguments, processes=1, **options)[0]
+
+
+def measure_together(
+    name: str,
+    target: str,
+    arguments: Mapping[str, Any],
+    *,
+    processes: int,
+    steps: int,
+    warmup: int,
+    threads: int,
+    allocator: str,
+    timeout_s: float,
+) -> list[Measurement]:
+    """As `measure`, in several processes that know of each other, as `accelerate launch` has it.
+
+    Raises:
+        BenchmarkError: as `measure`, of any of them.
+    """
     command = [sys.executable, "-m", "benchmarks.child", target, json.dumps(dict(arguments))]
     command += ["--steps", str(steps), "--warmup", str(warmup), "--threads", str(threads)]
-    reply = last_json_line(
-        command,
-        environment=environment(threads=threads, allocator=allocator),
-        timeout_s=timeout_s,
-        label=name,
-    )
-    return Measurement(name=name, **(reply | {"seconds": tuple(reply["seconds"])}))
+    shared = environment(threads=threads, allocator=allocator)
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+
+    def one(rank: int) -> Measurement:
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        reply = last_json_line(
+            command,
+            environment=shared | own,
+            timeout_s=timeout_s,
+            label=name if processes == 1 else f"{name}, process {rank}",
+        )
+        return Measurement(name=name, **(reply | {"seconds": tuple(reply["seconds"])}))
+
+    with ThreadPoolExecutor(processes) as pool:
+        return list(pool.map(one, range(processes)))
 
 
 def last_json_line(

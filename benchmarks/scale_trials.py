@@ -25,6 +25,7 @@ from mmkd.losses.recommendation import SampledSoftmax
 from mmkd.student import Ensemble, FusedItemEmbedding, Recommender
 from mmkd.student.backbones.transformer import SASRec
 from mmkd.student.recommender import settled
+from mmkd.student.rows import TableShards
 from mmkd.training.arguments import TrainingArguments
 from mmkd.training.optimizer import NoAsynchrony
 from mmkd.training.step import Stepping, TrainStep
@@ -48,27 +49,33 @@ def step(
         length: Events each.
         width: Of the tables.
         negatives: Of the sampled softmax, by popularity.
-        tables: ``rows`` or ``dense``, as ``training.tables``.
+        tables: ``rows``, ``sharded`` or ``dense``, as ``training.tables``.
         modalities: Beside the ids.
     """
+    accelerator = Accelerator(cpu=True)
     generator = np.random.default_rng(0)
     split = _split(generator, items, users=8 * batch, events=length + 1)
     loss = SampledSoftmax(train_counts=split.train_counts(), negatives=negatives)
-    module = TrainStep(_student(items, width, length, modalities), Objective(loss))
-    rows = tables == "rows"
+    student = _student(items, width, length, modalities)
+    if tables == "sharded" and accelerator.num_processes > 1:
+        student.shard(TableShards(items))
+    module = TrainStep(student, Objective(loss))
+    rows = tables != "dense"
     stream = BatchStream(
         split,
         NextItem(),
         max_length=length,
         batch_size=batch,
         seed=0,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
         negatives=loss.draw if rows else None,
     )
     stepping = Stepping(
         TrainingArguments(batch_size=batch, max_length=length),
         module,
         NoAsynchrony(),
-        Accelerator(cpu=True),
+        accelerator,
         batches=len(stream),
         rows=rows,
     )
@@ -86,7 +93,7 @@ def step(
 
     one = next(stream.epoch(0))
     notes = {
-        "parameters": sum(p.numel() for p in module.parameters()),
+        "process_parameters": sum(p.numel() for p in module.parameters()),
         "rows_touched": len(one.touched(items)),
         "supervised": int(one.targets.count_nonzero()),
     }
