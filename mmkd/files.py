@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
+    from numpy.typing import NDArray
 
 _logger = logging.getLogger(__name__)
 _TEMPORARY_SUFFIX = ".tmp"
@@ -313,19 +315,73 @@ def read_any_parquet(source: Path | bytes) -> "pl.DataFrame":
     Raises:
         OSError, ValueError, pyarrow.ArrowException: It cannot be read, or is none.
     """
-    import polars as pl
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    return ParquetColumns(source).frame()
 
-    mapped = isinstance(source, Path)
-    opened = pq.ParquetFile(
-        source if mapped else pa.BufferReader(source),
-        memory_map=mapped,
-        page_checksum_verification=True,
-    )
-    table = opened.read()
-    table.validate(full=True)
-    return pl.DataFrame(pl.from_arrow(table))
+
+class ParquetColumns:
+    """Whoever's Parquet by columns, each read when it is asked for.
+
+    Args:
+        source: The file, mapped into memory, or its bytes.
+
+    Attributes:
+        header: The columns without rows.
+
+    Raises:
+        OSError, ValueError, pyarrow.ArrowException: It cannot be read, or is none; by the methods
+            too.
+    """
+
+    header: "pl.DataFrame"
+
+    def __init__(self, source: Path | bytes) -> None:
+        import polars as pl
+        import pyarrow as pa
+
+        self._source = source if isinstance(source, Path) else pa.BufferReader(source)
+        self._file = self._opened()
+        self.header = pl.DataFrame(pl.from_arrow(self._file.schema_arrow.empty_table()))
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return int(self._file.metadata.num_rows)
+
+    def frame(self, *names: str) -> "pl.DataFrame":
+        """All columns, or those that are named."""
+        import polars as pl
+
+        table = self._file.read(columns=[*names] or None)
+        table.validate(full=True)
+        found = pl.DataFrame(pl.from_arrow(table))
+        return found.select(names) if names else found
+
+    def is_text(self, name: str) -> bool:
+        """Whether a column is one of text, or of categories of text."""
+        import pyarrow as pa
+
+        kind = self._file.schema_arrow.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+    def coded(self, name: str) -> "Iterator[tuple[NDArray[np.int32], pl.Series]]":
+        """A column of text by parts: [n] numbers of texts, -1 for null, and the texts, [K]."""
+        import polars as pl
+
+        opened = self._opened(read_dictionary=[name])
+        for group in range(opened.num_row_groups):
+            table = opened.read_row_group(group, columns=[name])
+            table.validate(full=True)
+            for chunk in table[name].chunks:
+                texts = pl.Series(pl.from_arrow(chunk.dictionary), dtype=pl.String)
+                yield chunk.indices.cast("int32").fill_null(-1).to_numpy(), texts
+
+    def _opened(self, **options: Any) -> Any:
+        import pyarrow.parquet as pq
+
+        mapped = isinstance(self._source, Path)
+        return pq.ParquetFile(
+            self._source, memory_map=mapped, page_checksum_verification=True, **options
+        )
 
 
 def open_plain(path: Path | str) -> io.BufferedReader:

@@ -288,7 +288,7 @@ class GivenTable:
     def table(self, root: Path) -> Table:
         """Read it; a path is relative to ``root``."""
         if self.frame is None:
-            return read_table(root=root, **self.place)
+            return read_table(root=root, by_columns=self.name != "items", **self.place)
         return table_of(self.frame, root=root, name=self.name)
 
     def only(self, columns: Iterable[str]) -> dict[str, Any]:

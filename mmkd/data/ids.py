@@ -6,6 +6,7 @@ were computed elsewhere. An id stays text from first to last: 007 is not 7.
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -78,6 +79,55 @@ def repeated(ids: pl.Series) -> list[str]:
     if ids.n_unique() == len(ids):
         return []
     return ids.filter(~ids.is_first_distinct()).unique(maintain_order=True).to_list()
+
+
+@dataclass(frozen=True)
+class CodedIds:
+    """A column of ids with each different one's text held once: 4 bytes a row instead of a text.
+
+    Attributes:
+        codes: [n] int32 in 0..K-1; -1 where an id is missing.
+        known: [K] text, in order of first appearance.
+    """
+
+    codes: NDArray[np.int32]
+    known: pl.Series
+
+    @classmethod
+    def of(cls, ids: pl.Series) -> "CodedIds":
+        """The coded form of a column of text, or of whole numbers, as `ids_as_text` takes it."""
+        values = ids.fill_nan(None) if ids.dtype.is_float() else ids
+        known = values.drop_nulls().unique(maintain_order=True)
+        places = pl.DataFrame({"id": known}).with_row_index("code")
+        codes = values.to_frame("id").join(places, on="id", how="left", maintain_order="left")
+        text = ids_as_text(known)
+        assert text is not None  # `why_no_ids` was asked
+        return cls(codes["code"].cast(pl.Int32).fill_null(-1).to_numpy(), text)
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[tuple[NDArray[np.int32], pl.Series]]) -> "CodedIds":
+        """One column of its parts, each with its own numbering of its own ids.
+
+        Args:
+            parts: [m] numbers in 0..K'-1, -1 where an id is missing, and [K'] text, each id once.
+        """
+        known = pl.concat([names for _, names in parts]).unique(maintain_order=True)
+        index = IdIndex(known)
+        codes = np.concatenate(
+            [np.append(index.find(names), -1).astype(np.int32)[own] for own, names in parts]
+        )
+        first = np.full(len(known), len(codes), np.int64)  # [K] place of first appearance
+        held = np.flatnonzero(codes >= 0)
+        first[codes[held[::-1]]] = held[::-1]  # of those that write to one place the last stays
+        order = np.argsort(first, kind="stable")
+        order = order[: int((first < len(codes)).sum())]  # a file may name ids that no row has
+        number = np.full(len(known) + 1, -1, np.int32)
+        number[order] = np.arange(len(order), dtype=np.int32)
+        return cls(number[codes], known.gather(order))
+
+    def text(self) -> pl.Series:
+        """[n] the ids as they were, null where missing."""
+        return self.known.gather(pl.Series(self.codes).replace(-1, None))
 
 
 class IdIndex:

@@ -17,7 +17,7 @@ import numpy as np
 from mmkd.data.dataset import Dataset, GivenTable, Split
 from mmkd.data.items import ItemTable
 from mmkd.data.readers import Table, items_of, load_interactions, load_items, usual_column
-from mmkd.data.readers.columns import read_ids, read_numbers, read_timestamps
+from mmkd.data.readers.columns import read_codes, read_numbers, read_timestamps
 from mmkd.data.splits import SPLITS
 from mmkd.data.text_template import TextTemplate
 from mmkd.errors import DataError, shown
@@ -145,7 +145,7 @@ class _Problems:
 
     def _has(self, section: str, table: Table, setting: str, name: str) -> bool:
         try:
-            table.column(name, setting=setting)
+            table.require(name, setting=setting)
         except DataError as error:
             usual = usual_column(setting, table.frame.columns)
             hint = f"; {setting}: {usual} looks right" if usual and "mean" not in str(error) else ""
@@ -176,8 +176,8 @@ def _log(root: Path, options: Mapping[str, Any], problems: _Problems) -> None:
     if not problems.columns("interactions", table, named):
         return
     readers: dict[str, Callable[..., object]] = {
-        "user": read_ids,
-        "item": read_ids,
+        "user": read_codes,
+        "item": read_codes,
         "timestamp": partial(
             read_timestamps, unit=given["timestamp_unit"], format=given["timestamp_format"]
         ),

@@ -384,7 +384,7 @@ def _ordered(
             f"the log has item row {log.item.max()}, the catalogue only {item_count} items; "
             "load the log with this catalogue"
         )
-    order = np.lexsort((log.timestamp, log.user))  # stable
+    order = log.by_user()
     counts = np.bincount(log.user, minlength=len(log.user_ids))
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
     return log.item[order], log.timestamp[order], offsets

@@ -14,6 +14,7 @@ from mmkd.data.ids import NUMBERS, rounds_from
 Unit = Literal["s", "ms", "us", "ns"]
 # what fromisoformat would cut off
 _FINER = re.compile(r"\.\d{6}\d*[1-9]")
+_TOLD_APART: Final = 2**51
 PER_SECOND: Final[dict[str, float]] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
@@ -91,12 +92,20 @@ def why_tied(column: pl.Series, values: NDArray[np.float64]) -> str | None:
         )
     if _has_nanoseconds(column):
         column = column.dt.epoch("ns")
+    if column.dtype.is_integer() and _are_small(column):
+        return None
     if not column.dtype.is_integer() or column.n_unique() == len(np.unique(values)):
         return None
     return (
         f"holds times that float64 cannot tell apart, such as {column.max()!s} and its neighbours; "
         "write them in microseconds"
     )
+
+
+def _are_small(whole: pl.Series) -> bool:
+    """Whether float64 tells whole numbers apart, and parts of a second made of them."""
+    least, most = whole.min(), whole.max()
+    return least is None or (-_TOLD_APART < least and most < _TOLD_APART)  # type: ignore[operator]
 
 
 def _has_nanoseconds(column: pl.Series) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmkd.data.ids import NUMBERS, ids_as_text, why_no_ids
+from mmkd.data.ids import NUMBERS, CodedIds, ids_as_text, why_no_ids
 from mmkd.data.readers.tables import Table
 from mmkd.data.timestamps import Unit, parse_numbers, parse_timestamps, why_tied
 from mmkd.errors import DataError, shown
@@ -40,10 +40,18 @@ def read_ids(table: Table, name: str, *, setting: str) -> pl.Series:
         raise DataError(f"{table.source}: column {name!r} ({setting}) {why_no_ids(column)}")
     missing = ids.is_null() | (ids.str.strip_chars() == "")
     if missing.any():
-        raise DataError(
-            f"{table.source}: column {name!r} ({setting}) is empty in {_rows(missing)}; give each "
-            "row an id, or remove it"
-        )
+        raise DataError(_missing(table, name, setting, missing))
+    return ids
+
+
+def read_codes(table: Table, name: str, *, setting: str) -> CodedIds:
+    """As `read_ids`, each different id's text held once."""
+    ids = table.coded(name, setting=setting)
+    if isinstance(ids, str):
+        raise DataError(f"{table.source}: column {name!r} ({setting}) {ids}")
+    blank = np.append((ids.known.str.strip_chars() == "").to_numpy(), True)  # -1 is missing
+    if (ids.codes < 0).any() or blank[:-1].any():
+        raise DataError(_missing(table, name, setting, blank[ids.codes]))
     return ids
 
 
@@ -214,6 +222,13 @@ def _lists(table: Table, column: pl.Series, setting: str) -> pl.Series:
             "neither text nor numbers; write the texts that are meant"
         )
     return column.cast(pl.List(pl.String))
+
+
+def _missing(table: Table, name: str, setting: str, missing: pl.Series | NDArray[np.bool_]) -> str:
+    return (
+        f"{table.source}: column {name!r} ({setting}) is empty in {_rows(missing)}; give each row "
+        "an id, or remove it"
+    )
 
 
 def _rows(bad: pl.Series | NDArray[np.bool_]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmkd.data.ids import IdIndex, repeated
+from mmkd.data.ids import CodedIds, repeated
 from mmkd.data.interactions import (
     Duplicates,
     InteractionLog,
@@ -21,7 +21,14 @@ from mmkd.data.interactions import (
     k_core,
 )
 from mmkd.data.items import ItemTable
-from mmkd.data.readers.columns import read_ids, read_lists, read_numbers, read_text, read_timestamps
+from mmkd.data.readers.columns import (
+    read_codes,
+    read_ids,
+    read_lists,
+    read_numbers,
+    read_text,
+    read_timestamps,
+)
 from mmkd.data.readers.guessing import is_usual
 from mmkd.data.readers.tables import Format, Table, check_read_table, read_table
 from mmkd.data.text_template import TextTemplate
@@ -230,7 +237,9 @@ def load_interactions(
         timestamp_format=timestamp_format,
     )
     refuse(check_load_interactions(**options), DataError)
-    table = read_table(path, root=root, format=format, separator=separator, escape=escape)
+    table = read_table(
+        path, root=root, format=format, separator=separator, escape=escape, by_columns=True
+    )
     return events_of(table, items, user=user, item=item, timestamp=timestamp, **options)[0]
 
 
@@ -296,12 +305,12 @@ def events_of(
     timestamp_format: str | None,
 ) -> tuple[InteractionLog, LeftOut]:
     """A table's columns as a log, and what was left out; as ``load_interactions``."""
-    names = read_ids(table, user, setting="user")
-    user_ids = names.unique(maintain_order=True)
-    ids = read_ids(table, item, setting="item")
-    rows = items.find(ids)
-    unknown = ids.filter(pl.Series(rows == 0)).unique(maintain_order=True).to_list()
-    _refuse_swapped(table, items, user=(user, names), item=(item, ids), rows=rows)
+    users = read_codes(table, user, setting="user")
+    ids = read_codes(table, item, setting="item")
+    rows_of = items.find(ids.known)  # [K]
+    unknown = ids.known.filter(pl.Series(rows_of == 0)).to_list()
+    rows = rows_of[ids.codes]
+    _refuse_swapped(table, items, user=(user, users), item=(item, ids), rows=rows)
     if unknown:
         _refuse_unknown(
             table, items, rows, unknown, share=max_unknown if unknown_items == "drop" else None
@@ -326,10 +335,10 @@ def events_of(
             "check that both files write ids alike"
         )
     log = InteractionLog(
-        user=IdIndex(user_ids).find(names),
+        user=users.codes.astype(np.int64),
         item=np.where(kept, rows, 1),  # a valid row for the dropped ones
         timestamp=timestamps,
-        user_ids=tuple(user_ids),
+        user_ids=tuple(users.known),
     ).keep(kept)
     single = drop_duplicates(log, duplicates=duplicates)
     try:
@@ -343,7 +352,7 @@ def events_of(
         rated_low=int((known & ~kept).sum()),
         repeated=len(log) - len(single),
         rare=len(single) - len(core),
-        users=len(user_ids) - len(core.user_ids),
+        users=len(users.known) - len(core.user_ids),
     )
 
 
@@ -438,8 +447,8 @@ def _refuse_swapped(
     table: Table,
     items: ItemTable,
     *,
-    user: tuple[str, pl.Series],
-    item: tuple[str, pl.Series],
+    user: tuple[str, CodedIds],
+    item: tuple[str, CodedIds],
     rows: NDArray[np.int64],
 ) -> None:
     """Raise DataError where the user column is the one that holds the catalogue's items."""
@@ -447,7 +456,7 @@ def _refuse_swapped(
     named_wrong = is_usual("item", user[0]) and is_usual("user", item[0])
     if rows.all() and not named_wrong:
         return
-    as_items = items.find(user[1])
+    as_items = items.find(user[1].known)[user[1].codes]
     share, other = float((rows > 0).mean()), float((as_items > 0).mean())
     covered, covered_other = (len(np.unique(found[found > 0])) for found in (rows, as_items))
     if other - share >= _MISSES:

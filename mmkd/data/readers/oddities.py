@@ -8,20 +8,25 @@ wrote the file.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from mmkd.data.ids import ids_as_text
+from mmkd.data.ids import CodedIds, ids_as_text
 from mmkd.data.readers.columns import written_lists
 from mmkd.data.readers.tables import Table
 from mmkd.data.text_template import TextTemplate
 from mmkd.errors import shown
 
+_WORD = "are taken as text; leave the cell empty for none"
 _WORDS = ("nan", "null", "none", "<na>", "n/a", "undefined")
 
 
 def odd_items(table: Table, options: Mapping[str, Any]) -> Iterator[str]:
     """Of a catalogue whose columns these options of ``load_items`` name."""
-    yield from _odd_ids(table, "id", options["id"])
+    ids = ids_as_text(table.frame[options["id"]])
+    if ids is not None:
+        yield from _odd_ids(table, "id", options["id"], ids)
     template = options.get("text")
     columns = (
         {} if template is None else dict.fromkeys(TextTemplate.parse(template).columns, "text")
@@ -35,28 +40,45 @@ def odd_items(table: Table, options: Mapping[str, Any]) -> Iterator[str]:
 def odd_events(table: Table, options: Mapping[str, Any]) -> Iterator[str]:
     """Of a log whose columns these options of ``load_interactions`` name."""
     for setting in ("user", "item"):
-        yield from _odd_ids(table, setting, options[setting])
+        name = options[setting]
+        ids = table.coded(name, setting=setting)
+        if isinstance(ids, CodedIds):
+            counts = np.bincount(ids.codes[ids.codes >= 0], minlength=len(ids.known))
+            yield from _odd_ids(table, setting, name, ids.known, counts)
 
 
-def _odd_ids(table: Table, setting: str, name: str) -> Iterator[str]:
-    ids = ids_as_text(table.frame[name])
-    if ids is None:
-        return
-    blanks = ids.filter(ids.str.strip_chars() != ids)
-    if len(blanks):
-        yield _told(
-            table, setting, name, blanks, "have blanks around them, which are part of the id"
-        )
-    yield from _odd_words(table, setting, name)
+def _odd_ids(
+    table: Table, setting: str, name: str, ids: pl.Series, counts: NDArray[np.int64] | None = None
+) -> Iterator[str]:
+    """Of ids, each with how often it occurs; by default as often as it is among them."""
+    stripped = ids.str.strip_chars()
+    blank = "have blanks around them, which are part of the id"
+    yield from _odd(table, setting, name, ids, stripped != ids, blank, counts)
+    if table.frame.schema[name] == pl.String:
+        words = stripped.str.to_lowercase().is_in(_WORDS)
+        yield from _odd(table, setting, name, ids, words, _WORD, counts)
 
 
 def _odd_words(table: Table, setting: str, name: str) -> Iterator[str]:
     column = table.frame[name]
-    if column.dtype != pl.String:
-        return
-    words = column.filter(column.str.strip_chars().str.to_lowercase().is_in(_WORDS))
-    if len(words):
-        yield _told(table, setting, name, words, "are taken as text; leave the cell empty for none")
+    if column.dtype == pl.String:
+        words = column.str.strip_chars().str.to_lowercase().is_in(_WORDS)
+        yield from _odd(table, setting, name, column, words, _WORD)
+
+
+def _odd(
+    table: Table,
+    setting: str,
+    name: str,
+    cells: pl.Series,
+    odd: pl.Series,
+    what: str,
+    counts: NDArray[np.int64] | None = None,
+) -> Iterator[str]:
+    odd = odd.fill_null(False)
+    if odd.any():
+        count = int(odd.sum() if counts is None else counts[odd.to_numpy()].sum())
+        yield _told(table, setting, name, cells.filter(odd), what, count)
 
 
 def _odd_lists(table: Table, setting: str, name: str) -> Iterator[str]:
@@ -66,12 +88,12 @@ def _odd_lists(table: Table, setting: str, name: str) -> Iterator[str]:
     written = pl.Series([one is not None for one in written_lists(column.str.strip_chars())])
     if written.any():
         read = "their parts are the labels" if setting == "attributes" else "they are taken as text"
-        yield _told(table, setting, name, column.filter(written), f"are lists as text: {read}")
+        yield from _odd(table, setting, name, column, written, f"are lists as text: {read}")
 
 
-def _told(table: Table, setting: str, name: str, cells: pl.Series, what: str) -> str:
+def _told(table: Table, setting: str, name: str, cells: pl.Series, what: str, count: int) -> str:
     examples = shown(cells.unique(maintain_order=True).head(2).to_list())
     return (
-        f"{table.source}: {len(cells):,} of {len(table):,} cells of column {name!r} ({setting}), "
+        f"{table.source}: {count:,} of {len(table):,} cells of column {name!r} ({setting}), "
         f"such as {examples}, {what}"
     )

@@ -7,16 +7,18 @@ refused with the line at fault.
 
 import gzip
 import zlib
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 import polars as pl
 
+from mmkd.data.ids import CodedIds, why_no_ids
 from mmkd.data.readers.delimited import Dialect, opened, parse_delimited, refuse_repeated
 from mmkd.data.readers.json_lines import parse_json_lines
 from mmkd.errors import DataError, did_you_mean, outside, refuse, shown
-from mmkd.files import open_plain, read_any_parquet
+from mmkd.files import ParquetColumns, open_plain, read_any_parquet
 
 Format = Literal["auto", "csv", "tsv", "parquet", "jsonl", "recbole"]
 _BY_SUFFIX = {
@@ -32,6 +34,7 @@ _BY_SUFFIX = {
 _KINDS = ", ".join(dict.fromkeys(_BY_SUFFIX.values()))
 _SEPARATORS = {"csv": ",", "tsv": "\t", "recbole": "\t"}
 _RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
+_REMEDY = "correct it, or fetch it again"
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -51,11 +54,13 @@ class Table:
     """A file's or a frame's columns.
 
     Attributes:
-        frame: The columns; text formats hold only text, with missing cells null.
+        frame: The columns; text formats hold only text, with missing cells null. Of a file that
+            is read by columns, the header: no rows.
         source: The file, or what the frame is, for messages.
         space_separated: Columns that the format itself declares to be lists separated by spaces.
         hint: What to try when a column is missing, or the empty string.
         is_file: Whether ``source`` is a file's path.
+        parquet: The file, where it is read by columns, each when it is asked for.
     """
 
     frame: pl.DataFrame
@@ -63,10 +68,12 @@ class Table:
     space_separated: frozenset[str] = frozenset()
     hint: str = ""
     is_file: bool = True
+    parquet: ParquetColumns | None = None
+    _read: dict[str, CodedIds] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         """Number of rows."""
-        return self.frame.height
+        return self.frame.height if self.parquet is None else len(self.parquet)
 
     def column(self, name: str, *, setting: str) -> pl.Series:
         """Looks up a column.
@@ -81,13 +88,42 @@ class Table:
         Raises:
             DataError: If the file has no such column; close matches are named.
         """
+        self.require(name, setting=setting)
+        if self.parquet is None:
+            return self.frame[name]
+        with self._readable():
+            return self.parquet.frame(name)[name]
+
+    def coded(self, name: str, *, setting: str) -> CodedIds | str:
+        """A column of ids, as `column` finds it; or why it can be none.
+
+        A text column of a file that is read by columns never is in memory as texts.
+        """
+        if name in self._read:
+            return self._read[name]
+        self.require(name, setting=setting)
+        if self.parquet is not None and self.parquet.is_text(name):
+            with self._readable():
+                found = CodedIds.of_parts([*self.parquet.coded(name)])
+        else:
+            column = self.column(name, setting=setting)
+            if (why := why_no_ids(column)) is not None:
+                return why
+            found = CodedIds.of(column)
+        self._read[name] = found
+        return found
+
+    def require(self, name: str, *, setting: str) -> None:
+        """Raise DataError if there is no such column; as `column`, which reads it too."""
         if name not in self.frame.columns:
             raise DataError(
                 f"{self.source}: no column {name!r} ({setting}); it has "
                 f"{', '.join(map(repr, self.frame.columns))}"
                 f"{did_you_mean(name, self.frame.columns)}{self.hint}"
             )
-        return self.frame[name]
+
+    def _readable(self) -> AbstractContextManager[None]:
+        return outside(DataError, self.source, "not a readable parquet file", remedy=_REMEDY)
 
 
 def read_table(
@@ -97,6 +133,7 @@ def read_table(
     format: Format = "auto",
     separator: str | None = None,
     escape: str | None = None,
+    by_columns: bool = False,
 ) -> Table:
     """Reads a table file.
 
@@ -107,6 +144,7 @@ def read_table(
         separator: Column separator of csv, tsv and recbole, where it is not the usual one.
         escape: What csv and tsv write before a quote inside quotes, such as a backslash; None is
             the quote itself, twice.
+        by_columns: Read a column of Parquet only when it is asked for.
 
     Returns:
         The table, with at least one row.
@@ -120,15 +158,17 @@ def read_table(
     refuse([f"{file}: {problem}" for problem in problems], DataError)
     kind = _kind(path, format) or ""
     content = _content(file)
-    with outside(
-        DataError, file, f"not a readable {kind} file", remedy="correct it, or fetch it again"
-    ):
+    with outside(DataError, file, f"not a readable {kind} file", remedy=_REMEDY):
         if _is_blank(content):
             raise DataError(
                 f"{file}: the file is empty; give a {kind} file with a row for each record"
             )
         if kind == "parquet":
-            table = Table(read_any_parquet(content), str(file))
+            if by_columns:
+                parquet = ParquetColumns(content)
+                table = Table(parquet.header, str(file), parquet=parquet)
+            else:
+                table = Table(read_any_parquet(content), str(file))
         elif kind == "jsonl":
             table = Table(parse_json_lines(content, str(file)), str(file))
         elif kind == "recbole":
