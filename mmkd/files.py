@@ -18,8 +18,9 @@ import shutil
 import stat
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -238,22 +239,41 @@ def write_parquet(
     Raises:
         OSError: It cannot be written.
     """
+    write_parquet_parts(path, [frame], metadata)
+
+
+def write_parquet_parts(
+    path: Path, parts: "Iterable[pl.DataFrame]", metadata: Mapping[str, object] | None = None
+) -> None:
+    """As `write_parquet`, of frames one after the other, each a row group or more.
+
+    Args:
+        path: The file.
+        parts: Their rows; at least one part, all with the same columns.
+        metadata: What is kept with them as JSON, by name.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     import polars as pl
     import pyarrow.parquet as pq
 
-    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+    tables = (part.to_arrow(compat_level=pl.CompatLevel.oldest()) for part in parts)
+    first = next(tables)
     about = {name: json.dumps(content) for name, content in (metadata or {}).items()}
     about |= {f"mmkd.{_SEALED}": _SEAL, f"mmkd.{_SEAL}": _UNSEALED}
     with replacing(path) as temporary:
         with pq.ParquetWriter(
-            temporary, table.schema, compression="zstd", write_page_checksum=True
+            temporary, first.schema, compression="zstd", write_page_checksum=True
         ) as writer:
-            writer.write_table(table)
+            for table in chain([first], tables):
+                writer.write_table(table)
             writer.add_key_value_metadata(about)
-        content = temporary.read_bytes()
         with temporary.open("r+b") as file:
-            file.seek(content.rindex(_UNSEALED.encode()))
-            file.write(hashlib.sha256(content).hexdigest().encode())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            place, footer = _footer(file)
+            file.seek(place + footer.rindex(_UNSEALED.encode()))
+            file.write(digest.encode())
 
 
 def read_parquet(
@@ -295,16 +315,63 @@ def parse_parquet(
         arrow = opened.read(columns=None if columns is None else list(columns), use_threads=False)
         arrow.validate(full=True)  # of a file that is not sealed
         frame = pl.DataFrame(pl.from_arrow(arrow))
-        kept = {
-            name.decode(): json.loads(value)
-            for name, value in about.items()
-            if name.startswith(b"mmkd.") and name not in seals
-        }
+        kept = _kept(about)
     except (OSError, KeyError, pa.ArrowException) as error:  # of bytes that are in memory
         raise ValueError(next(iter(str(error).splitlines()), "no Parquet")) from error
     if columns is not None and (missing := sorted(set(columns) - set(frame.columns))):
         raise ValueError(f"lacks {', '.join(missing)}")
     return frame, kept
+
+
+class ParquetParts:
+    """A file that `write_parquet_parts` wrote, read a row group at a time, its seal checked before.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        kept: What was kept with it, by name.
+
+    Raises:
+        OSError: It cannot be read for now.
+        ValueError: It is no Parquet, not sealed, or is altered; as it is read, too.
+    """
+
+    kept: dict[str, Any]
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._stream = open_plain(path)
+        try:
+            self._file = pq.ParquetFile(self._stream, page_checksum_verification=True)
+            about = self._file.metadata.metadata or {}
+            _check_file_seal(self._stream, about.get(f"mmkd.{_SEAL}".encode(), b"").decode())
+        except pa.ArrowException as error:
+            self._stream.close()
+            raise ValueError(next(iter(str(error).splitlines()), "no Parquet")) from error
+        except BaseException:
+            self._stream.close()
+            raise
+        self.kept = _kept(about)
+
+    def __enter__(self) -> "ParquetParts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def __iter__(self) -> "Iterator[pl.DataFrame]":
+        import polars as pl
+        import pyarrow as pa
+
+        for group in range(self._file.num_row_groups):
+            try:
+                table = self._file.read_row_group(group, use_threads=False)
+            except pa.ArrowException as error:
+                raise ValueError(next(iter(str(error).splitlines()), "no Parquet")) from error
+            yield pl.DataFrame(pl.from_arrow(table))
 
 
 def read_any_parquet(source: Path | bytes) -> "pl.DataFrame":
@@ -487,6 +554,41 @@ def _check_seal(content: bytes, digest: str) -> None:
     before, found, after = content.rpartition(digest.encode())
     if not found or hashlib.sha256(before + _UNSEALED.encode() + after).hexdigest() != digest:
         raise ValueError("its checksum differs")
+
+
+def _check_file_seal(file: io.BufferedReader, digest: str) -> None:
+    """As `_check_seal`, of a Parquet file, of which only the footer is held."""
+    place, footer = _footer(file)
+    before, found, after = footer.rpartition(digest.encode())
+    file.seek(0)
+    sha = hashlib.sha256()
+    while place:
+        part = file.read(min(place, 1 << 20))
+        if not part:
+            break
+        sha.update(part)
+        place -= len(part)
+    sha.update(before + _UNSEALED.encode() + after)
+    if not found or place or sha.hexdigest() != digest:
+        raise ValueError("its checksum differs")
+
+
+def _footer(file: io.BufferedReader | io.BufferedRandom) -> tuple[int, bytes]:
+    """Where a Parquet file's footer begins, and its bytes up to the end."""
+    end = file.seek(-8, os.SEEK_END)
+    place = max(end - int.from_bytes(file.read(4), "little"), 0)
+    file.seek(place)
+    return place, file.read()
+
+
+def _kept(about: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """What was kept with a Parquet file, of its metadata."""
+    seals = f"mmkd.{_SEALED}".encode(), f"mmkd.{_SEAL}".encode()
+    return {
+        name.decode(): json.loads(value)
+        for name, value in about.items()
+        if name.startswith(b"mmkd.") and name not in seals
+    }
 
 
 def _refuse_special(mode: int, path: Path | str) -> None:

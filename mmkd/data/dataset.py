@@ -4,7 +4,6 @@ Its digests tell a resumed or evaluated run of other data.
 """
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mmkd.data.ids import digest_of
 from mmkd.data.interactions import InteractionLog
 from mmkd.data.items import ItemTable
 from mmkd.data.readers import (
@@ -24,16 +24,21 @@ from mmkd.data.readers import (
     Table,
     check_load_interactions,
     check_load_items,
+    defaults_of,
     events_of,
     guess_events,
     guess_items,
+    is_sequences,
     items_of,
     load_interactions,
     load_items,
     odd_events,
     odd_items,
+    read_sequences,
     read_table,
     table_of,
+    unlike_defaults,
+    write_sequences,
 )
 from mmkd.data.splits import SPLITS, SequenceSplit
 from mmkd.data.text_template import TextTemplate
@@ -169,23 +174,33 @@ class Dataset:
             log_columns,
             filters,
         )
-        table, log_table = given.table(folder), log_given.table(folder)
+        table = given.table(folder)
+        log_table = None if log_given.is_sequences else log_given.table(folder)
 
         of_items, guessed = guess_items(table, given.only(catalogue_columns), root=folder)
-        of_events, guessed_too = guess_events(
-            log_table, log_given.only(log_columns), id=of_items["id"]
-        )
-        of_items, of_events = given.options | of_items, log_given.options | of_events
+        of_items = given.options | of_items
+        if log_table is None:
+            of_events, guessed_too = unlike_defaults(log_given.options), []
+        else:
+            of_events, guessed_too = guess_events(
+                log_table, log_given.only(log_columns), id=of_items["id"]
+            )
+            of_events = log_given.options | of_events
         refuse([*check_load_items(**of_items), *check_load_interactions(**of_events)], DataError)
 
         catalogue = items_of(table, root=folder, **of_items)
-        log, left_out = events_of(log_table, catalogue, **of_events)
-        notes = [*map(str, [*guessed, *guessed_too])]
-        notes += [*odd_items(table, of_items), *odd_events(log_table, of_events)]
-        notes += [f"{log_table.source}: {line}" for line in left_out.lines()]
+        notes = [*map(str, [*guessed, *guessed_too]), *odd_items(table, of_items)]
+        if log_table is None:
+            source = str(folder / log_given.place["path"])
+            log, left_out, of_events = read_sequences(Path(source), catalogue, of_events)
+        else:
+            source = log_table.source
+            log, left_out = events_of(log_table, catalogue, **of_events)
+            notes += odd_events(log_table, of_events)
+        notes += [f"{source}: {line}" for line in left_out.lines()]
         if of_events["timestamp"] is not None and (tied := log.tied()):
             notes.append(
-                f"{log_table.source}: {tied:,} of {len(log):,} events ({tied / len(log):.0%}) tie "
+                f"{source}: {tied:,} of {len(log):,} events ({tied / len(log):.0%}) tie "
                 "in time with another of their user: the order of the rows decides"
             )
         return cls(
@@ -206,9 +221,29 @@ class Dataset:
                     ("items", table, of_items),
                     ("interactions", log_table, of_events),
                 )
-                if not table.is_file
+                if table is not None and not table.is_file
             },
         )
+
+    def save_sequences(self, path: Path | str) -> None:
+        """Writes the log, user after user, to a file that ``interactions`` may name in its place.
+
+        The file holds what is left after filtering, in the catalogue's rows. It is read some ten
+        times as fast as a log, gives the same sequences, splits and digests, and is refused with
+        another catalogue or other options.
+
+        Args:
+            path: A file, by custom with the suffix ``.sequences``.
+
+        Raises:
+            DataError: The log was a frame, or the file cannot be written.
+        """
+        if "interactions" in self.frames:
+            raise DataError("a log that is a frame names no options; write it to a file first")
+        kept = {key: value for key, value in self.options["interactions"].items()}
+        for key in ("path", "format", "separator", "escape"):
+            kept.pop(key)
+        write_sequences(Path(path), self.log, self.items, options=kept, left_out=self.left_out)
 
     def digests(self) -> dict[str, str]:
         """One SHA-256 for each thing that may change by itself.
@@ -219,8 +254,8 @@ class Dataset:
         split, valid, test = self.split, self.split.valid, self.split.test
         cases = (valid.user, valid.position, test.user, test.position)
         return {
-            "catalogue": _of_texts(self.items.ids),
-            "users": _of_texts(self.log.user_ids),
+            "catalogue": digest_of(self.items.ids),
+            "users": digest_of(self.log.user_ids),
             "events": _of_arrays(split.items, split.offsets),
             "split": _of_arrays(split.train_end, *cases),
         }
@@ -260,11 +295,7 @@ class GivenTable:
             columns: Those that are guessed for a path or a frame.
             more: Further options.
         """
-        known = {
-            option.name: option.default
-            for option in inspect.signature(reader).parameters.values()
-            if option.name not in ("root", "items")
-        }
+        known = defaults_of(reader)
         named = {key: value for key, value in columns.items() if value != GUESS} | dict(more or {})
         written = dict(given) if isinstance(given, Mapping) else {}
         for key in written | named:
@@ -284,6 +315,11 @@ class GivenTable:
         if place["path"] is not None:
             return cls(name, None, place, options)
         return cls(name, cast(Source, given), {}, options)
+
+    @property
+    def is_sequences(self) -> bool:
+        """Whether it is a sequence file, which is no table."""
+        return bool(self.place) and is_sequences(self.place["path"], self.place["format"])
 
     def table(self, root: Path) -> Table:
         """Read it; a path is relative to ``root``."""
@@ -317,15 +353,6 @@ def _protocol(given: Mapping[str, Any]) -> Split:
             f"{did_you_mean(str(kind), SPLITS)}"
         )
     return partial(SPLITS[kind], **options)
-
-
-def _of_texts(texts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        content = text.encode("utf-8", "surrogatepass")
-        digest.update(len(content).to_bytes(8, "little"))  # or "a","bc" would equal "ab","c"
-        digest.update(content)
-    return digest.hexdigest()
 
 
 def _of_arrays(*arrays: NDArray[np.int64]) -> str:

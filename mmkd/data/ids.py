@@ -4,8 +4,9 @@ From the columns of a user's files to the rows of the catalogue, of the users an
 were computed elsewhere. An id stays text from first to last: 007 is not 7.
 """
 
+import hashlib
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -128,6 +129,16 @@ class CodedIds:
     def text(self) -> pl.Series:
         """[n] the ids as they were, null where missing."""
         return self.known.gather(pl.Series(self.codes).replace(-1, None))
+
+
+def digest_of(texts: Iterable[str]) -> str:
+    """SHA-256 of texts in their order, hexadecimal."""
+    digest = hashlib.sha256()
+    for text in texts:
+        content = text.encode("utf-8", "surrogatepass")
+        digest.update(len(content).to_bytes(8, "little"))  # or "a","bc" would equal "ab","c"
+        digest.update(content)
+    return digest.hexdigest()
 
 
 class IdIndex:

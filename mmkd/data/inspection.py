@@ -16,7 +16,14 @@ import numpy as np
 
 from mmkd.data.dataset import Dataset, GivenTable, Split
 from mmkd.data.items import ItemTable
-from mmkd.data.readers import Table, items_of, load_interactions, load_items, usual_column
+from mmkd.data.readers import (
+    Table,
+    is_sequences,
+    items_of,
+    load_interactions,
+    load_items,
+    usual_column,
+)
 from mmkd.data.readers.columns import read_codes, read_numbers, read_timestamps
 from mmkd.data.splits import SPLITS
 from mmkd.data.text_template import TextTemplate
@@ -168,6 +175,8 @@ def _catalogue(root: Path, options: Mapping[str, Any], problems: _Problems) -> I
 
 
 def _log(root: Path, options: Mapping[str, Any], problems: _Problems) -> None:
+    if is_sequences(str(options.get("path", "")), options.get("format", "auto")):
+        return  # it was checked when it was written
     found = problems.table("interactions", root, options, load_interactions)
     if found is None:
         return

@@ -3,6 +3,7 @@
 From a reader (`mmkd.data.readers`) to the split protocols (`mmkd.data.splits`).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 
-from mmkd.errors import DataError, at_least, refuse
+from mmkd.errors import DataError, at_least, refuse, shown
 
 Duplicates = Literal["keep", "first", "last"]
 
@@ -61,6 +62,9 @@ class InteractionLog:
     def by_user(self) -> NDArray[np.int64] | NDArray[np.int32]:
         """The events user after user, each user's by time, [E]; equal times keep their order."""
         later = self.timestamp[1:] < self.timestamp[:-1]
+        onward = np.diff(self.user)
+        if not (onward < 0).any() and not (later & (onward == 0)).any():
+            return np.arange(len(self))  # as a sequence file has them
         order = np.argsort(self.timestamp, kind="stable") if later.any() else None
         user = self.user if order is None else self.user[order]
         # a matrix of users and events, by rows: counted, not compared, and in the order given
@@ -100,6 +104,50 @@ class InteractionLog:
             timestamp=self.timestamp[mask],
             user_ids=tuple(np.array(self.user_ids, dtype=object)[alive]),
         )
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What of a log's events was left out, and why.
+
+    Attributes:
+        events: Events of the table.
+        unknown: Of items that the catalogue lacks.
+        unknown_items: Those items' ids, each once.
+        rated_low: Rated below ``min_rating``.
+        repeated: Of a user with an item that another event is kept of.
+        rare: Of users and items below the k-core's bounds.
+        users: Users of whom no event is left.
+    """
+
+    events: int = 0
+    unknown: int = 0
+    unknown_items: tuple[str, ...] = ()
+    rated_low: int = 0
+    repeated: int = 0
+    rare: int = 0
+    users: int = 0
+
+    def lines(self) -> Iterator[str]:
+        """One for each reason that holds, with its count."""
+        of = f"of {self.events:,} events"
+        if self.unknown:
+            count = len(self.unknown_items)
+            yield (
+                f"{self.unknown:,} {of} dropped: they are of {count:,} item{'s' * (count > 1)} "
+                f"that the catalogue lacks ({shown(self.unknown_items, limit=3)})"
+            )
+        for count, reason in (
+            (self.rated_low, "rated below min_rating"),
+            (self.repeated, "another event of the same user and item is kept (duplicates)"),
+            (self.rare, "fewer events than min_user_events or min_item_events"),
+        ):
+            if count:
+                yield f"{count:,} {of} dropped: {reason}"
+        if self.users:
+            yield (
+                f"{self.users:,} user{'s' * (self.users > 1)} dropped: no event of theirs is left"
+            )
 
 
 def drop_duplicates(log: InteractionLog, *, duplicates: Duplicates) -> InteractionLog:

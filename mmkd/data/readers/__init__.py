@@ -5,13 +5,16 @@ from mmkd.data.readers.load import (
     LeftOut,
     check_load_interactions,
     check_load_items,
+    defaults_of,
     events_of,
     items_of,
     load_interactions,
     load_items,
+    unlike_defaults,
 )
 from mmkd.data.readers.oddities import odd_events, odd_items
-from mmkd.data.readers.tables import Format, Source, Table, read_table, table_of
+from mmkd.data.readers.sequences import read_sequences, write_sequences
+from mmkd.data.readers.tables import Format, Source, Table, is_sequences, read_table, table_of
 
 __all__ = [
     "GUESS",
@@ -22,15 +25,20 @@ __all__ = [
     "Table",
     "check_load_interactions",
     "check_load_items",
+    "defaults_of",
     "events_of",
     "guess_events",
     "guess_items",
+    "is_sequences",
     "items_of",
     "load_interactions",
     "load_items",
     "odd_events",
     "odd_items",
+    "read_sequences",
     "read_table",
     "table_of",
+    "unlike_defaults",
     "usual_column",
+    "write_sequences",
 ]

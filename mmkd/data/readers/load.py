@@ -1,8 +1,8 @@
 """A user's two tables to the catalogue and the log: which columns they are, what is left out."""
 
+import inspect
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from mmkd.data.ids import CodedIds, repeated
 from mmkd.data.interactions import (
     Duplicates,
     InteractionLog,
+    LeftOut,
     check_drop_duplicates,
     check_k_core,
     drop_duplicates,
@@ -29,8 +30,15 @@ from mmkd.data.readers.columns import (
     read_text,
     read_timestamps,
 )
-from mmkd.data.readers.guessing import is_usual
-from mmkd.data.readers.tables import Format, Table, check_read_table, read_table
+from mmkd.data.readers.guessing import GUESS, is_usual
+from mmkd.data.readers.sequences import read_sequences
+from mmkd.data.readers.tables import (
+    Format,
+    Table,
+    check_read_table,
+    is_sequences,
+    read_table,
+)
 from mmkd.data.text_template import TextTemplate
 from mmkd.data.timestamps import PER_SECOND, Unit
 from mmkd.errors import DataError, one_of, refuse, shown, within
@@ -148,6 +156,8 @@ def items_of(
 def check_load_items(**options: Any) -> list[str]:
     """What is wrong with options of `load_items`, a line each; no file is read."""
     problems = check_read_table(**options)
+    if is_sequences(options.get("path", ""), options.get("format", "auto")):
+        problems.append("path: a sequence file is no catalogue; give the table of the items")
     if options.get("text") is not None:
         try:
             TextTemplate.parse(options["text"])
@@ -237,54 +247,28 @@ def load_interactions(
         timestamp_format=timestamp_format,
     )
     refuse(check_load_interactions(**options), DataError)
+    columns = {"user": user, "item": item, "timestamp": timestamp}
+    if is_sequences(path, format):
+        return read_sequences(root / path, items, unlike_defaults(columns | options))[0]
     table = read_table(
         path, root=root, format=format, separator=separator, escape=escape, by_columns=True
     )
-    return events_of(table, items, user=user, item=item, timestamp=timestamp, **options)[0]
+    return events_of(table, items, **columns, **options)[0]
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """What of a log's events was left out, and why.
+def defaults_of(reader: Callable[..., object]) -> dict[str, Any]:
+    """The options of a reader that a recipe may set, with their defaults."""
+    return {
+        option.name: option.default
+        for option in inspect.signature(reader).parameters.values()
+        if option.name not in ("root", "items")
+    }
 
-    Attributes:
-        events: Events of the table.
-        unknown: Of items that the catalogue lacks.
-        unknown_items: Those items' ids, each once.
-        rated_low: Rated below ``min_rating``.
-        repeated: Of a user with an item that another event is kept of.
-        rare: Of users and items below the k-core's bounds.
-        users: Users of whom no event is left.
-    """
 
-    events: int = 0
-    unknown: int = 0
-    unknown_items: tuple[str, ...] = ()
-    rated_low: int = 0
-    repeated: int = 0
-    rare: int = 0
-    users: int = 0
-
-    def lines(self) -> Iterator[str]:
-        """One for each reason that holds, with its count."""
-        of = f"of {self.events:,} events"
-        if self.unknown:
-            count = len(self.unknown_items)
-            yield (
-                f"{self.unknown:,} {of} dropped: they are of {count:,} item{'s' * (count > 1)} "
-                f"that the catalogue lacks ({shown(self.unknown_items, limit=3)})"
-            )
-        for count, reason in (
-            (self.rated_low, "rated below min_rating"),
-            (self.repeated, "another event of the same user and item is kept (duplicates)"),
-            (self.rare, "fewer events than min_user_events or min_item_events"),
-        ):
-            if count:
-                yield f"{count:,} {of} dropped: {reason}"
-        if self.users:
-            yield (
-                f"{self.users:,} user{'s' * (self.users > 1)} dropped: no event of theirs is left"
-            )
+def unlike_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of ``load_interactions`` that were set to something else."""
+    known = defaults_of(load_interactions)
+    return {k: v for k, v in options.items() if v not in (known[k], GUESS)}
 
 
 def events_of(

@@ -20,7 +20,7 @@ from mmkd.data.readers.json_lines import parse_json_lines
 from mmkd.errors import DataError, did_you_mean, outside, refuse, shown
 from mmkd.files import ParquetColumns, open_plain, read_any_parquet
 
-Format = Literal["auto", "csv", "tsv", "parquet", "jsonl", "recbole"]
+Format = Literal["auto", "csv", "tsv", "parquet", "jsonl", "recbole", "sequences"]
 _BY_SUFFIX = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -30,6 +30,7 @@ _BY_SUFFIX = {
     ".ndjson": "jsonl",
     ".inter": "recbole",
     ".item": "recbole",
+    ".sequences": "sequences",
 }
 _KINDS = ", ".join(dict.fromkeys(_BY_SUFFIX.values()))
 _SEPARATORS = {"csv": ",", "tsv": "\t", "recbole": "\t"}
@@ -157,6 +158,8 @@ def read_table(
     problems = check_read_table(path=path, format=format, separator=separator, escape=escape)
     refuse([f"{file}: {problem}" for problem in problems], DataError)
     kind = _kind(path, format) or ""
+    if kind == "sequences":
+        raise DataError(f"{file}: a sequence file can only be a log, data.interactions.path")
     content = _content(file)
     with outside(DataError, file, f"not a readable {kind} file", remedy=_REMEDY):
         if _is_blank(content):
@@ -260,6 +263,11 @@ def check_read_table(**options: Any) -> list[str]:
     if escape is not None and (len(escape.encode()) != 1 or escape in ('"', separator)):
         return [f"escape: got {escape!r}, wanted one ASCII character such as '\\\\'; correct it"]
     return []
+
+
+def is_sequences(path: str, format: str) -> bool:
+    """Whether a path and a format are those of a sequence file."""
+    return _kind(path, format) == "sequences"
 
 
 def _kind(path: str, format: str) -> str | None:

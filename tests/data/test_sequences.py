@@ -1,0 +1,194 @@
+"""Logs by columns and sequence files: the same log, splits and digests as from the log itself."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mmkd import Dataset, InteractionLog, ItemTable, load_interactions, load_items
+from mmkd.data.ids import CodedIds
+from mmkd.data.readers import check_load_items, read_table, sequences
+from mmkd.errors import DataError
+
+SPLITS: list[dict[str, Any]] = [
+    {"kind": "leave_one_out"},
+    {"kind": "cold_items", "share": 0.3},
+    {"kind": "ratio"},
+    {"kind": "temporal"},
+    {"kind": "temporal", "valid": 0.2, "new_items": "drop"},
+]
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """40 items and 3,000 events of 50 users, in no order, times tied."""
+    draw = np.random.default_rng(0)
+    pl.DataFrame({"item_id": [f"i{n}" for n in range(40)]}).write_csv(tmp_path / "items.csv")
+    events = pl.DataFrame(
+        {
+            "user_id": [f"ü{n}" for n in draw.integers(0, 50, 3000)],
+            "item_id": [f"i{n}" for n in draw.integers(0, 38, 3000)],
+            "rating": draw.integers(1, 6, 3000),
+            "timestamp": draw.integers(0, 400, 3000),
+        }
+    )
+    events.write_csv(tmp_path / "log.csv")
+    pq.write_table(events.to_arrow(), tmp_path / "log.parquet", row_group_size=700)
+    return tmp_path
+
+
+def loaded(shop: Path, path: str, split: Any = "leave_one_out", **options: Any) -> Dataset:
+    log = {"path": path, **options}
+    return Dataset.load(shop, items={"path": "items.csv"}, interactions=log, split=split)
+
+
+@pytest.mark.parametrize("split", SPLITS, ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"rating": "rating", "min_rating": 3}, {"timestamp": None}]
+)
+def test_a_sequence_file_gives_the_splits_of_its_log(
+    shop: Path, split: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequences, "_BLOCK", 500)  # several blocks
+    before = loaded(shop, "log.csv", split, **options)
+    before.save_sequences(shop / "log.sequences")
+    after = loaded(shop, "log.sequences", split)
+    assert after.digests() == before.digests()
+    assert pq.ParquetFile(shop / "log.sequences").num_row_groups > 3
+    for user in range(before.split.user_count):
+        mine, theirs = (data.log.user == user for data in (before, after))
+        order = np.argsort(before.log.timestamp[mine], kind="stable")
+        np.testing.assert_array_equal(
+            before.log.timestamp[mine][order], after.log.timestamp[theirs]
+        )
+    assert after.left_out == before.left_out
+    assert [n.partition(": ")[2] for n in after.notes] == [
+        n.partition(": ")[2] for n in before.notes
+    ]
+    assert after.options["interactions"]["rating"] == options.get("rating")
+
+
+def test_a_sequence_file_may_be_given_its_own_options_and_no_others(shop: Path) -> None:
+    loaded(shop, "log.csv", rating="rating", min_rating=3).save_sequences(shop / "l.sequences")
+    again = loaded(shop, "l.sequences", rating="rating", min_rating=3)
+    assert again.options["interactions"]["min_rating"] == 3
+    assert len(again.log) == len(loaded(shop, "l.sequences").log)
+    with pytest.raises(DataError, match=r"min_rating: got 4, but the file was written with 3"):
+        loaded(shop, "l.sequences", rating="rating", min_rating=4)
+    items = load_items(path="items.csv", root=shop)
+    log = load_interactions(items, path="l.sequences", root=shop, min_rating=3, rating="rating")
+    np.testing.assert_array_equal(log.item, again.log.item)
+    with pytest.raises(DataError, match="user: got 'who'"):
+        load_interactions(items, path="l.sequences", root=shop, user="who")
+
+
+def test_a_sequence_file_is_refused_where_it_does_not_fit(shop: Path) -> None:
+    loaded(shop, "log.csv").save_sequences(shop / "log.sequences")
+    content = (shop / "log.sequences").read_bytes()
+    (shop / "log.sequences").write_bytes(content[:100] + b"\x00" + content[101:])
+    with pytest.raises(DataError, match="its checksum differs"):
+        loaded(shop, "log.sequences")
+    (shop / "log.sequences").write_bytes(content)
+    with pytest.raises(DataError, match="can only be a log"):
+        read_table("log.sequences", root=shop)
+    with pytest.raises(DataError, match="can only be a log"):
+        load_items(path="log.sequences", root=shop)
+    assert "is no catalogue" in check_load_items(path="log.sequences")[0]
+    with pytest.raises(DataError, match="no such file"):
+        loaded(shop, "other.sequences")
+    pl.read_csv(shop / "items.csv").reverse().write_csv(shop / "items.csv")
+    with pytest.raises(DataError, match="another catalogue"):
+        loaded(shop, "log.sequences")
+    pl.DataFrame({"user": ["a"]}).write_parquet(shop / "any.sequences")
+    with pytest.raises(DataError, match=r"not a readable sequence file .*write it again"):
+        loaded(shop, "any.sequences")
+    frame = pl.read_csv(shop / "log.csv")
+    data = Dataset.load(shop, items={"path": "items.csv"}, events=frame)
+    with pytest.raises(DataError, match="a frame"):
+        data.save_sequences(shop / "frame.sequences")
+
+
+@pytest.mark.parametrize("kind", ["text", "dictionary", "categorical", "numbers"])
+def test_a_log_of_parquet_is_that_of_csv(shop: Path, kind: str) -> None:
+    frame = pl.read_csv(shop / "log.csv")
+    if kind == "numbers":  # of users; a catalogue's ids are text
+        frame = frame.with_columns(pl.col("user_id").str.slice(1).cast(pl.Int32))
+        frame.write_csv(shop / "log.csv")
+    table = frame.to_arrow()
+    if kind == "dictionary":  # one that also holds what no row has, and not in their order
+        known = pa.array(["nobody", *sorted(frame["user_id"].unique())])
+        codes = pa.array([known.to_pylist().index(one) for one in frame["user_id"]], pa.int16())
+        column = pa.DictionaryArray.from_arrays(codes, known)
+        table = table.set_column(0, "user_id", column)
+    if kind == "categorical":
+        table = frame.with_columns(pl.col("user_id").cast(pl.Categorical)).to_arrow()
+    pq.write_table(table, shop / "log.parquet", row_group_size=700)
+    before, after = loaded(shop, "log.csv"), loaded(shop, "log.parquet")
+    assert before.log.user_ids == after.log.user_ids
+    for name in ("user", "item", "timestamp"):
+        np.testing.assert_array_equal(getattr(before.log, name), getattr(after.log, name))
+
+
+def test_only_the_columns_that_are_named_are_read(shop: Path) -> None:
+    frame = pl.read_csv(shop / "log.csv").with_columns(review=pl.lit("long ") * 9)
+    frame.write_parquet(shop / "log.parquet")
+    table = read_table("log.parquet", root=shop, by_columns=True)
+    assert len(table) == 3000 and table.frame.height == 0
+    with pytest.raises(DataError, match=r"no column 'revue' \(x\).*did you mean"):
+        table.column("revue", setting="x")
+    assert table.column("review", setting="x")[0] == frame["review"][0]
+
+
+def test_an_empty_id_in_parquet_is_named_by_its_row(shop: Path) -> None:
+    frame = pl.read_csv(shop / "log.csv")
+    frame = frame.with_columns(
+        user_id=pl.when(pl.int_range(pl.len()).is_in([800, 1600]))
+        .then(pl.lit(" "))
+        .otherwise(pl.when(pl.int_range(pl.len()) != 2200).then("user_id"))
+    )
+    pq.write_table(frame.to_arrow(), shop / "log.parquet", row_group_size=700)
+    with pytest.raises(DataError, match=r"'user_id' \(user\) is empty in rows 801, 1601, 2201"):
+        loaded(shop, "log.parquet")
+
+
+def test_coded_ids_are_numbered_by_first_appearance() -> None:
+    parts = [
+        (np.array([1, 0, -1], np.int32), pl.Series(["x", "y", "unused"])),
+        (np.array([0, 1, 2], np.int32), pl.Series(["w", "y", None], dtype=pl.String)),
+    ]
+    found = CodedIds.of_parts(parts)
+    assert found.known.to_list() == ["y", "x", "w"]
+    assert found.codes.tolist() == [0, 1, -1, 2, 0, -1]
+    assert found.text().to_list() == ["y", "x", None, "w", "y", None]
+    whole = CodedIds.of(found.text())
+    assert whole.known.to_list() == found.known.to_list()
+    np.testing.assert_array_equal(whole.codes, found.codes)
+
+
+@pytest.mark.parametrize("sorted_by", [None, "time", "user"])
+def test_events_are_grouped_as_a_stable_sort_would(sorted_by: str | None) -> None:
+    draw = np.random.default_rng(1)
+    user, item = draw.integers(0, 30, 900), draw.integers(1, 9, 900)
+    timestamp = draw.integers(0, 40, 900).astype(np.float64)
+    if sorted_by == "time":
+        timestamp.sort()
+    if sorted_by == "user":
+        order = np.lexsort((timestamp, user))
+        user, timestamp = user[order], timestamp[order]
+    log = InteractionLog(user, item, timestamp, tuple(map(str, range(30))))
+    np.testing.assert_array_equal(log.by_user(), np.lexsort((timestamp, user)))
+
+
+def test_items_of_a_saved_file_are_rows_of_the_catalogue(shop: Path) -> None:
+    data = loaded(shop, "log.parquet")
+    data.save_sequences(shop / "log.sequences")
+    kept = pl.read_parquet(shop / "log.sequences")
+    raw = pl.read_csv(shop / "log.csv").sort("timestamp", maintain_order=True)
+    items: ItemTable = data.items
+    for name, rows in kept.select("user", "items").rows():
+        wanted = raw.filter(pl.col("user_id") == name)["item_id"].to_list()
+        assert [items.ids[row] for row in rows] == wanted
