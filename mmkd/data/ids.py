@@ -112,7 +112,7 @@ class CodedIds:
         Args:
             parts: [m] numbers in 0..K'-1, -1 where an id is missing, and [K'] text, each id once.
         """
-        known = pl.concat([names for _, names in parts]).unique(maintain_order=True)
+        known = pl.concat([names for _, names in parts]).drop_nulls().unique(maintain_order=True)
         index = IdIndex(known)
         codes = np.concatenate(
             [np.append(index.find(names), -1).astype(np.int32)[own] for own, names in parts]

@@ -109,10 +109,8 @@ def read_lists(table: Table, name: str, *, setting: str, separator: str) -> pl.S
             raise DataError(f"{table.source}: {setting}: the separator is empty; use '|' or ' '")
         text = read_text(table, name, setting=setting)
         cells = text.str.split(used)
-        written = written_lists(text)
-        if any(one is not None for one in written):
-            lists = pl.Series(written, dtype=pl.List(pl.String))
-            cells = lists.zip_with(lists.is_not_null(), cells)
+        lists = written_lists(text)
+        cells = lists.zip_with(lists.is_not_null(), cells)
     label = pl.element().str.strip_chars()
     labels = cells.list.eval(label.filter(label != "")).list.unique(maintain_order=True)
     return labels.fill_null(pl.Series([[]], dtype=pl.List(pl.String)))
@@ -181,10 +179,12 @@ def read_numbers(table: Table, name: str, *, setting: str) -> NDArray[np.float64
     return values
 
 
-def written_lists(text: pl.Series) -> list[list[str] | None]:
-    """The parts of each cell that is a list written as text, such as ``['a', 'b']``; else None."""
+def written_lists(text: pl.Series) -> pl.Series:
+    """The parts of each cell that is a list written as text, such as ``['a', 'b']``; or null."""
     looks = text.str.contains(r"(?s)^\[.*\]$").fill_null(False)
-    return [_written_list(cell) if like else None for cell, like in zip(text, looks, strict=True)]
+    lists = [_written_list(cell) for cell in text.filter(looks)]
+    place = (looks.cum_sum().cast(pl.Int64) - 1).set(~looks, None)
+    return pl.Series([*lists, None], dtype=pl.List(pl.String)).gather(place)
 
 
 def _written_list(cell: str) -> list[str] | None:

@@ -411,11 +411,22 @@ def _leave(paths: pl.Series, folder: Path) -> pl.Series:
     def leaves(path: str) -> bool:
         return os.path.commonpath([top, os.path.realpath(path)]) != top
 
-    # one realpath for each folder and for each link, not for each picture
+    # a look into each folder and one realpath for it and each of its links, not for each picture
     parents = paths.str.replace(r"/[^/]*$", "")
-    left = [parent for parent in parents.drop_nulls().unique() if leaves(parent)]
-    linked = (path is not None and os.path.islink(path) and leaves(path) for path in paths)
-    return parents.is_in(left).fill_null(False) | pl.Series(linked, dtype=pl.Boolean)
+    folders = parents.drop_nulls().unique().to_list()
+    left = [parent for parent in folders if leaves(parent)]
+    links = paths.filter(paths.is_in([link for parent in folders for link in _links(parent)]))
+    linked = [link for link in links.unique() if leaves(link)]
+    return (parents.is_in(left) | paths.is_in(linked)).fill_null(False)
+
+
+def _links(folder: str) -> list[str]:
+    """The links in a folder; none where it is not there."""
+    try:
+        with os.scandir(folder or "/") as entries:
+            return [f"{folder}/{entry.name}" for entry in entries if entry.is_symlink()]
+    except OSError:
+        return []
 
 
 # ---- columns of the log

@@ -85,7 +85,7 @@ def _odd_lists(table: Table, setting: str, name: str) -> Iterator[str]:
     column = table.frame[name]
     if column.dtype != pl.String:
         return
-    written = pl.Series([one is not None for one in written_lists(column.str.strip_chars())])
+    written = written_lists(column.str.strip_chars()).is_not_null()
     if written.any():
         read = "their parts are the labels" if setting == "attributes" else "they are taken as text"
         yield from _odd(table, setting, name, column, written, f"are lists as text: {read}")

@@ -32,7 +32,7 @@ _BY_SUFFIX = {
     ".item": "recbole",
     ".sequences": "sequences",
 }
-_KINDS = ", ".join(dict.fromkeys(_BY_SUFFIX.values()))
+_KINDS = ", ".join(kind for kind in dict.fromkeys(_BY_SUFFIX.values()) if kind != "sequences")
 _SEPARATORS = {"csv": ",", "tsv": "\t", "recbole": "\t"}
 _RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 _REMEDY = "correct it, or fetch it again"
