@@ -5,6 +5,11 @@
     python -m benchmarks.scale eval --items 1000000 --cases 10000
     python -m benchmarks.scale step --items 1000000 --processes 2 --threads 1  # sharded tables
     python -m benchmarks.scale sampler --items 20000000
+    python -m benchmarks.scale catalogue --items 1000000        # Parquet to an ItemTable
+    python -m benchmarks.scale log --events 10000000            # Parquet to sequences
+    python -m benchmarks.scale listing --shards 100000
+    python -m benchmarks.scale store --vectors 1000000          # of 64 numbers
+    python -m benchmarks.scale index --vectors 1000000
 
 Every figure is measured in a process of its own, by default with two threads, or in several that
 share a step, of which the largest is told. `peak_gib` is the largest resident size of a process,
@@ -26,31 +31,46 @@ from benchmarks.measure import (
     print_table,
     write_results,
 )
+from benchmarks.scale_files import stages
 
+# what of files is measured, and what it grows by
+FILES = {
+    "catalogue": "items", "log": "events", "listing": "shards",
+    "store": "vectors", "index": "vectors",
+}  # fmt: skip
+_SIZES = {
+    "items": [10_000, 100_000, 1_000_000], "events": [1_000_000, 10_000_000],
+    "shards": [1_000, 10_000, 100_000], "vectors": [1_000_000],
+}  # fmt: skip
 KINDS = ("step", "eval", "sampler")
 _TARGETS = {"step": "step", "eval": "evaluation", "sampler": "sampler"}
 GIB = 1024**3
+_LOG_ITEMS = 1_000_000
 
 
 def main() -> None:
     """Measure one figure, or all of them at all sizes."""
     options = _parser().parse_args()
     if options.what != "all":
-        row = _row(options.what, options.items[0], options)
+        if options.what in FILES:
+            row = _file_row(options.what, getattr(options, FILES[options.what])[0], options)
+        else:
+            row = _row(options.what, options.items[0], options)
         if not options.json:
             print_table(list(row), [[_shown(value) for value in row.values()]])
         print(json.dumps(row))
         return
     rows = []
-    for what, items in [*itertools.product(("step", "eval"), options.items)] + [
-        ("sampler", items) for items in (*options.items, options.most)
-    ]:
-        print(f"{what} {items:,} ...", file=sys.stderr, flush=True)
+    figures = [*itertools.product(("step", "eval"), options.items)]
+    figures += [("sampler", items) for items in (*options.items, options.most)]
+    figures += [(what, size) for what, unit in FILES.items() for size in _SIZES[unit]]
+    for what, size in figures:
+        print(f"{what} {size:,} ...", file=sys.stderr, flush=True)
         try:
-            rows.append(_row(what, items, options))
+            rows.append((_file_row if what in FILES else _row)(what, size, options))
         except BenchmarkError as error:
             print(f"  not measured: {error}", file=sys.stderr)
-    for what in KINDS:
+    for what in (*KINDS, *FILES):
         _print(what, [row for row in rows if row["what"] == what])
     print(f"\nwritten to {write_results('scale', vars(options), rows)}")
 
@@ -93,6 +113,36 @@ def _row(what: str, items: int, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _file_row(what: str, size: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One figure of files; what makes them is no part of it."""
+    arguments: dict[str, Any] = {FILES[what]: size}
+    if what in ("store", "index"):
+        found = stages(what, **arguments, folder=options.folder, timeout_s=options.timeout_s)
+        seconds = found["write_s" if what == "store" else "index_s"]
+        cpu_s = found["write_cpu_s" if what == "store" else "index_cpu_s"]
+        return {"what": what, **arguments, f"{what}_s": seconds, "cpu_s": cpu_s, **found}
+    if what == "log":
+        arguments |= {"items": min(_LOG_ITEMS, size)}
+    measured = measure(
+        f"{what} {size}",
+        f"benchmarks.scale_files:{what}",
+        arguments | {"folder": options.folder},
+        steps=1,
+        warmup=0,
+        threads=options.threads,
+        allocator="system",
+        timeout_s=options.timeout_s,
+    )
+    notes = {k: _rounded(v) for k, v in measured.notes.items() if not k.endswith("_loss")}
+    return {
+        "what": what,
+        **arguments,
+        f"{what}_s": round(measured.median_s, 3),
+        "peak_gib": round((measured.peak_bytes + measured.interpreter_bytes) / GIB, 3),
+        **notes,
+    }
+
+
 def _peak(found: Measurement) -> int:
     return max(found.peak_bytes, found.setup_peak_bytes) + found.interpreter_bytes
 
@@ -102,7 +152,7 @@ def _print(what: str, rows: list[dict[str, Any]]) -> None:
     header = [what, "seconds", "grew", "CPU s", "grew", "peak GiB", "grew"]
     table, before = [], None
     for row in rows:
-        line = [f"{row['items']:,}"]
+        line = [f"{row[FILES.get(what, 'items')]:,}"]
         for figure in (f"{what}_s", "cpu_s", "peak_gib"):
             line.append(_shown(row[figure]))
             line.append(f"x{row[figure] / before[figure]:.2f}" if before else "")
@@ -122,10 +172,14 @@ def _shown(value: Any) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
-    parser.add_argument("what", nargs="?", choices=["all", *KINDS], default="all")
+    parser.add_argument("what", nargs="?", choices=["all", *KINDS, *FILES], default="all")
     sizes = [10_000, 100_000, 1_000_000, 10_000_000]
     parser.add_argument("--items", type=int, nargs="+", default=sizes)
     parser.add_argument("--most", type=int, default=20_000_000, help="the sampler's last size")
+    parser.add_argument("--events", type=int, nargs=1, default=[10_000_000], help="of a log")
+    parser.add_argument("--shards", type=int, nargs=1, default=[100_000], help="of a listing")
+    parser.add_argument("--vectors", type=int, nargs=1, default=[1_000_000], help="of a store")
+    parser.add_argument("--folder", help="where made-up files are kept; by default they are not")
     parser.add_argument("--json", action="store_true", help="nothing but a line of JSON")
     parser.add_argument("--batch", type=int, default=256, help="sequences a batch")
     parser.add_argument("--length", type=int, default=50)

@@ -33,6 +33,7 @@ _QUERIES = 128  # whose candidates' vectors are held at once
 _CANDIDATES = 100
 # beyond these a carried-over index is built anew
 _CHANGED_SHARE = 0.2
+_MAPPED = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
 _GROWTH = 2
 
 
@@ -224,7 +225,9 @@ def index_of(
     wanted = kind or default_kind(count, exact_below=exact_below)
     others = [manifest.parent for manifest in table_manifests(folder.parents[1])]
     for source in dict.fromkeys([folder, *others]):
-        index = _carried_over(table, table.vectors, source, wanted, any_kind=kind is None)
+        index = _carried_over(
+            table, table.vectors, source, wanted, any_kind=kind is None, own=source == folder
+        )
         if index is not None:
             break
     else:
@@ -255,9 +258,20 @@ def remove_index(folder: Path) -> None:
 
 
 def _carried_over(
-    table: EmbeddingTable, vectors: StoredVectors, source: Path, wanted: str, *, any_kind: bool
+    table: EmbeddingTable,
+    vectors: StoredVectors,
+    source: Path,
+    wanted: str,
+    *,
+    any_kind: bool,
+    own: bool,
 ) -> NeighbourIndex | None:
-    """The index saved in a folder, made to fit a table; None if that cannot be."""
+    """The index saved in a folder, made to fit a table; None if that cannot be.
+
+    Inverted lists in the table's ``own`` folder stay on the disk, as the vectors do: the system
+    reads what searches touch, and all processes share it. Those to be changed, or saved elsewhere,
+    are read.
+    """
     try:
         known = read_json(source / "index.json")
         kind, trained_on = str(known["kind"]), int(known["trained_on"])
@@ -277,7 +291,8 @@ def _carried_over(
             return None
         if file_checksum(source / "index.faiss") != known["files"]["index.faiss"]:
             return None
-        stored = faiss.read_index(str(source / "index.faiss"))
+        mapped = own and not added.any()
+        stored = faiss.read_index(str(source / "index.faiss"), _MAPPED if mapped else 0)
         if stored.ntotal != len(rows) or stored.d != table.dim:
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError):
