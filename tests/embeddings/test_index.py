@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mmkd import EmbeddingCache, EmbeddingTable
 from mmkd.embeddings import index as index_module
-from mmkd.embeddings.index import NeighbourIndex, empty_index, lists_of, unit
+from mmkd.embeddings.index import NeighbourIndex, empty_index, index_of, lists_of, unit
 from mmkd.errors import CacheError
 
 
@@ -149,6 +149,48 @@ def test_the_index_is_kept_beside_the_vectors_and_read_back(
     again = EmbeddingCache(cache.folder).neighbours(open_table(cache, texts), rows, 5)
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_inverted_lists_stay_on_the_disk_and_find_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "_POINTS_A_LIST", 1)
+    texts = [f"item {n}" for n in range(300)]
+    rows = np.arange(1, 301)
+
+    def asked(texts: list[str], kind: str = "IVF7,SQ8") -> tuple[Any, Any]:
+        cache = EmbeddingCache(tmp_path, index=kind)
+        table = cache.table(card(), catalogue(texts), encoder_factory=FakeText)
+        found = cache.neighbours(table, rows, 5)
+        (folder,) = [saved.parent for saved in tmp_path.glob("*/tables/*/index.faiss")][-1:]
+        index = index_of(table, folder, kind=kind)
+        return found, index.index
+
+    built, _ = asked(texts)
+    (saved,) = tmp_path.glob("*/tables/*/index.faiss")
+    mapped, index = asked(texts)
+    lists = faiss.downcast_InvertedLists(index.invlists)
+    assert isinstance(lists, faiss.OnDiskInvertedLists) and lists.read_only
+    held = faiss.read_index(str(saved))
+    assert not isinstance(faiss.downcast_InvertedLists(held.invlists), faiss.OnDiskInvertedLists)
+    queries = np.random.default_rng(0).standard_normal((20, held.d), dtype=np.float32)
+    for ours, theirs in zip(index.search(queries, 9), held.search(queries, 9), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(built, mapped, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+    # what is carried over holds its lists itself, whatever becomes of the file it came from
+    monkeypatch.setattr(NeighbourIndex, "build", None)
+    EmbeddingCache(tmp_path, index="IVF7,SQ8").table(
+        card(), catalogue([*texts[1:], "another"]), encoder_factory=FakeText
+    )
+    carried, _ = asked([*texts[1:], "another"])
+    (new,) = set(tmp_path.glob("*/tables/*/index.faiss")) - {saved}
+    saved.unlink()
+    assert faiss.read_index(str(new)).ntotal == 301
+    again, _ = asked([*texts[1:], "another"])
+    for ours, theirs in zip(carried, again, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "other vectors", "no description"])
