@@ -164,3 +164,22 @@ def test_mistakes_write_nothing(tmp_path: Path) -> None:
 
 def test_the_example_runs() -> None:
     assert doctest.testmod(start).failed == 0
+
+
+def test_a_recipe_can_read_its_log_from_a_sequence_file(tmp_path: Path) -> None:
+    write_shop(tmp_path / "shop")
+    init()
+    whole = printed("validate", "shop.yaml")
+    written = printed("data", "sequences", "shop.yaml")
+    assert written == {"path": f"{tmp_path}/shop/events.sequences", "users": 30, "events": 180}
+    again = printed("validate", "shop.yaml", "data.interactions.path=events.sequences")
+    for name in ("users", "events", "valid_cases", "test_cases", "dropped", "tied_events"):
+        assert again["data"][name] == whole["data"][name]
+    result = invoke("data", "sequences", "shop.yaml", "--out", "x.sequences")
+    assert "180 events of 30 users" in result.output and Path("x.sequences").is_file()
+    small = ("training.epochs=1", "training.cpu=true", "evaluation.resamples=20", "encoders=null")
+    first = printed("train", "shop.yaml", "name=a", *small)
+    second = printed(
+        "train", "shop.yaml", "name=b", "data.interactions.path=events.sequences", *small
+    )
+    assert first["test"]["metrics"] == second["test"]["metrics"]
