@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +80,9 @@ class RayActors(AbstractContextManager["RayActors"]):
             max_restarts=_RESTARTS, max_task_retries=_RESTARTS, **resources
         )
         made = ray.put(make)  # kept here, so that an actor that is started again finds it
-        given = [made], trusted(), resources["num_cpus"]
-        actors = [actor.remote(*given) for _ in range(count)]
+        actors = [actor.remote(trusted(), resources["num_cpus"]) for _ in range(count)]
         try:
-            yield Crew(ray, actors)
+            yield Crew(ray, actors, made)
         finally:
             for one in actors:
                 ray.kill(one)
@@ -162,10 +160,12 @@ class Crew:
     Args:
         ray: The module, connected.
         actors: Handles of `_EncodingActor`.
+        make: A reference to what makes their encoder.
     """
 
-    def __init__(self, ray: Any, actors: Sequence[Any]) -> None:
+    def __init__(self, ray: Any, actors: Sequence[Any], make: Any) -> None:
         self._ray = ray
+        self._make = [make]  # in a list Ray leaves it a reference, which an actor asks for once
         self._idle = list(actors)
         self._under_way: dict[Any, tuple[Any, str, Sequence[Work]]] = {}
 
@@ -177,7 +177,7 @@ class Crew:
     def give(self, name: str, work: Sequence[Work], *, nothing_stored: bool) -> None:
         """Gives a chunk's work to a free actor."""
         actor = self._idle.pop()
-        answer = actor.encode.remote(list(work), nothing_stored=nothing_stored)
+        answer = actor.encode.remote(self._make, list(work), nothing_stored=nothing_stored)
         self._under_way[answer] = actor, name, work
 
     def taken(self, *, timeout_s: float) -> Iterator[tuple[str, Encoded]]:
@@ -226,21 +226,19 @@ class Crew:
 class _EncodingActor:
     """Runs in a process of the cluster. Its encoder is made late, so that what fails is told."""
 
-    def __init__(self, make: Sequence[Any], names: Sequence[str], cpus: int) -> None:
+    def __init__(self, names: Sequence[str], cpus: int) -> None:
         trust_code(names)  # what the driver's user trusts
         beside = max(1, usable_cores() // cpus)  # actors that a machine has room for
         os.environ["LOCAL_WORLD_SIZE"] = str(beside)  # read by the loader of pictures
         use_threads(thread_count(beside))
-        self._make = make  # a reference, in a list so that Ray leaves it one
+        self._encoder: GuardedEncoder | None = None
         self._open = ExitStack()
 
-    @cached_property
-    def _encoder(self) -> GuardedEncoder:
-        make: Guarded = _ray().get(self._make[0])
-        return self._open.enter_context(make())
-
-    def encode(self, work: Sequence[Work], *, nothing_stored: bool) -> Encoded:
+    def encode(self, make: Sequence[Any], work: Sequence[Work], *, nothing_stored: bool) -> Encoded:
         """Encodes a chunk, in the batches that a run without actors has."""
+        if self._encoder is None:
+            made: Guarded = _ray().get(make[0])
+            self._encoder = self._open.enter_context(made())
         encoder = self._encoder
         before = encoder.wait_s, encoder.encode_s, encoder.cut
         outcomes = [one for batch in encoder.outcomes(work) for one in batch]

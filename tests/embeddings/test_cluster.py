@@ -171,10 +171,10 @@ def test_a_picture_that_only_the_driver_sees_is_told(tmp_path: Path) -> None:
         get=lambda answer: Encoded([], 0.0, 0.0, 0),
         exceptions=SimpleNamespace(RayTaskError=KeyError, RayError=LookupError),
     )
-    remote = SimpleNamespace(remote=lambda work, nothing_stored: "answer")
+    remote = SimpleNamespace(remote=lambda make, work, nothing_stored: "answer")
 
     def taken(*names: str) -> list[str]:
-        crew = Crew(ray, [SimpleNamespace(encode=remote)])
+        crew = Crew(ray, [SimpleNamespace(encode=remote)], None)
         crew.give("chunk", [Work(n, n, tmp_path / n) for n in names], nothing_stored=True)
         assert not crew.free
         return [name for name, _ in crew.taken(timeout_s=0)]
