@@ -109,7 +109,9 @@ def _towers(folder: Path, *, pictures: int = ITEMS - 3, keep: bool = False) -> d
 def _encoded(contents: Contents, sources: list[Any]) -> NDArray[np.float32]:
     given = [one for one in sources if one]
     encoder: Any = contents.encoder
-    return encoder.encode(given if encoder.modality == "text" else [*map(Image.open, given)])
+    inputs = given if encoder.modality == "text" else [*map(Image.open, given)]
+    vectors: NDArray[np.float32] = encoder.encode(inputs)
+    return vectors
 
 
 def _fit_towers(
