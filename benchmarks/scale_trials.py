@@ -93,7 +93,7 @@ def step(
 
     one = next(stream.epoch(0))
     notes = {
-        "process_parameters": sum(p.numel() for p in module.parameters()),
+        "parameters": sum(p.numel() for p in module.parameters()),
         "rows_touched": len(one.touched(items)),
         "supervised": int(one.targets.count_nonzero()),
     }
