@@ -21,6 +21,7 @@ from mmkd.distiller.reduction import fit_pca, present_rows
 from mmkd.embeddings import EmbeddingCache, EmbeddingTable
 from mmkd.encoders import EncoderCard
 from mmkd.encoders.base import unit_rows
+from mmkd.trust import trust_code
 
 CHANGED = 1000
 BATCH = 1000
@@ -99,6 +100,7 @@ def main() -> None:
 
     cache = EmbeddingCache(options.folder, dtype=options.dtype)
     kind = "benchmarks.cache_stages:Clustered"
+    trust_code("benchmarks.cache_stages")
     card = EncoderCard(name="clustered", modality="text", kind=kind, options={"dim": options.dim})
     changed = CHANGED if options.stage in ("change", "index again") else 0
     items = catalogue(options.items, changed=changed)
