@@ -27,6 +27,7 @@ from benchmarks.measure import (
     BenchmarkError,
     Help,
     Measurement,
+    measure,
     measure_together,
     print_table,
     write_results,

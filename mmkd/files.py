@@ -428,7 +428,7 @@ class ParquetColumns:
 
         kind = self._file.schema_arrow.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
     def coded(self, name: str) -> "Iterator[tuple[NDArray[np.int32], pl.Series]]":
         """A column of text by parts: [n] numbers of texts, -1 for null, and the texts, [K]."""

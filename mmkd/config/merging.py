@@ -141,7 +141,7 @@ def _without_encoders(
         below = {**below, section: changed} if section else changed
         if not isinstance(own, Mapping) or name not in own:
             followed.append(f"{key} is {show(value).strip(chr(39))}")
-    networks = _as_mapping(below.get("ensemble")).get("members")
+    networks: Any = _as_mapping(below.get("ensemble")).get("members")
     left = [one for one in networks if _reads_ids(one)] if isinstance(networks, list) else networks
     if left != networks:
         several = len(left) > 1  # one network needs nothing of what adds several up

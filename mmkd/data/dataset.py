@@ -19,6 +19,7 @@ from mmkd.data.interactions import InteractionLog
 from mmkd.data.items import ItemTable
 from mmkd.data.readers import (
     GUESS,
+    Guess,
     LeftOut,
     Source,
     Table,
@@ -179,8 +180,9 @@ class Dataset:
 
         of_items, guessed = guess_items(table, given.only(catalogue_columns), root=folder)
         of_items = given.options | of_items
+        guessed_too: list[Guess] = []
         if log_table is None:
-            of_events, guessed_too = unlike_defaults(log_given.options), []
+            of_events = unlike_defaults(log_given.options)
         else:
             of_events, guessed_too = guess_events(
                 log_table, log_given.only(log_columns), id=of_items["id"]

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import polars as pl
@@ -104,8 +104,9 @@ def why_tied(column: pl.Series, values: NDArray[np.float64]) -> str | None:
 
 def _are_small(whole: pl.Series) -> bool:
     """Whether float64 tells whole numbers apart, and parts of a second made of them."""
-    least, most = whole.min(), whole.max()
-    return least is None or (-_TOLD_APART < least and most < _TOLD_APART)  # type: ignore[operator]
+    least: Any = whole.min()
+    most: Any = whole.max()
+    return least is None or bool(-_TOLD_APART < least and most < _TOLD_APART)
 
 
 def _has_nanoseconds(column: pl.Series) -> bool:

@@ -112,7 +112,8 @@ def test_a_preset_is_the_base_and_only_what_the_data_changes_is_written(tmp_path
         recipe = load_recipe(f"{name}.yaml")
         assert bool(recipe.encoders) == (name in ("fused", "kdsr"))
         if name == "kdsr":  # eight items fill no more
-            assert recipe.distiller["dim"] == recipe.distiller["codes"] == 8
+            distiller = recipe.distiller or {}
+            assert distiller["dim"] == distiller["codes"] == 8
         assert (recipe.ensemble.get("members") == 3) == (name == "emkd")
         assert recipe.objective.attributes is None  # the shop has no labels
         assert printed("validate", f"{name}.yaml", "--no-data")["valid"] is True

@@ -171,7 +171,7 @@ def test_inverted_lists_stay_on_the_disk_and_find_the_same(
     mapped, index = asked(texts)
     lists = faiss.downcast_InvertedLists(index.invlists)
     assert isinstance(lists, faiss.OnDiskInvertedLists) and lists.read_only
-    held = faiss.read_index(str(saved))
+    held: Any = faiss.read_index(str(saved))
     assert not isinstance(faiss.downcast_InvertedLists(held.invlists), faiss.OnDiskInvertedLists)
     queries = np.random.default_rng(0).standard_normal((20, held.d), dtype=np.float32)
     for ours, theirs in zip(index.search(queries, 9), held.search(queries, 9), strict=True):

@@ -1,8 +1,8 @@
 """Readers: a user's files and frames to an ItemTable and an InteractionLog."""
 
+from mmkd.data.interactions import LeftOut
 from mmkd.data.readers.guessing import GUESS, Guess, guess_events, guess_items, usual_column
 from mmkd.data.readers.load import (
-    LeftOut,
     check_load_interactions,
     check_load_items,
     defaults_of,

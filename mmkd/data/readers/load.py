@@ -247,7 +247,7 @@ def load_interactions(
         timestamp_format=timestamp_format,
     )
     refuse(check_load_interactions(**options), DataError)
-    columns = {"user": user, "item": item, "timestamp": timestamp}
+    columns: dict[str, Any] = {"user": user, "item": item, "timestamp": timestamp}
     if is_sequences(path, format):
         return read_sequences(root / path, items, unlike_defaults(columns | options))[0]
     table = read_table(
