@@ -7,10 +7,11 @@ the rest of this package works; and back to objects:
     STORE/shards/NAME.parquet           a shard's records; that it is there commits the shard
     STORE/shards/NAME-CHECKSUM.npy      its vectors
 
-NAME is a digest of the keys of the shard's inputs, in their order, and so that of the chunk it was
-encoded as. An object is written only if there is none of its name: of two machines that encode the
-same chunk the first is kept, and neither needs a lock. What is not sent yet, for the network broke,
-is whatever the mirror has and the store does not, so nothing has to be remembered.
+NAME is a digest of the keys of the shard's inputs, in their order, and of which have no vector: the
+same for the same chunk, unless one machine could encode what another could not. An object is
+written only if there is none of its name: of two machines that encode the same chunk the first is
+kept, and neither needs a lock. What is not sent yet, for the network broke, is whatever the mirror
+has and the store does not, so nothing has to be remembered.
 """
 
 import hashlib
@@ -27,10 +28,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import polars as pl
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from mmkd.embeddings.inputs import text_key
-from mmkd.embeddings.shards import ShardInfo, ShardStore, records_of, writing
+from mmkd.embeddings.shards import OK, ShardInfo, ShardStore, reading, records_of, writing
 from mmkd.embeddings.stores import DamagedMetaError, read_meta
 from mmkd.errors import CacheError, Interrupted, one_of
 from mmkd.files import parse_parquet, read_json, replacing, write_json
@@ -41,6 +42,7 @@ _DESCRIPTION = ("card.yaml", "meta.json")  # in this order: a store is one once 
 _AT_ONCE = 16  # requests under way
 _HELD = 64  # fetched shards in memory at most
 _CONNECT_S, _RETRIES, _RETRY_S = 10, 5, 60
+_ASKED_S = 1.0  # between two questions whether to stop, while another process syncs
 
 
 def is_url(folder: Path | str) -> bool:
@@ -50,7 +52,10 @@ def is_url(folder: Path | str) -> bool:
 
 def url_problems(url: str) -> list[str]:
     """A line for each reason why an address can be no cache's; what is secret in it is not told."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # such as half a bracket
+        return ["folder: got an address that is none; wanted such as s3://bucket/prefix"]
     if parts.username or parts.password or parts.query or parts.fragment:
         return [
             f"folder: got a {parts.scheme}:// address with more in it than a bucket and a prefix; "
@@ -113,14 +118,16 @@ class RemoteCache:
         with writing(lock):
             lock.parent.mkdir(parents=True, exist_ok=True)
             waiting = FileLock(lock)
-            waiting.acquire()
+            while not waiting.is_locked:
+                _obey(stop)
+                with suppress(Timeout):
+                    waiting.acquire(timeout=_ASKED_S)
         try:
             here = shard_names(store)
             there = [p for p in found if p.startswith(f"{name}/shards/") and p.endswith(".parquet")]
             missing = [path for path in there if Path(path).stem not in here]
             for start in range(0, len(missing), _HELD):
-                if stop is not None and stop():
-                    raise Interrupted("stopped: what was fetched is kept; the same command goes on")
+                _obey(stop)
                 self._fetch(store, missing[start : start + _HELD])
             if missing:
                 _logger.info("%s: %d shards fetched to %s", self.url, len(missing), self._mirror)
@@ -136,31 +143,40 @@ class RemoteCache:
         Raises:
             CacheError: It cannot be written.
         """
-        if (read := store.records(number)) is None:
+        path, vectors = store.path(number), b""
+        with reading(path):
+            try:
+                # read once: the number may be another shard's at any moment
+                records = path.with_suffix(".parquet").read_bytes()
+                read = records_of(parse_parquet(records))
+                if read is not None and read[1].rows:
+                    vectors = path.read_bytes()
+            except (FileNotFoundError, ValueError):  # removed since, or damaged
+                return
+        if read is None or _unsound(vectors, read[1]):
             return  # damaged: whoever opens the table finds it
         frame, info = read
         folder = f"{store.folder.name}/shards/{_name(frame)}"
-        path = store.path(number)
-        with suppress(FileNotFoundError):  # removed since
-            if info.rows:
-                vectors = path.read_bytes()
-                if _unsound(vectors, info):
-                    return
-                self._put(f"{folder}-{info.checksum:08x}.npy", vectors)
-            self._put(f"{folder}.parquet", path.with_suffix(".parquet").read_bytes())
+        if info.rows:
+            self._put(f"{folder}-{info.checksum:08x}.npy", vectors)
+        self._put(f"{folder}.parquet", records)
 
     def _describe(self, folder: Path, found: dict[str, Any]) -> None:
         """Fetches or sends what says which encoder a store is of, and in what format."""
-        for name in _DESCRIPTION:
-            path, there = folder / name, f"{folder.name}/{name}"
-            if there in found and not path.exists():
-                content = self._get(there)
-                with writing(path), replacing(path) as temporary:
-                    temporary.write_bytes(content)
-            elif path.exists() and there not in found:
-                self._put(there, path.read_bytes())
-        with suppress(DamagedMetaError):  # it is written again
+        here = {f"{folder.name}/{name}": folder / name for name in _DESCRIPTION}
+        for there, path in here.items():
+            with suppress(FileNotFoundError):  # removed since
+                if there in found and (content := self._get(there)) != _content(path):
+                    with writing(path), replacing(path) as temporary:
+                        temporary.write_bytes(content)
+        try:
             read_meta(folder)  # refuses a newer format
+        except DamagedMetaError:  # it is written again here, and then sent
+            self._remove(f"{folder.name}/meta.json")
+            return
+        for there, path in here.items():
+            if there not in found and (own := _content(path)) is not None:
+                self._put(there, own)
 
     def _fetch(self, store: ShardStore, paths: list[str]) -> None:
         for path, shard in zip(paths, self._mapped(self._shard, paths), strict=True):
@@ -176,12 +192,16 @@ class RemoteCache:
             try:
                 records = self._get(path)
                 read = records_of(parse_parquet(records))
-                if read is not None:
-                    frame, info = read
-                    vectors = f"{path.removesuffix('.parquet')}-{info.checksum:08x}.npy"
-                    content = self._get(vectors) if info.rows else b""
-                    if not _unsound(content, info) and _name(frame) == Path(path).stem:
-                        return frame, info, content
+                if read is None:  # whole, but not as this version writes it
+                    raise CacheError(
+                        f"{self.url}/{path}: is no shard that this version of mmkd knows; upgrade "
+                        "mmkd, or choose another cache.folder"
+                    )
+                frame, info = read
+                vectors = f"{path.removesuffix('.parquet')}-{info.checksum:08x}.npy"
+                content = self._get(vectors) if info.rows else b""
+                if not _unsound(content, info) and _name(frame) == Path(path).stem:
+                    return frame, info, content
             except (
                 CacheError
             ):  # a ValueError too, but of the network: nothing is known to be damaged
@@ -248,9 +268,10 @@ class RemoteCache:
 
 
 def shard_names(store: ShardStore) -> dict[str, int]:
-    """Numbers of a store's shards by the names that they have in an object store.
+    """Numbers of a store's whole shards by the names that they have in an object store.
 
-    ``names.json`` keeps them by size and time of change, so that records are read once.
+    Of one whose vectors are gone or cut there is no name: it can be fetched again. ``names.json``
+    keeps names by size and time of change of the records, so that these are read once.
     """
     path = store.folder / "names.json"
     known: dict[str, list[Any]] = {}
@@ -261,18 +282,33 @@ def shard_names(store: ShardStore) -> dict[str, int]:
         with suppress(FileNotFoundError):
             stat = store.path(number).with_suffix(".parquet").stat()
             stamp = [stat.st_size, stat.st_mtime_ns]
-            if (kept := known.get(str(number))) is not None and kept[:2] == stamp:
+            kept = known.get(str(number), [])
+            if len(kept) != 4 or kept[:2] != stamp:
+                if (read := store.records(number)) is None:
+                    continue
+                kept = [*stamp, read[1].size_bytes, _name(read[0])]
+            if not kept[2] or store.path(number).stat().st_size == kept[2]:
                 found[str(number)] = kept
-            elif (read := store.records(number)) is not None:
-                found[str(number)] = [*stamp, _name(read[0])]
     if found != known:
         with suppress(OSError):
             write_json(path, found)
     return {name: int(number) for number, (*_, name) in found.items()}
 
 
+def _obey(stop: Callable[[], bool] | None) -> None:
+    if stop is not None and stop():
+        raise Interrupted("stopped: what was fetched is kept; the same command goes on")
+
+
+def _content(path: Path) -> bytes | None:
+    with reading(path), suppress(FileNotFoundError):
+        return path.read_bytes()
+    return None
+
+
 def _name(records: pl.DataFrame) -> str:
-    return text_key("\n".join(records["key"]))
+    rows = records.select("key", "status").iter_rows()
+    return text_key("\n".join(key if status == OK else f"{key} {status}" for key, status in rows))
 
 
 def _unsound(content: bytes, info: ShardInfo) -> bool:

@@ -132,7 +132,10 @@ class ShardStore:
         self._last = self._probed = self._asked = 0
 
     def contents(self) -> StoreContents:
-        """Reads the records of all whole shards; a key's latest record counts."""
+        """Reads the records of all whole shards; of a key's the latest counts that has a vector.
+
+        A failure may come late, from a machine that was cut off and knew of no vector.
+        """
         frames, shards = [pl.DataFrame(schema=RECORDS)], {}
         for number in self.numbers():
             with reading(self.folder), suppress(FileNotFoundError):
@@ -140,7 +143,9 @@ class ShardStore:
                 if read and (not read[1].rows or path.stat().st_size == read[1].size_bytes):
                     frames.append(read[0])
                     shards[number] = read[1]
-        records = pl.concat(frames).unique("key", keep="last", maintain_order=True)
+        every, sound = pl.concat(frames), pl.col("status") == OK
+        ordered = pl.concat([every.filter(~sound), every.filter(sound)])
+        records = ordered.unique("key", keep="last", maintain_order=True)
         return StoreContents(records=records, shards=shards)
 
     def records(self, number: int) -> tuple[pl.DataFrame, ShardInfo] | None:

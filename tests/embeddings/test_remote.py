@@ -1,19 +1,26 @@
 """A cache on an object store, against an S3 server on this machine's loopback."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from embeddings.fakes import DIM, TEXTS, FakeText, card, catalogue, never, text_vector
+from filelock import FileLock
 from typer.testing import CliRunner
 
 from mmkd import EmbeddingCache
 from mmkd.cli.app import app
 from mmkd.config.recipe import load_recipe
-from mmkd.errors import CacheError
-from mmkd.files import read_json, write_sealed_json
+from mmkd.embeddings.inputs import text_key
+from mmkd.embeddings.remote import RemoteCache
+from mmkd.embeddings.shards import ShardStore
+from mmkd.errors import CacheError, Interrupted
+from mmkd.files import read_json, read_parquet, write_parquet, write_sealed_json
 
 obstore = pytest.importorskip("obstore")
 pytest.importorskip("obstore.exceptions")
@@ -243,6 +250,7 @@ def test_a_folder_named_as_an_address_is_an_object_store_too(tmp_path: Path) -> 
         ({"folder": "s3://me:hush@bucket/x"}, "it may hold no password"),
         ({"folder": "s3://bucket/x?secret=hush"}, "AWS_ACCESS_KEY_ID"),
         ({"folder": "hdfs://bucket/x"}, "got 'hdfs', wanted one of s3, gs"),
+        ({"folder": "s3://[hush"}, "wanted such as s3://bucket/prefix"),
         ({"folder": "s3:///x"}, "wanted such as s3://bucket/prefix"),
         ({"folder": "cache", "mirror": "m"}, "which needs none"),
     ],
@@ -268,3 +276,112 @@ def test_an_address_in_the_environment_is_the_default(monkeypatch: pytest.Monkey
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
     assert EmbeddingCache().folder.parent == Path("/elsewhere/mmkd")
     assert load_recipe("quickstart", ["data.root=."]).cache.get("folder") is None
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Callable[..., EmbeddingCache]:
+    """A cache of a machine, by its name; all have one store, a folder named as an address."""
+
+    def new(name: str, **options: Any) -> EmbeddingCache:
+        url = f"file://{tmp_path / 'store'}"
+        return EmbeddingCache(url, shard_size=16, mirror=tmp_path / name, **options)
+
+    return new
+
+
+def objects(tmp_path: Path) -> dict[Path, bytes]:
+    found = (tmp_path / "store").rglob("*")
+    return {path: path.read_bytes() for path in found if path.is_file()}
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_vectors_gone_or_cut_in_the_mirror_are_fetched_again(
+    store: Machine, tmp_path: Path, cut: bool
+) -> None:
+    store("a").table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+    vectors = sorted((tmp_path / "a").glob("*/shards/*.npy"))[1]
+    if cut:
+        vectors.write_bytes(vectors.read_bytes()[:-9])
+    else:
+        vectors.unlink()
+    table = store("a").table(card(), catalogue(TEXTS), encoder_factory=never)
+    assert table.vectors[:].tobytes() == EXPECTED.tobytes()
+
+
+def test_a_failure_that_is_sent_late_hides_no_vector(store: Machine, tmp_path: Path) -> None:
+    one = catalogue(["a text"])
+
+    def failing(text: str) -> float:
+        return 0.0 if text == "a short text" else float("nan")  # copes with the trivial one
+
+    def fails() -> FakeText:
+        return FakeText(spoil=failing)
+
+    # two machines that are cut off, of which one cannot encode the text
+    for name, factory in (("a", FakeText), ("b", fails)):
+        own = EmbeddingCache(tmp_path / name, shard_size=1)
+        own.table(card(), catalogue(["another"]), encoder_factory=FakeText)
+        found = own.table(card(), catalogue(["another", "a text"]), encoder_factory=factory)
+        assert found.present[2] == (name == "a")
+    expected = text_vector("a text")
+    for name in ("a", "b", "c", "a"):  # the failure is sent after the vector
+        table = store(name).table(card(), one, encoder_factory=never)
+        assert np.array_equal(table.vectors[1], expected), name
+
+
+def test_records_of_a_version_to_come_are_left_alone(store: Machine, tmp_path: Path) -> None:
+    store("a").table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+    records = next(path for path in objects(tmp_path) if path.suffix == ".parquet")
+    frame, kept = read_parquet(records)
+    write_parquet(records, frame.with_columns(more=pl.lit(1)), {"mmkd.shard": kept["mmkd.shard"]})
+    before = objects(tmp_path)
+    with pytest.raises(CacheError, match="no shard that this version of mmkd knows; upgrade"):
+        store("b").table(card(), catalogue(TEXTS), encoder_factory=never)
+    assert objects(tmp_path) == before
+
+
+def test_a_format_to_come_is_seen_by_a_mirror_that_is_older(store: Machine, tmp_path: Path) -> None:
+    store("a").table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+    meta = next(path for path in objects(tmp_path) if path.name == "meta.json")
+    write_sealed_json(meta, read_json(meta) | {"format_version": 2})
+    with pytest.raises(CacheError, match="cache format 2"):
+        store("a").table(card(), catalogue(["new"]), encoder_factory=never)
+
+
+def test_a_damaged_description_is_replaced_in_the_store(store: Machine, tmp_path: Path) -> None:
+    store("a").table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+    meta = next(path for path in objects(tmp_path) if path.name == "meta.json")
+    sound = meta.read_bytes()
+    meta.write_bytes(sound[:-5])
+    for _ in range(2):  # written again, and then sent
+        store("b").table(card(), catalogue(TEXTS), encoder_factory=never)
+    assert meta.read_bytes() == sound
+
+
+def test_a_shard_whose_number_is_reused_while_it_is_sent_keeps_its_name(
+    store: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = EmbeddingCache(tmp_path / "a", shard_size=16)
+    cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+    (folder,) = (path.parent for path in (tmp_path / "a").glob("*/meta.json"))
+    shards, put = folder / "shards", RemoteCache._put
+
+    def reusing(remote: RemoteCache, path: str, content: bytes) -> None:
+        put(remote, path, content)
+        if path.endswith(".npy"):  # the records are sent next
+            for end in (".npy", ".parquet"):
+                shutil.copy(shards / f"000002{end}", shards / f"000001{end}")
+
+    monkeypatch.setattr(RemoteCache, "_put", reusing)
+    RemoteCache(f"file://{tmp_path / 'store'}", tmp_path / "a").send(ShardStore(folder), 1)
+    monkeypatch.undo()
+    (sent,) = (path for path in objects(tmp_path) if path.suffix == ".parquet")
+    keys = read_parquet(sent)[0]["key"]
+    assert sent.stem == text_key("\n".join(keys))
+
+
+def test_who_waits_for_another_to_sync_can_be_stopped(store: Machine, tmp_path: Path) -> None:
+    store("a").table(card(), catalogue(TEXTS), encoder_factory=FakeText)
+    (claims,) = (tmp_path / "a").glob("*/claims")
+    with FileLock(claims / "sync.lock"), pytest.raises(Interrupted, match="what was fetched"):
+        store("a").table(card(), catalogue(TEXTS), encoder_factory=never, stop=lambda: True)
