@@ -103,7 +103,7 @@ class EmbeddingCache:
     @checked
     def __init__(
         self,
-        folder: Path | str | None = None,
+        folder: str | Path | None = None,  # text first: of an address Path takes a slash away
         *,
         shard_size: int = 1024,
         retry_failed: bool = False,

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from mmkd import EmbeddingCache
 from mmkd.cli.app import app
+from mmkd.config.plan import plan
 from mmkd.config.recipe import load_recipe
 from mmkd.embeddings.inputs import text_key
 from mmkd.embeddings.remote import RemoteCache
@@ -269,6 +270,21 @@ def test_the_commands_of_a_cache_name_the_mirror(monkeypatch: pytest.MonkeyPatch
         assert done.exit_code == 2 and "/elsewhere/mmkd/s3-bucket-x-" in done.output
         done = CliRunner().invoke(app, line, env={"MMKD_CACHE": "s3://bucket/x"})
         assert done.exit_code == 2
+
+
+@pytest.mark.parametrize("place", ["recipe", "environment"])
+def test_a_recipes_cache_is_on_the_object_store_that_is_named(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    overrides = ["data.root=.", "cache.mirror=/elsewhere"]
+    if place == "recipe":
+        overrides.append("cache.folder=s3://bucket/x")
+    else:
+        monkeypatch.setenv("MMKD_CACHE", "s3://bucket/x")
+    planned = plan(load_recipe("quickstart", overrides), needs_data=False, needs_encoders=False)
+    assert planned.cache["folder"] == "s3://bucket/x"
+    cache = EmbeddingCache(**planned.cache)
+    assert cache._remote_url == "s3://bucket/x" and cache.folder == Path("/elsewhere")
 
 
 def test_an_address_in_the_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
