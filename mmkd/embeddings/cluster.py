@@ -210,7 +210,12 @@ class Crew:
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None  # as the encoder raised it
         except self._ray.exceptions.RayError as error:
-            lines = str(error).split("\n")
+            lines = str(error).strip().split("\n")
+            if type(error).__name__ == "UnserializableException":  # of a class like no other
+                raise CacheError(
+                    f"an actor's encoder failed ({lines[-1].strip()}); correct the encoder or its "
+                    f"card; {_KEPT}"
+                ) from error
             if "creation task" in lines[0]:  # such as a package that is not there
                 raise CacheError(
                     f"an actor cannot be started ({lines[-1].strip()}); the machines of a cluster "

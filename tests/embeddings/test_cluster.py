@@ -186,6 +186,25 @@ def test_a_picture_that_only_the_driver_sees_is_told(tmp_path: Path) -> None:
         taken("gone.png", "a.png")
 
 
+def test_a_failure_that_cannot_be_sent_is_not_taken_for_a_death() -> None:
+    class UnserializableException(LookupError):  # noqa: N818 - as Ray names its own
+        pass
+
+    def get(answer: str) -> Encoded:
+        raise UnserializableException("cannot be read\nTraceback\nmy.Error: no such device\n")
+
+    ray = SimpleNamespace(
+        wait=lambda answers, timeout: (answers, []),
+        get=get,
+        exceptions=SimpleNamespace(RayTaskError=KeyError, RayError=LookupError),
+    )
+    remote = SimpleNamespace(remote=lambda work, nothing_stored: "answer")
+    crew = Crew(ray, [SimpleNamespace(encode=remote)])
+    crew.give("chunk", [Work("a", "a", "a text")], nothing_stored=True)
+    with pytest.raises(CacheError, match=r"encoder failed \(my\.Error: no such device\); correct"):
+        list(crew.taken(timeout_s=0))
+
+
 def cluster(*nodes: dict[str, float]) -> Any:
     return SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": node} for node in nodes])
 
