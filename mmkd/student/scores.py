@@ -65,7 +65,7 @@ class BlockScores:
         elif student.inference == "standardized":
             self._normed = [self._moments_of(n) for n in range(len(hidden))]
         if student.untrained_offset is not None:
-            moments = _Moments()
+            moments = _Moments(self._hidden[0])
             for columns in self._columns():
                 moments.add(self._combined(columns))
             moments.join(self._shards)
@@ -162,7 +162,7 @@ class BlockScores:
 
     def _moments_of(self, member: int) -> tuple[Tensor, Tensor]:
         """Mean and deviation [B, 1] of a member's scores of what it knows; 0: all are alike."""
-        moments, known = _Moments(), self._known[member]
+        moments, known = _Moments(self._hidden[member]), self._known[member]
         for columns in self._columns():
             z = self._logits(member, columns)
             moments.add(z if known is None else z[:, known[columns]])
@@ -173,12 +173,17 @@ class BlockScores:
 
 
 class _Moments:
-    """Mean and deviation of rows that come in blocks (Chan, Golub and LeVeque, 1983)."""
+    """Mean and deviation of rows that come in blocks (Chan, Golub and LeVeque, 1983).
 
-    def __init__(self) -> None:
+    Args:
+        like: [B, ...], as many rows and on the same device as what comes.
+    """
+
+    def __init__(self, like: Tensor) -> None:
         self._count = 0
-        self.mean = torch.zeros(())  # [B, 1] float64
-        self._square = torch.zeros(())
+        # [B, 1] even where no block has a column, as other processes' are
+        self.mean = torch.zeros(len(like), 1, dtype=torch.float64, device=like.device)
+        self._square = torch.zeros_like(self.mean)
 
     def add(self, z: Tensor) -> None:
         """[B, n] more."""
@@ -196,17 +201,21 @@ class _Moments:
             return
         counts = shards.gather(torch.tensor([self._count], device=self.mean.device))
         means, squares = shards.gather(self.mean), shards.gather(self._square)
-        self._count, self.mean, self._square = 0, means[0] * 0, squares[0] * 0
+        self._count, self.mean, self._square = (
+            0,
+            torch.zeros_like(means[0]),
+            torch.zeros_like(squares[0]),
+        )
         for count, mean, square in zip(counts.flatten().tolist(), means, squares, strict=True):
             if count:
                 self._add(count, mean, square)
 
     def _add(self, count: int, mean: Tensor, square: Tensor) -> None:
-        away = mean - self.mean.to(mean.device)
+        away = mean - self.mean
         both = self._count + count
-        self.mean = self.mean.to(mean.device) + away * (count / both)
+        self.mean = self.mean + away * (count / both)
         between = away.square() * (self._count * count / both)
-        self._square = self._square.to(mean.device) + square + between
+        self._square = self._square + square + between
         self._count = both
 
     @property
