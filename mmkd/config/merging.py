@@ -25,6 +25,7 @@ _WITHOUT_ENCODERS = {
     "objective.neighbours": None,
     "asynchronous": "none",
     "student.score_with": "id",
+    "tune": {},
 }
 
 
@@ -141,15 +142,38 @@ def _without_encoders(
         below = {**below, section: changed} if section else changed
         if not isinstance(own, Mapping) or name not in own:
             followed.append(f"{key} is {show(value).strip(chr(39))}")
-    networks: Any = _as_mapping(below.get("ensemble")).get("members")
-    left = [one for one in networks if _reads_ids(one)] if isinstance(networks, list) else networks
-    if left != networks:
-        several = len(left) > 1  # one network needs nothing of what adds several up
-        ensemble = {**_as_mapping(below["ensemble"]), "members": left} if several else {}
-        below = {**below, "ensemble": ensemble}
-        if "members" not in _as_mapping(layer.get("ensemble")):
-            followed.append(f"ensemble.members is {show(left) if several else 1}")
+    ensemble = _as_mapping(below.get("ensemble"))
+    left = _of_ids(ensemble)
+    if left != ensemble:
+        below = {**below, "ensemble": left}
+        own_ensemble = _as_mapping(layer.get("ensemble"))
+        followed += [
+            f"ensemble.{key} is {show(left[key]) if left else 1}"
+            for key in (left or ("members",))
+            if left.get(key) != ensemble[key] and key not in own_ensemble
+        ]
     return below, followed
+
+
+def _of_ids(ensemble: dict[str, object]) -> dict[str, object]:
+    """An ensemble's options without those that need an encoder; none where one network is left."""
+    left = dict(ensemble)
+    networks, weights = ensemble.get("members"), ensemble.get("weights")
+    if isinstance(networks, list):
+        kept = [n for n, one in enumerate(networks) if _reads_ids(one)]
+        if len(kept) < min(2, len(networks)):
+            return {}  # one network needs nothing of what adds several up
+        left["members"] = [_without_modalities(networks[n]) for n in kept]
+        if isinstance(weights, list) and len(weights) == len(networks):
+            left["weights"] = [weights[n] for n in kept]
+    if ensemble.get("untrained_offset") is not None:
+        left["untrained_offset"] = None  # ids say nothing of untrained items
+    return left
+
+
+def _without_modalities(member: object) -> object:
+    named = isinstance(member, Mapping) and member.get("modalities")
+    return {**member, "modalities": []} if named else member  # type: ignore[dict-item]
 
 
 def _reads_ids(member: object) -> bool:

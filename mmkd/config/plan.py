@@ -335,7 +335,7 @@ def _tuning(checks: Checks, training: Options) -> dict[str, Options]:
     for key, options in recipe.tune.items():
         for name in key.split("+"):
             if name not in recipe.encoders:
-                known = ", ".join(recipe.encoders)
+                known = ", ".join(recipe.encoders) or "none"
                 checks.problem(f"tune.{key}", f"no such encoder; encoders has {known}")
             elif recipe.tuned.count(name) > 1:
                 checks.problem(f"tune.{key}", f"{name} is tuned twice; leave one out")

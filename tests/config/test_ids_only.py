@@ -100,6 +100,30 @@ def test_members_on_content_alone_go_with_the_encoders(
         assert note == f"override: {FOLLOWED}" + (f", ensemble.members is {said}" if said else "")
 
 
+def test_what_of_several_networks_needs_an_encoder_goes_too() -> None:
+    ensemble = {
+        "members": [{}, {"ids": False}, {"seed": 3, "modalities": ["text"]}],
+        "weights": [0.2, 0.3, 0.5],
+        "inference": "standardized",
+        "untrained_offset": "validation",
+        "untrained_price": 0.03,
+    }
+    below = {**BELOW, "ensemble": ensemble, "tune": {"text": {"epochs": 1}}}
+    Path("x.yaml").write_text(yaml.safe_dump(below), "utf-8")
+    recipe = load_recipe("x.yaml", ["encoders=null"])
+    left = {
+        "members": [{}, {"seed": 3, "modalities": []}],
+        "weights": [0.2, 0.5],
+        "untrained_offset": None,
+    }
+    assert recipe.ensemble == ensemble | left and recipe.tune == {}
+    (note,) = recipe.notes
+    assert note.startswith(f"override: {FOLLOWED}, tune is {{}}, ensemble.members is ")
+    assert ", ensemble.weights is [0.2, 0.5]" in note
+    assert ", ensemble.untrained_offset is null" in note
+    assert plan(recipe, needs_data=False).members.count == 2
+
+
 def test_one_modality_less_changes_nothing_else() -> None:
     recipe = load_recipe("x.yaml", ["encoders.image=null"])
     assert recipe.notes == () and recipe.distiller == {"dim": 8}
