@@ -1,5 +1,6 @@
 """``mmkd data``: published data sets, and a log as a sequence file."""
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -103,7 +104,13 @@ def sequences(
         show.as_json(found)
         return
     typer.echo(f"{path}: {found['events']:,} events of {found['users']:,} users")
-    typer.echo(f"use it: data.interactions.path={path.absolute()}")
+    given = data.options["interactions"]
+    changes = {"path": str(path.absolute())}
+    if path.suffix.lower() != ".sequences" or given["format"] != "auto":
+        changes["format"] = "sequences"
+    changes |= {name: "null" for name in ("separator", "escape") if given[name] is not None}
+    told = [f"data.interactions.{name}={value}" for name, value in changes.items()]
+    typer.echo(f"use it: {shlex.join(told)}")
 
 
 def _accepted(chosen: "Published", sizes: Mapping[str, int | None], *, given: bool) -> bool:

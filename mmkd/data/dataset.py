@@ -4,6 +4,7 @@ Its digests tell a resumed or evaluated run of other data.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -238,13 +239,19 @@ class Dataset:
             path: A file, by custom with the suffix ``.sequences``.
 
         Raises:
-            DataError: The log was a frame, or the file cannot be written.
+            DataError: The log was a frame, or the file cannot be written, or is the catalogue or a
+                log that is no sequence file.
         """
         if "interactions" in self.frames:
             raise DataError("a log that is a frame names no options; write it to a file first")
-        kept = {key: value for key, value in self.options["interactions"].items()}
-        for key in ("path", "format", "separator", "escape"):
-            kept.pop(key)
+        log = self.options["interactions"]
+        sources = [self.options["items"].get("path")]
+        sources += [] if is_sequences(log["path"], log["format"]) else [log["path"]]
+        if any(
+            os.path.realpath(path) == os.path.realpath(self.root / one) for one in sources if one
+        ):
+            raise DataError(f"{path}: the data is read from this file; give another place")
+        kept = {k: v for k, v in log.items() if k not in ("path", "format", "separator", "escape")}
         write_sequences(Path(path), self.log, self.items, options=kept, left_out=self.left_out)
 
     def digests(self) -> dict[str, str]:

@@ -201,11 +201,8 @@ class _Moments:
             return
         counts = shards.gather(torch.tensor([self._count], device=self.mean.device))
         means, squares = shards.gather(self.mean), shards.gather(self._square)
-        self._count, self.mean, self._square = (
-            0,
-            torch.zeros_like(means[0]),
-            torch.zeros_like(squares[0]),
-        )
+        self._count, self.mean = 0, torch.zeros_like(means[0])
+        self._square = torch.zeros_like(self.mean)
         for count, mean, square in zip(counts.flatten().tolist(), means, squares, strict=True):
             if count:
                 self._add(count, mean, square)

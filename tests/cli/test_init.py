@@ -1,6 +1,7 @@
 """``mmkd init``: a recipe from two files, what it says, and that it trains."""
 
 import doctest
+import shlex
 from pathlib import Path
 
 import polars as pl
@@ -178,6 +179,15 @@ def test_a_recipe_can_read_its_log_from_a_sequence_file(tmp_path: Path) -> None:
         assert again["data"][name] == whole["data"][name]
     result = invoke("data", "sequences", "shop.yaml", "--out", "x.sequences")
     assert "180 events of 30 users" in result.output and Path("x.sequences").is_file()
+    content = Path("shop/events.csv").read_bytes()
+    for taken in ("shop/events.csv", "shop/items.csv"):
+        with pytest.raises(DataError, match="the data is read from this file"):
+            invoke("data", "sequences", "shop.yaml", "--out", taken)
+    assert Path("shop/events.csv").read_bytes() == content
+    csv = ("data.interactions.format=csv", 'data.interactions.separator=","')
+    result = invoke("data", "sequences", "shop.yaml", *csv, "--out", "my log.bin")
+    use = shlex.split(result.output.partition("use it: ")[2])
+    assert printed("validate", "shop.yaml", *csv, *use)["data"]["events"] == 180
     small = ("training.epochs=1", "training.cpu=true", "evaluation.resamples=20", "encoders=null")
     first = printed("train", "shop.yaml", "name=a", *small)
     second = printed(
