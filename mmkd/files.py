@@ -558,6 +558,8 @@ def _check_seal(content: bytes, digest: str) -> None:
 
 def _check_file_seal(file: io.BufferedReader, digest: str) -> None:
     """As `_check_seal`, of a Parquet file, of which only the footer is held."""
+    if not digest:
+        raise ValueError("has no checksum")
     place, footer = _footer(file)
     before, found, after = footer.rpartition(digest.encode())
     file.seek(0)

@@ -39,7 +39,6 @@ from mmkd.data.readers import (
     read_sequences,
     read_table,
     table_of,
-    unlike_defaults,
     write_sequences,
 )
 from mmkd.data.splits import SPLITS, SequenceSplit
@@ -183,7 +182,7 @@ class Dataset:
         of_items = given.options | of_items
         guessed_too: list[Guess] = []
         if log_table is None:
-            of_events = unlike_defaults(log_given.options)
+            of_events = log_given.named
         else:
             of_events, guessed_too = guess_events(
                 log_table, log_given.only(log_columns), id=of_items["id"]
@@ -279,12 +278,14 @@ class GivenTable:
         frame: The frame, where it is one.
         place: Path, format, separator and escape, where it is a file.
         options: The other options; ``auto`` where a column is to be guessed.
+        named: Those of them that were given, even if as the default.
     """
 
     name: str
     frame: Source | None
     place: dict[str, Any]
     options: dict[str, Any]
+    named: dict[str, Any]
 
     @classmethod
     def of(
@@ -321,9 +322,10 @@ class GivenTable:
             options = known | dict(columns) | named
             options["path"] = str(given) if isinstance(given, (str, Path)) else None
         place = {key: options.pop(key) for key in ("path", "format", "separator", "escape")}
+        said = {k: options[k] for k in written | named if k in options and options[k] != GUESS}
         if place["path"] is not None:
-            return cls(name, None, place, options)
-        return cls(name, cast(Source, given), {}, options)
+            return cls(name, None, place, options, said)
+        return cls(name, cast(Source, given), {}, options, said)
 
     @property
     def is_sequences(self) -> bool:

@@ -163,7 +163,8 @@ def clip(
             nn.utils.get_total_norm([held(g) for g in found if g.is_sparse is sparse]).square()
             for sparse in (False, True)
         )
-        norm = (dense + shards.total(here)).sqrt()
+        # of no gradient at all torch's norm is on the CPU, where a group of GPUs adds up nothing
+        norm = (dense.to(norm.device) + shards.total(here.to(norm.device))).sqrt()
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
     for gradient in gradients:
         gradient.mul_(factor.to(gradient.device))

@@ -10,7 +10,6 @@ from mmkd.data.readers.load import (
     items_of,
     load_interactions,
     load_items,
-    unlike_defaults,
 )
 from mmkd.data.readers.oddities import odd_events, odd_items
 from mmkd.data.readers.sequences import read_sequences, write_sequences
@@ -38,7 +37,6 @@ __all__ = [
     "read_sequences",
     "read_table",
     "table_of",
-    "unlike_defaults",
     "usual_column",
     "write_sequences",
 ]
