@@ -241,6 +241,27 @@ def test_an_image_link_that_leaves_its_folder_is_refused(cell: str, tmp_path: Pa
         picture_items(tmp_path, cell)
 
 
+def test_an_image_link_is_found_beside_odd_names_and_in_a_folder_that_is_not_to_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, outside = tmp_path / "pictures", tmp_path / "outside.png"
+    pictures.mkdir()
+    outside.touch()
+    (pictures / "a.png").touch()
+    (pictures / "link.png").symlink_to(outside)
+    os.symlink(outside, os.fsencode(pictures) + b"/\xff.png")
+
+    def refused(folder: str) -> None:
+        raise PermissionError(13, "Permission denied", folder)
+
+    for listed in (True, False):
+        if not listed:
+            monkeypatch.setattr(os, "scandir", refused)
+        assert picture_items(tmp_path, "a.png").image_path[1] == pictures / "a.png"
+        with pytest.raises(DataError, match="image paths leave the folder"):
+            picture_items(tmp_path, "link.png")
+
+
 def test_links_within_the_image_folder_and_a_linked_image_folder_work(tmp_path: Path) -> None:
     real = tmp_path / "real"
     (real / "sub").mkdir(parents=True)

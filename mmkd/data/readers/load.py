@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -44,6 +45,8 @@ from mmkd.data.timestamps import PER_SECOND, Unit
 from mmkd.errors import DataError, one_of, refuse, shown, within
 
 UnknownItems = Literal["error", "drop"]
+
+_NOT_TEXT = re.compile(r"[\ud800-\udfff]")  # of a file's name that is no UTF-8, as cells are
 
 
 def load_items(
@@ -415,18 +418,26 @@ def _leave(paths: pl.Series, folder: Path) -> pl.Series:
     parents = paths.str.replace(r"/[^/]*$", "")
     folders = parents.drop_nulls().unique().to_list()
     left = [parent for parent in folders if leaves(parent)]
-    links = paths.filter(paths.is_in([link for parent in folders for link in _links(parent)]))
-    linked = [link for link in links.unique() if leaves(link)]
+    links = {parent: _links(parent) for parent in folders}
+    named = paths.is_in([link for each in links.values() for link in each or ()])
+    unlisted = parents.is_in([parent for parent, each in links.items() if each is None])
+    linked = [path for path in paths.filter(named | unlisted).unique() if leaves(path)]
     return (parents.is_in(left) | paths.is_in(linked)).fill_null(False)
 
 
-def _links(folder: str) -> list[str]:
-    """The links in a folder; none where it is not there."""
+def _links(folder: str) -> list[str] | None:
+    """The links in a folder that a table can name; none where it is not there.
+
+    None where it may be entered, but not listed.
+    """
     try:
         with os.scandir(folder or "/") as entries:
-            return [f"{folder}/{entry.name}" for entry in entries if entry.is_symlink()]
+            names = [entry.name for entry in entries if entry.is_symlink()]
+    except PermissionError:
+        return None
     except OSError:
         return []
+    return [f"{folder}/{name}" for name in names if not _NOT_TEXT.search(name)]
 
 
 # ---- columns of the log
