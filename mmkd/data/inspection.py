@@ -101,7 +101,7 @@ def inspect_data(
         return Inspection(problems=((part, message),))
     facts, notes = _facts(data), list(data.notes)
     notes += _notes_of_items(data.items, facts)
-    notes += _notes_of_time(data, interactions.get("timestamp", "timestamp"))
+    notes += _notes_of_time(data, data.options["interactions"]["timestamp"])
     missing, named = facts["pictures_missing"], facts["pictures"]
     if named and missing == named:
         first = next(path for path in data.items.image_path if path is not None)

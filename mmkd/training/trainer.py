@@ -91,7 +91,7 @@ class Trainer:
             distiller: Fitted; the teacher of the objective's correlation losses, whose retention
                 is measured too. Its reduced teachers are cut as the tables are.
             folder: Gets ``student.safetensors`` (the best), ``checkpoints/`` and the trackers'
-                files; None leaves no file behind.
+                files; None leaves no file behind, and is refused where the tables are cut.
             asynchronous: How the modality tables lag behind, of all members or one a member; None =
                 not at all.
             evaluator: Of the validation metrics; None takes the defaults.
@@ -126,7 +126,7 @@ class Trainer:
             device, count = processes.device, processes.num_processes
             negatives = _negatives(arguments.tables, objective, split.item_count)
             if arguments.tables == "sharded":
-                _shard(ensemble, device, asynchronous)
+                _shard(ensemble, device, asynchronous, kept=folder is not None)
             step = TrainStep(ensemble, objective, _frozen(teacher, device)).to(device)
             retention = Retention(distiller, seed=seed)
             shards = ensemble.shards
@@ -242,6 +242,13 @@ def _check_parts(
             f"objective: has a correlation loss for {', '.join(missing)}, of which there is no "
             "teacher; give the distiller that was fitted on it"
         )
+    for name, reduced in known.items():
+        if len(reduced) != split.item_count + 1:
+            raise TrainingError(
+                f"distiller: has {len(reduced)} rows of {name}, wanted {split.item_count + 1}, of "
+                "all items and the padding; a fit with tables over processes leaves a part: fit "
+                "the distiller again"
+            )
     if (objective.compression is None) != (teacher is None):
         got, lacks = ("teacher", "compression") if teacher else ("compression", "teacher")
         raise TrainingError(f"objective: got a {got}, but no {lacks}; give both or neither")
@@ -264,6 +271,8 @@ def _shard(
     student: Ensemble,
     device: torch.device,
     asynchronous: AsynchronousUpdate | Sequence[AsynchronousUpdate] | None,
+    *,
+    kept: bool,
 ) -> None:
     """Cut the item tables over the processes, of which one alone keeps them whole."""
     updates = asynchronous if isinstance(asynchronous, Sequence) else [asynchronous]
@@ -276,6 +285,11 @@ def _shard(
         return
     if (count := torch.distributed.get_world_size()) < 2 or student.shards is not None:
         return
+    if not kept:
+        raise TrainingError(
+            "folder: got none, wanted a place for the whole student, of which each process keeps "
+            "some rows (training.tables: sharded); give fit a folder"
+        )
     if rows_of(count - 1, count, student.item_count + 2)[0] > student.item_count:
         raise TrainingError(
             f"training.tables: got sharded, but {student.item_count} items are too few for {count} "

@@ -11,6 +11,7 @@ import pytest
 
 from mmkd import Dataset, InteractionLog, ItemTable, load_interactions, load_items
 from mmkd.data.ids import CodedIds
+from mmkd.data.inspection import inspect_data
 from mmkd.data.readers import check_load_items, read_table, sequences
 from mmkd.errors import DataError
 
@@ -194,3 +195,9 @@ def test_items_of_a_saved_file_are_rows_of_the_catalogue(shop: Path) -> None:
     for name, rows in kept.select("user", "items").rows():
         wanted = raw.filter(pl.col("user_id") == name)["item_id"].to_list()
         assert [items.ids[row] for row in rows] == wanted
+
+
+def test_what_is_told_of_a_sequence_file_is_what_it_was_read_with(shop: Path) -> None:
+    loaded(shop, "log.csv", timestamp=None).save_sequences(shop / "log.sequences")
+    found = inspect_data(shop, items={"path": "items.csv"}, interactions={"path": "log.sequences"})
+    assert any("timestamp is null" in note for note in found.notes) and not found.problems

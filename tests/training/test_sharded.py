@@ -255,6 +255,26 @@ def test_what_needs_whole_tables_is_refused(tmp_path: Path) -> None:
         Trainer(arguments).fit(step.student, step.objective, tiny_split(), task=NextItem())
 
 
+def _without_folder(folder: Path) -> None:
+    with pytest.raises(TrainingError, match="folder: got none, wanted a place for the whole"):
+        fit(None, {"epochs": 1})
+
+
+def test_a_student_that_nobody_would_have_whole_is_refused(tmp_path: Path) -> None:
+    together(_without_folder, tmp_path)
+
+
+def test_a_distiller_that_an_earlier_fit_has_cut_is_refused() -> None:
+    distiller = tiny_distiller()
+    step = tiny_step(distiller, correlation=(1.0, 1.0))
+    distiller.cut(lambda teacher: teacher[:5])
+    trainer = Trainer(TrainingArguments(epochs=1, max_length=LENGTH, cpu=True))
+    with pytest.raises(TrainingError, match=r"5 rows of .*, wanted 21, .*fit the distiller again"):
+        trainer.fit(
+            step.student, step.objective, tiny_split(), task=NextItem(), distiller=distiller
+        )
+
+
 def test_damaged_parts_are_told(tmp_path: Path) -> None:
     write_parts(tmp_path / "tables", {"model.x": torch.ones(4, 2)}, None)
     assert torch.equal(read_parts(tmp_path / "tables", None)["model.x"], torch.ones(4, 2))
