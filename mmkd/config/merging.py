@@ -19,7 +19,7 @@ _NEW_KEYS = {
     "loss": "objective.recommendation.kind",
     **{name: f"task.{name}" for name in _TASK_OPTIONS},
 }
-_WITHOUT_ENCODERS = {
+_WITHOUT_ENCODERS: dict[str, Any] = {
     "distiller": None,
     "objective.correlation": None,
     "objective.neighbours": None,
