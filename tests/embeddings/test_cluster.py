@@ -198,8 +198,8 @@ def test_a_failure_that_cannot_be_sent_is_not_taken_for_a_death() -> None:
         get=get,
         exceptions=SimpleNamespace(RayTaskError=KeyError, RayError=LookupError),
     )
-    remote = SimpleNamespace(remote=lambda work, nothing_stored: "answer")
-    crew = Crew(ray, [SimpleNamespace(encode=remote)])
+    remote = SimpleNamespace(remote=lambda make, work, nothing_stored: "answer")
+    crew = Crew(ray, [SimpleNamespace(encode=remote)], None)
     crew.give("chunk", [Work("a", "a", "a text")], nothing_stored=True)
     with pytest.raises(CacheError, match=r"encoder failed \(my\.Error: no such device\); correct"):
         list(crew.taken(timeout_s=0))

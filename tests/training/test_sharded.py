@@ -17,6 +17,7 @@ from training.tiny import ITEMS, LENGTH, tiny_distiller, tiny_split, tiny_step
 
 from mmkd import Ensemble, Evaluator, NextItem, SampledSoftmax, Trainer, TrainingArguments
 from mmkd.errors import CheckpointError, TrainingError
+from mmkd.student.ensemble import Inference
 from mmkd.student.recommender import answering
 from mmkd.student.rows import OwnRows, TableShards, places, rows_of
 from mmkd.student.scores import BlockScores
@@ -203,12 +204,13 @@ def _score(folder: Path) -> None:
     torch.manual_seed(3)
     PartialState(cpu=True)
     histories = torch.randint(1, ITEMS + 1, (5, LENGTH))
-    for inference, unknown in (
+    cases: list[tuple[Inference, int]] = [
         ("logits", 0),
         ("probabilities", 0),
         ("standardized", 0),
         ("standardized", 10),  # all that one process holds, as items that are new may be
-    ):
+    ]
+    for inference, unknown in cases:
         step = tiny_step(tiny_distiller(), correlation=(1.0, 1.0), distil=False)
         for member in step.student.networks:
             member.embedding.has[-1 - unknown : -1] = False
