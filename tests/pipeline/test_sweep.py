@@ -138,8 +138,9 @@ STAND_IN = """#!{python} -SE
 import json, os, signal, subprocess, sys, time
 run = sys.argv[sys.argv.index("--out") + 1]
 os.makedirs(run, exist_ok=True)
-with open(run + "/recipe.yaml", "w") as file:
-    file.write(open(sys.argv[sys.argv.index("train") + 1]).read())
+if "train" in sys.argv:
+    with open(run + "/recipe.yaml", "w") as file:
+        file.write(open(sys.argv[sys.argv.index("train") + 1]).read())
 if "STUBBORN" in os.environ:
     def told(number, frame):
         print("told", number, flush=True)
@@ -368,6 +369,7 @@ def test_a_trial_that_outlived_its_sweep_is_waited_for(
     run = folder / "trials" / "0000"
     left = subprocess.Popen([sys.executable, "training.lr=0.01", "--out", str(run)])
     while not (run / "held").exists():
+        assert left.poll() is None
         time.sleep(0.01)
     told: list[str] = []
 

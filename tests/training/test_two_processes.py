@@ -70,6 +70,7 @@ def _resumed(folder: Path) -> None:
     assert report.best_epoch > first.best_epoch == 0  # the best weights are others than at first
 
 
+@pytest.mark.slow
 def test_a_resumed_training_knows_its_best_weights_in_every_process(tmp_path: Path) -> None:
     together(_resumed, tmp_path)
     kept, one, other = (
