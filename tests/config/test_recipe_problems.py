@@ -115,7 +115,7 @@ def test_missing_sections_are_reported_each() -> None:
         ("base: xx\n", "base: no recipe 'xx' in recipes; did you mean x?"),
         (
             "base: far-away\n",
-            "base: no recipe 'far-away' in recipes; it must lie there, or be a preset (emkd",
+            "base: no recipe 'far-away' in recipes; it must lie there, or be a preset (best",
         ),
         ("base: [x]\n", "base: got ['x'], wanted the name of a recipe"),
         ("base: second\n", "base: 'second' has a base itself; one level is the limit"),

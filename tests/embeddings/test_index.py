@@ -53,7 +53,15 @@ def test_exact_neighbours_equal_a_naive_ranking(tmp_path: Path) -> None:
         np.testing.assert_allclose(cosine, wanted_cosine, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [None, "HNSW32", "IVF16,PQ8x8", "OPQ8,IVF16,PQ8x4fs"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        None,
+        "HNSW32",
+        pytest.param("IVF16,PQ8x8", marks=pytest.mark.slow),  # training it takes half a minute
+        "OPQ8,IVF16,PQ8x4fs",
+    ],
+)
 def test_approximate_search_finds_nearly_all(tmp_path: Path, kind: str | None) -> None:
     table = random_table(2000)
     cache = EmbeddingCache(tmp_path, exact_below=100, index=kind)

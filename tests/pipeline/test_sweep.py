@@ -88,6 +88,7 @@ def test_both_ends_must_be_possible(synthetic: list[str], tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_best_on_validation_is_written_and_trains_to_the_same(
     synthetic: list[str], tmp_path: Path
 ) -> None:

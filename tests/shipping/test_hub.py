@@ -360,6 +360,7 @@ def test_a_recipe_keeps_nothing_of_the_machine(synthetic: list[str]) -> None:
     assert sharing._without_paths(nested) == {"text": {"model": "x", "title": "/as it stands"}}
 
 
+@pytest.mark.slow
 def test_the_command_line_pushes_and_reads(hub: Hub, kdsr: mmkd.Run, tmp_path: Path) -> None:
     """In a process of its own, which knows the hub by its environment alone."""
     environment = {

@@ -239,6 +239,7 @@ def _score(folder: Path) -> None:
             ensemble(histories)
 
 
+@pytest.mark.slow
 def test_members_over_processes_score_together(tmp_path: Path) -> None:
     together(_score, tmp_path)
 
@@ -262,6 +263,7 @@ def _without_folder(folder: Path) -> None:
         fit(None, {"epochs": 1})
 
 
+@pytest.mark.slow
 def test_a_student_that_nobody_would_have_whole_is_refused(tmp_path: Path) -> None:
     together(_without_folder, tmp_path)
 
