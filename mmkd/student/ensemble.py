@@ -329,15 +329,22 @@ def combine(
         [..., I]; of `probabilities` the logarithm.
     """
     each = list(logits)
+    if inference == "probabilities":
+        each = [z.float().log_softmax(-1) for z in each]
+    elif inference == "standardized":
+        masks = known or [None] * len(each)
+        each = [standardized(z, mask)[0] for z, mask in zip(each, masks, strict=True)]
+    return added(each, inference=inference, weights=weights)
+
+
+def added(each: Sequence[Tensor], *, inference: Inference, weights: Tensor | None) -> Tensor:
+    """What `combine` makes of members' scores [..., I] that are logarithms, or standardised."""
     shares = None if weights is None else weights / weights.mean()
     if inference == "probabilities":
-        stacked = torch.stack([z.float().log_softmax(-1) for z in each])
+        stacked = torch.stack([*each])
         if shares is not None:
             stacked = stacked + shares.log().view(-1, *[1] * (stacked.ndim - 1))
         return stacked.logsumexp(0)
-    if inference == "standardized":
-        masks = known or [None] * len(each)
-        each = [standardized(z, mask)[0] for z, mask in zip(each, masks, strict=True)]
     if shares is not None:
         each = [z * share for z, share in zip(each, shares, strict=True)]
     total = each[0]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mmkd.student.ensemble import Ensemble
+from mmkd.student.ensemble import Ensemble, added
 from mmkd.student.recommender import prompt
 from mmkd.student.rows import TableShards
 
@@ -55,8 +55,6 @@ class BlockScores:
         self._block = block
         self._shards = student.shards
         self._first = 0 if self._shards is None else self._shards.items.start - 1
-        weights = student.weights
-        self._shares = None if weights is None else weights / weights.mean()
         self._known = student.known()
         self._normed: list[tuple[Tensor, Tensor | None]] | None = None
         self._deviation: Tensor | None = None
@@ -138,18 +136,8 @@ class BlockScores:
                 _normed(z, norm, mask)
                 for z, norm, mask in zip(each, self._normed, masks, strict=True)
             ]
-        shares = self._shares
-        if self._student.inference == "probabilities":
-            stacked = torch.stack(each)
-            if shares is not None:
-                stacked = stacked + shares.log().view(-1, 1, 1)
-            return stacked.logsumexp(0)
-        if shares is not None:
-            each = [z * share for z, share in zip(each, shares, strict=True)]
-        total = each[0]
-        for other in each[1:]:
-            total = total + other
-        return total
+        student = self._student
+        return added(each, inference=student.inference, weights=student.weights)
 
     def _logsumexp(self, member: int) -> Tensor:
         """[B, 1] of all a member's scores."""

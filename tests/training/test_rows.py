@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from training.tiny import ITEMS, LENGTH, WIDTH, tiny_distiller, tiny_split, tiny_step
+from training.tiny import ITEMS, LENGTH, WIDTH, tiny_distiller, tiny_fit, tiny_split, tiny_step
 
 from mmkd import (
     GBCE,
@@ -307,27 +307,9 @@ def test_what_decays_towards_the_teacher_is_what_steps() -> None:
 
 
 def fit(
-    folder: Path | None,
-    options: Mapping[str, Any],
-    *,
-    kind: str = "sampled_softmax",
-    asynchronous: AsynchronousUpdate | None = None,
-    resume: bool = False,
+    folder: Path | None, options: Mapping[str, Any], *, kind: str = "sampled_softmax", **others: Any
 ) -> tuple[TrainReport, TrainStep]:
-    distiller = tiny_distiller()
-    step = tiny_step(distiller, recommendation=sampled(kind), correlation=(1.0, 1.0))
-    chosen = {"batch_size": 8, "lr": 0.01, "tables": "rows", "max_length": LENGTH, **options}
-    report = Trainer(TrainingArguments(**chosen, threads=1, cpu=True)).fit(
-        step.student,
-        step.objective,
-        tiny_split(),
-        task=NextItem(),
-        distiller=distiller,
-        folder=folder,
-        asynchronous=asynchronous,
-        resume=resume,
-    )
-    return report, step
+    return tiny_fit(folder, {"tables": "rows", **options}, sampled(kind), **others)
 
 
 def test_training_by_rows_learns() -> None:

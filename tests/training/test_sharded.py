@@ -13,7 +13,7 @@ from accelerate import PartialState
 from safetensors.torch import load_file
 from torch import nn
 from training.processes import rank, together
-from training.tiny import ITEMS, LENGTH, tiny_distiller, tiny_split, tiny_step
+from training.tiny import ITEMS, LENGTH, tiny_distiller, tiny_fit, tiny_split, tiny_step
 
 from mmkd import Ensemble, Evaluator, NextItem, SampledSoftmax, Trainer, TrainingArguments
 from mmkd.errors import CheckpointError, TrainingError
@@ -22,7 +22,7 @@ from mmkd.student.recommender import answering
 from mmkd.student.rows import OwnRows, TableShards, places, rows_of
 from mmkd.student.scores import BlockScores
 from mmkd.training.loop import TrainReport
-from mmkd.training.optimizer import AsynchronousUpdate, Interval, Ramp
+from mmkd.training.optimizer import Interval, Ramp
 from mmkd.training.sharded import read_parts, write_parts
 from mmkd.training.step import TrainStep
 
@@ -36,28 +36,10 @@ MANY: dict[str, Any] = {
 
 
 def fit(
-    folder: Path | None,
-    options: Mapping[str, Any],
-    *,
-    asynchronous: AsynchronousUpdate | None = None,
-    resume: bool = False,
+    folder: Path | None, options: Mapping[str, Any], **others: Any
 ) -> tuple[TrainReport, TrainStep]:
-    """A tiny training of two networks, with KDSR's losses of their tables."""
-    distiller = tiny_distiller()
     loss = SampledSoftmax(train_counts=torch.arange(ITEMS + 1), negatives=6)
-    step = tiny_step(distiller, recommendation=loss, correlation=(1.0, 1.0))
-    chosen = {"batch_size": 8, "lr": 0.01, "tables": "sharded", "max_length": LENGTH, **options}
-    report = Trainer(TrainingArguments(**chosen, threads=1, cpu=True)).fit(
-        step.student,
-        step.objective,
-        tiny_split(),
-        task=NextItem(),
-        distiller=distiller,
-        folder=folder,
-        asynchronous=asynchronous,
-        resume=resume,
-    )
-    return report, step
+    return tiny_fit(folder, {"tables": "sharded", **options}, loss, **others)
 
 
 def lay_down(folder: Path, report: TrainReport, step: TrainStep) -> None:

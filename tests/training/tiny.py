@@ -104,6 +104,31 @@ def _tiny_network(distiller: CorrelationDistiller, dropout: float) -> Recommende
     return Recommender(embedding=embedding, backbone=backbone)
 
 
+def tiny_fit(
+    folder: Path | None,
+    options: Mapping[str, Any],
+    loss: RecommendationLoss,
+    *,
+    asynchronous: AsynchronousUpdate | None = None,
+    resume: bool = False,
+) -> tuple[TrainReport, TrainStep]:
+    """A training of two networks by ``Trainer``, with KDSR's losses of their tables."""
+    distiller = tiny_distiller()
+    step = tiny_step(distiller, recommendation=loss, correlation=(1.0, 1.0))
+    chosen = {"batch_size": 8, "lr": 0.01, "max_length": LENGTH, **options}
+    report = Trainer(TrainingArguments(**chosen, threads=1, cpu=True)).fit(
+        step.student,
+        step.objective,
+        tiny_split(),
+        task=NextItem(),
+        distiller=distiller,
+        folder=folder,
+        asynchronous=asynchronous,
+        resume=resume,
+    )
+    return report, step
+
+
 def tiny_stream(split: SequenceSplit, batch_size: int) -> BatchStream:
     return BatchStream(split, NextItem(), max_length=LENGTH, batch_size=batch_size, seed=3)
 
