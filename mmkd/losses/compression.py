@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmkd.errors import checked, positive
 from mmkd.losses.distributed import global_mean, weight_problems
-from mmkd.losses.recommendation import autocast_together, chunk_rows
+from mmkd.losses.joint_softmax import autocast_together, chunk_rows
 from mmkd.student.ensemble import Inference, standardized
 
 _STATES = 512  # positions whose states are compared, all pairs of them

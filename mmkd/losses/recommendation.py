@@ -14,16 +14,9 @@ from torch import Tensor, nn
 
 from mmkd.distiller import TeacherNeighbours
 from mmkd.errors import at_least, checked, within
+from mmkd.losses.joint_softmax import joint_softmax
 from mmkd.losses.negatives import Candidates, Counts, NegativeSampler, Sampling
 from mmkd.student.rows import places
-
-# logits at a time of a softmax on a CPU, so that they stay in its cache: 128 rows of 12k items
-# were fastest
-_SOFTMAX_LOGITS = 1_500_000
-# the same where a chunk's gradient is formed by hand: each chunk adds to the matrices' gradients,
-# so fewer chunks are less traffic, while its own passes want the cache; 256 rows of 3 x 12k items
-_CPU_LOGITS = 10_000_000
-_OTHER_LOGITS = 100_000_000
 
 
 class RecommendationLoss(Protocol):
@@ -131,15 +124,8 @@ class Softmax(nn.Module):
     def forward(self, hidden: Tensor, item_matrix: Tensor, target: Tensor) -> Tensor:
         """Sum the cross-entropy over positions; shapes as in ``RecommendationLoss``."""
         item_matrix, target = self.among(item_matrix, target)
-        hidden, item_matrix = autocast_together(hidden, item_matrix)
-        on_cpu = hidden.device.type == "cpu"
-        chunk = max(64, _SOFTMAX_LOGITS // len(item_matrix)) if on_cpu else None
-        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
-        # mean times M, not sum: the chunked path accumulates in the input's dtype, and a bf16 sum
-        # over thousands of positions would lose the small terms
-        return len(target) * F.linear_cross_entropy(
-            hidden, item_matrix, target - 1, options=options
-        )
+        total, _, _ = joint_softmax([hidden], [item_matrix], target - 1)
+        return total
 
 
 class SampledSoftmax(nn.Module):
@@ -327,19 +313,6 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "sampled_softmax": SampledSoftmax,
     "gbce": GBCE,
 }
-
-
-def chunk_rows(logits_a_row: int, device: str) -> int:
-    """Positions a chunk, where all logits of a chunk are held and their gradient formed by hand."""
-    return max(16, (_CPU_LOGITS if device == "cpu" else _OTHER_LOGITS) // logits_a_row)
-
-
-def autocast_together(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors as autocast would cast them for a matmul, for what it doesn't look into."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
 class _Candidates(nn.Module):

@@ -24,7 +24,7 @@ from mmkd.data.tasks import Batch
 from mmkd.errors import DataError
 from mmkd.losses.attributes import attribute_loss
 from mmkd.losses.compression import ensemble_log_softmax, soft_target_kl
-from mmkd.losses.mutual import joint_softmax
+from mmkd.losses.joint_softmax import joint_softmax
 from mmkd.student import StudentOutput
 
 N, B, L, D, ITEMS = 3, 4, 5, 6, 12
@@ -109,11 +109,11 @@ def test_one_network_and_equal_networks_have_nothing_to_tell(networks: int) -> N
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.3])
-@pytest.mark.parametrize("networks", [2, 3])
+@pytest.mark.parametrize("networks", [1, 2, 3])
 def test_joint_softmax_in_chunks_is_both_losses_and_their_gradients(
     tau: float, networks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmkd.losses.recommendation._CPU_LOGITS", 1)  # 16 positions a chunk
+    monkeypatch.setattr("mmkd.losses.joint_softmax._CPU_LOGITS", 1)  # 16 positions a chunk
     states, matrices = leaves(37, D, count=networks), leaves(ITEMS, D, count=networks, seed=1)
     column = torch.arange(37) % ITEMS
     total, ce, kd = joint_softmax(states, matrices, column, temperature=tau, weight=0.7)
@@ -180,7 +180,7 @@ def test_a_vocabulary_numbers_the_labels_of_a_catalogue() -> None:
 def test_compression_is_the_kl_from_the_ensemble(
     inference: str, tau: float, positions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmkd.losses.recommendation._CPU_LOGITS", 1)  # chunks of 16 positions
+    monkeypatch.setattr("mmkd.losses.joint_softmax._CPU_LOGITS", 1)  # chunks of 16 positions
     monkeypatch.setattr("mmkd.losses.compression._STATES", 16)
     states, matrix = leaves(positions, D, count=1)[0], leaves(ITEMS, D, count=1, seed=3)[0]
     teachers, matrices = leaves(positions, 4, seed=4), leaves(ITEMS, 4, seed=5)
