@@ -1,0 +1,1 @@
+"""A fair campaign: every variant of a data set with as many trials, the winners with more seeds."""

@@ -1,0 +1,144 @@
+"""Run a part of the campaign, or print its table.
+
+    python -m benchmarks.campaign run beauty --data ../data/beauty --work /tmp/campaign --trials 3
+    python -m benchmarks.campaign table beauty
+
+Trials of every variant with seed 0 come first, then the winners with more seeds. A row is written
+as a run ends; what has a row is not run again, so the same command goes on after an interruption.
+One run is one process of one thread: start a command a core, each with variants of its own.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from benchmarks.campaign.plan import Variant, read_plan
+from benchmarks.campaign.rows import Row, append_row, check, metrics_of, pack, read_rows
+from benchmarks.campaign.table import print_tables
+from benchmarks.measure import ROOT, Help
+from mmkd.evaluation.ranking import CaseRanks
+
+ROWS = Path(__file__).with_name("rows")
+
+
+def main() -> None:
+    """Parse the command line, run or print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    commands = parser.add_subparsers(required=True, dest="command")
+    run = commands.add_parser("run", formatter_class=Help, help="run what has no row yet")
+    run.add_argument("set")
+    run.add_argument("--data", type=Path, required=True, help="the set's folder")
+    run.add_argument("--work", type=Path, required=True, help="for runs and the cache")
+    run.add_argument("--variants", default="", help="names with commas; all by default")
+    run.add_argument("--trials", type=int, default=3)
+    run.add_argument("--seeds", type=int, default=3)
+    run.add_argument("--minutes", type=float, default=float("inf"), help="begin none after these")
+    table = commands.add_parser("table", help="what the rows say")
+    table.add_argument("set")
+    options = parser.parse_args()
+    rows = ROWS / f"{options.set}.jsonl"
+    if options.command == "table":
+        print_tables(read_plan(options.set), read_rows(rows))
+    else:
+        _Campaign(options, rows).run()
+
+
+class _Campaign:
+    def __init__(self, options: argparse.Namespace, rows: Path) -> None:
+        self.options, self.rows = options, rows
+        self.plan = read_plan(options.set)
+        self.variants = [n for n in options.variants.split(",") if n] or list(self.plan)
+        self.until = time.monotonic() + 60 * options.minutes
+
+    def run(self) -> None:
+        """Trials of all variants, then seeds of the winners."""
+        for number in range(self.options.trials):
+            for name in self.variants:
+                if number == 0 or self.plan[name].space:
+                    self._once(self.plan[name], number, 0)
+        for seed in range(1, self.options.seeds):
+            for name in self.variants:
+                self._once(self.plan[name], self._winner(name), seed)
+
+    def _winner(self, name: str) -> int:
+        rows = read_rows(self.rows)
+        own = [row for row in rows if row.variant == name and row.trial < self.options.trials]
+        return max((row for row in own if row.seed == 0), key=lambda row: row.valid).trial
+
+    def _once(self, variant: Variant, trial: int, seed: int) -> None:
+        if (variant.name, trial, seed) in {row.key for row in read_rows(self.rows)}:
+            return
+        if time.monotonic() > self.until:
+            sys.exit(f"{self.options.minutes} minutes are over; the same command goes on")
+        chosen = variant.trial(trial)
+        folder = self._folder(variant.name, trial, seed)
+        print(f"{variant.name}, trial {trial}, seed {seed}: {' '.join(chosen)}", flush=True)
+        if variant.of:
+            of = self._folder(variant.of, self._winner(variant.of), seed)
+            if not (of / "result.json").is_file():
+                print(f"{of}: is not here; train {variant.of} on this machine first", flush=True)
+                return
+            self._mmkd("compress", of, [], folder)
+        else:
+            data = f"data.root={self.options.data.resolve()}"
+            cache = f"cache.folder={self.options.work.resolve() / 'cache'}"
+            own = [data, cache, *variant.overrides, *chosen, f"seed={seed}"]
+            self._mmkd("train", Path(variant.recipe), own, folder)
+        row = _row(variant.name, trial, seed, chosen, folder)
+        check(row)
+        append_row(self.rows, row)
+        print(f"  valid {row.valid:.4f}, test {row.test['NDCG@10']:.4f}", flush=True)
+
+    def _folder(self, name: str, trial: int, seed: int) -> Path:
+        return Path(self.options.work) / self.options.set / f"{name}-{trial}-{seed}"
+
+    def _mmkd(self, command: str, what: Path, overrides: Sequence[str], folder: Path) -> None:
+        begun = ["--resume"] if (folder / "recipe.yaml").is_file() else []
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        words = [sys.executable, "-m", "mmkd", command, str(what), *overrides, "--out", str(folder)]
+        with folder.with_suffix(".log").open("a") as log:
+            subprocess.run(
+                [*words, *begun],
+                check=True,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                cwd=ROOT,
+            )
+
+
+def _row(variant: str, trial: int, seed: int, chosen: tuple[str, ...], folder: Path) -> Row:
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    frame = pl.read_parquet(folder / "test_ranks.parquet")
+    ranks = CaseRanks(**{name: frame[name].to_numpy() for name in frame.columns})
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    return Row(
+        variant=variant,
+        trial=trial,
+        seed=seed,
+        chosen=chosen,
+        valid=result["valid"]["NDCG@10"],
+        test=metrics_of(result),
+        ranks=pack(ranks),
+        seconds=round(result["seconds"]["train_and_validate"], 1),
+        epochs=result["epochs"],
+        parameters=result["parameters"],
+        commit=commit.stdout.strip(),
+    )
+
+
+if __name__ == "__main__":
+    main()
