@@ -59,18 +59,21 @@ class _Campaign:
 
     def run(self) -> None:
         """Trials of all variants, then seeds of the winners."""
+        searched = [self.plan[name] for name in self.variants if self.plan[name].space]
         for number in range(self.options.trials):
-            for name in self.variants:
-                if number == 0 or self.plan[name].space:
-                    self._once(self.plan[name], number, 0)
-        for seed in range(1, self.options.seeds):
+            for variant in searched:
+                self._once(variant, number, 0)
+        for seed in range(self.options.seeds):
             for name in self.variants:
                 self._once(self.plan[name], self._winner(name), seed)
 
     def _winner(self, name: str) -> int:
+        first = [row for row in self._rows(name) if row.seed == 0]
+        return max(first, key=lambda row: row.valid).trial if first else 0
+
+    def _rows(self, name: str) -> list[Row]:
         rows = read_rows(self.rows)
-        own = [row for row in rows if row.variant == name and row.trial < self.options.trials]
-        return max((row for row in own if row.seed == 0), key=lambda row: row.valid).trial
+        return [row for row in rows if row.variant == name and row.trial < self.options.trials]
 
     def _once(self, variant: Variant, trial: int, seed: int) -> None:
         if (variant.name, trial, seed) in {row.key for row in read_rows(self.rows)}:
@@ -85,33 +88,33 @@ class _Campaign:
             if not (of / "result.json").is_file():
                 print(f"{of}: is not here; train {variant.of} on this machine first", flush=True)
                 return
-            self._mmkd("compress", of, [], folder)
+            done = self._mmkd("compress", of, [], folder)
         else:
             data = f"data.root={self.options.data.resolve()}"
             cache = f"cache.folder={self.options.work.resolve() / 'cache'}"
             own = [data, cache, *variant.overrides, *chosen, f"seed={seed}"]
-            self._mmkd("train", Path(variant.recipe), own, folder)
+            done = self._mmkd("train", Path(variant.recipe), own, folder)
+        if not done:
+            print(f"  failed; {folder.with_suffix('.log')} says why", flush=True)
+            return
         row = _row(variant.name, trial, seed, chosen, folder)
         check(row)
         append_row(self.rows, row)
         print(f"  valid {row.valid:.4f}, test {row.test['NDCG@10']:.4f}", flush=True)
 
     def _folder(self, name: str, trial: int, seed: int) -> Path:
-        return Path(self.options.work) / self.options.set / f"{name}-{trial}-{seed}"
+        return Path(self.options.work, self.options.set, f"{name}-{trial}-{seed}")
 
-    def _mmkd(self, command: str, what: Path, overrides: Sequence[str], folder: Path) -> None:
+    def _mmkd(self, command: str, what: Path, overrides: Sequence[str], folder: Path) -> bool:
         begun = ["--resume"] if (folder / "recipe.yaml").is_file() else []
         folder.parent.mkdir(parents=True, exist_ok=True)
         words = [sys.executable, "-m", "mmkd", command, str(what), *overrides, "--out", str(folder)]
         with folder.with_suffix(".log").open("a") as log:
-            subprocess.run(
-                [*words, *begun],
-                check=True,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                cwd=ROOT,
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            ended = subprocess.run(
+                [*words, *begun], check=False, stdout=log, stderr=log, env=environment, cwd=ROOT
             )
+        return ended.returncode == 0
 
 
 def _row(variant: str, trial: int, seed: int, chosen: tuple[str, ...], folder: Path) -> Row:
