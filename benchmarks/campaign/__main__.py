@@ -37,6 +37,9 @@ def main() -> None:
     run.add_argument("--data", type=Path, required=True, help="the set's folder")
     run.add_argument("--work", type=Path, required=True, help="for runs and the cache")
     run.add_argument("--variants", default="", help="names with commas; all by default")
+    run.add_argument(
+        "--tuned", type=Path, help="card of the text encoder that was tuned on the set"
+    )
     run.add_argument("--trials", type=int, default=3)
     run.add_argument("--seeds", type=int, default=3)
     run.add_argument("--minutes", type=float, default=float("inf"), help="begin none after these")
@@ -54,7 +57,8 @@ class _Campaign:
     def __init__(self, options: argparse.Namespace, rows: Path) -> None:
         self.options, self.rows = options, rows
         self.plan = read_plan(options.set)
-        self.variants = [n for n in options.variants.split(",") if n] or list(self.plan)
+        named = [name for name in options.variants.split(",") if name] or list(self.plan)
+        self.variants = [n for n in named if options.tuned or not self.plan[n].tuned]
         self.until = time.monotonic() + 60 * options.minutes
 
     def run(self) -> None:
@@ -92,7 +96,8 @@ class _Campaign:
         else:
             data = f"data.root={self.options.data.resolve()}"
             cache = f"cache.folder={self.options.work.resolve() / 'cache'}"
-            own = [data, cache, *variant.overrides, *chosen, f"seed={seed}"]
+            tuned = [f"encoders.text={self.options.tuned.resolve()}"] if variant.tuned else []
+            own = [data, cache, *variant.overrides, *tuned, *chosen, f"seed={seed}"]
             done = self._mmkd("train", Path(variant.recipe), own, folder)
         if not done:
             print(f"  failed; {folder.with_suffix('.log')} says why", flush=True)

@@ -26,6 +26,7 @@ class Variant:
         space: What is searched; options that all variants search come first.
         start: The first trial's values, by key.
         of: The variant whose winner it compresses.
+        tuned: Whether its encoder is one that was tuned on the log.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Variant:
     space: tuple[Dimension, ...]
     start: Mapping[str, str]
     of: str | None = None
+    tuned: bool = False
 
     def trial(self, number: int) -> tuple[str, ...]:
         """The searched overrides of a trial; trial n of all variants draws shared options alike."""
@@ -53,7 +55,11 @@ def read_plan(name: str, path: Path = PLAN) -> dict[str, Variant]:
     """
     plan = yaml.safe_load(path.read_text(encoding="utf-8"))
     given = plan["sets"][name]
-    return {key: _variant(key, own, plan, given) for key, own in plan["variants"].items()}
+    variants = {
+        key: {**plan["variants"].get(own.get("like"), {}), **own}
+        for key, own in plan["variants"].items()
+    }
+    return {key: _variant(key, own, plan, given) for key, own in variants.items()}
 
 
 def _variant(
@@ -72,4 +78,5 @@ def _variant(
         (*base, *own.get("overrides", ()), *given.get("more", {}).get(name, ())),
         tuple(one for one in space if one),
         {**start, **given.get("start", {})},
+        tuned=own.get("tuned", False),
     )
