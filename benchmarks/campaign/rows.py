@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mmkd.evaluation.metrics import per_case
 from mmkd.evaluation.ranking import CaseRanks
 
-_FAR = 255  # ranks past all cut-offs are kept as this one
+_FAR = 21  # ranks past all cut-offs are kept as this one
 
 
 @dataclass(frozen=True)
@@ -73,34 +73,31 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def pack(ranks: CaseRanks) -> str:
-    """Users, best and worst possible rank of every case, as text.
+    """Users, best possible rank and ties of every case, as text.
 
     >>> import numpy as np
     >>> one = np.array([0, 1, 2])
     >>> ranks = CaseRanks(one, one, one, np.array([1.0, 4.5, 9000.0]), one % 2, one[:, None])
     >>> back = unpack(pack(ranks))
     >>> back.rank.tolist(), back.ties.tolist()
-    ([1.0, 4.5, 255.0], [0, 1, 0])
+    ([1.0, 4.5, 21.0], [0, 1, 0])
     """
     best = np.rint(ranks.rank - ranks.ties / 2).clip(max=_FAR).astype(np.uint8)
-    worst = np.rint(ranks.rank + ranks.ties / 2).clip(max=_FAR).astype(np.uint8)
+    ties = np.where(best < _FAR, ranks.ties, 0).clip(max=255).astype(np.uint8)
     steps = np.diff(ranks.user, prepend=0).astype(np.int32)
-    return base64.b85encode(
-        zlib.compress(best.tobytes() + worst.tobytes() + steps.tobytes(), 9)
-    ).decode()
+    content = zlib.compress(best.tobytes() + ties.tobytes() + steps.tobytes(), 9)
+    return base64.b85encode(content).decode()
 
 
 def unpack(text: str) -> CaseRanks:
     """What ``pack`` kept; targets and lists are not."""
     content = zlib.decompress(base64.b85decode(text))
     count = len(content) // 6
-    best, worst = np.frombuffer(content[: 2 * count], np.uint8).reshape(2, count).astype(np.int64)
+    best, ties = np.frombuffer(content[: 2 * count], np.uint8).reshape(2, count).astype(np.int64)
     user = np.frombuffer(content[2 * count :], np.int32).astype(np.int64).cumsum()
     case = np.arange(count)
     nothing: NDArray[np.int64] = np.zeros((count, 1), np.int64)
-    return CaseRanks(
-        case, user, np.zeros(count, np.int64), (best + worst) / 2, worst - best, nothing
-    )
+    return CaseRanks(case, user, np.zeros(count, np.int64), best + ties / 2, ties, nothing)
 
 
 def metrics_of(result: dict[str, Any]) -> dict[str, float]:
