@@ -59,7 +59,7 @@ def verify(
         shards, damage = verify_cache(cache, repair=repair, progress=bar.advance)
     rows = [{"file": str(one.path), "fault": one.fault} for one in damage]
     if json:
-        show.as_json({"shards": shards, "damaged": rows, "repaired": repair and bool(rows)})
+        show.dump({"shards": shards, "damaged": rows, "repaired": repair and bool(rows)})
     else:
         show.records(rows, none=f"{shards} shards are sound", as_json=False)
         if rows:

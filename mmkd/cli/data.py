@@ -27,7 +27,7 @@ def list_(json: AsJson = False) -> None:
     keys = ("name", "title", "what", "page", "terms", "cite")
     found = [{key: getattr(find(name), key) for key in keys} for name in names()]
     if json:
-        show.as_json(found)
+        show.dump(found)
         return
     show.rows(("name", "what"), [[one["name"], one["what"]] for one in found])
     typer.echo("terms and sizes: mmkd data get NAME says them, and asks, before it downloads")
@@ -101,7 +101,7 @@ def sequences(
     data.save_sequences(path)
     found = {"path": str(path), "users": len(data.log.user_ids), "events": len(data.log)}
     if json:
-        show.as_json(found)
+        show.dump(found)
         return
     typer.echo(f"{path}: {found['events']:,} events of {found['users']:,} users")
     given = data.options["interactions"]

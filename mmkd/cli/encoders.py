@@ -31,7 +31,7 @@ def encode(
 
     found = encoded(card, inputs, device=device)
     if json:
-        show.as_json(found)
+        show.dump(found)
     else:
         _show(found)
 

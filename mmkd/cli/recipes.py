@@ -83,7 +83,7 @@ def validate(
     except RecipeError as error:
         if not json:
             raise
-        show.as_json({"recipe": recipe, "valid": False, "problems": error.problems})
+        show.dump({"recipe": recipe, "valid": False, "problems": error.problems})
         raise typer.Exit(2) from error
     show.valid(plan.recipe, found, as_json=json)
 
@@ -189,14 +189,14 @@ def compress(
 
 def baselines(recipe: RecipeName, overrides: Overrides = None, json: AsJson = False) -> None:
     """What needs no training, on a recipe's data: popularity, transitions, item and content kNN."""
-    from mmkd.cli import show
+    from mmkd.cli import results
     from mmkd.cli.progress import Bar, EmbeddingProgress
     from mmkd.pipeline.baselines import baselines as run_baselines
 
     plan = planned(recipe, overrides)
     with EmbeddingProgress() as encoding, Bar("baselines") as bar:
         found = run_baselines(plan, embed_progress=encoding.advance, progress=bar.advance)
-    show.baselines(found, ks=plan.evaluator.ks, as_json=json)
+    results.baselines(found, ks=plan.evaluator.ks, as_json=json)
 
 
 def demo(
@@ -209,13 +209,13 @@ def demo(
     json: AsJson = False,
 ) -> None:
     """The main job on a made-up catalogue, offline: six variants, a table, a report."""
-    from mmkd.cli import show
+    from mmkd.cli import results
     from mmkd.cli.progress import EmbeddingProgress, note
     from mmkd.demo.run import report_demo, run_demo
     from mmkd.errors import MmkdError
 
     with EmbeddingProgress() as progress:
-        results = run_demo(
+        found = run_demo(
             folder,
             items=items,
             users=users,
@@ -223,7 +223,7 @@ def demo(
             progress=progress.advance,
             announce=note,
         )
-    show.demo(results, folder, as_json=json)
+    results.demo(found, folder, as_json=json)
     try:
         note(f"report: {report_demo(folder)}; open it in a browser")
     except MmkdError as error:  # the table is there, and the runs are
@@ -234,7 +234,7 @@ def train_seeds(
     plan: "Plan", seeds: str, folder: Path, *, resume: bool, overwrite: bool, json: bool
 ) -> None:
     """Train a plan with several seeds, and show what they come to."""
-    from mmkd.cli import show
+    from mmkd.cli import results
     from mmkd.cli.progress import EmbeddingProgress, note
     from mmkd.errors import TrainingInterrupted
     from mmkd.pipeline.seeds import train_all
@@ -253,13 +253,13 @@ def train_seeds(
     except KeyboardInterrupt as error:
         raise TrainingInterrupted(None, folder) from error
     if int(os.environ.get("RANK", "0")) == 0:
-        show.seeds(summary, folder, as_json=json)
+        results.seeds(summary, folder, as_json=json)
 
 
 def _train(
     recipe: "Plan | Recipe", folder: Path, *, resume: bool, overwrite: bool, json: bool
 ) -> None:
-    from mmkd.cli import show
+    from mmkd.cli import results
     from mmkd.cli.progress import EmbeddingProgress, note
     from mmkd.errors import TrainingInterrupted
     from mmkd.pipeline.train import train as run_train
@@ -280,4 +280,4 @@ def _train(
             raise
         raise TrainingInterrupted(None, folder) from error
     if int(os.environ.get("RANK", "0")) == 0:
-        show.result(result, folder, as_json=json)
+        results.result(result, folder, as_json=json)

@@ -38,16 +38,16 @@ def evaluate(
     json: AsJson = False,
 ) -> None:
     """Evaluate a trained run again, or test it against another run."""
-    from mmkd.cli import show
+    from mmkd.cli import results
     from mmkd.pipeline.evaluate import compare_runs
     from mmkd.pipeline.evaluate import evaluate as run_evaluate
 
     folder = find_run(run, runs)
     if against is not None:
         found = compare_runs(folder, find_run(against, runs), cases=cases, metric=metric)
-        show.comparison(found, run, against, as_json=json)
+        results.comparison(found, run, against, as_json=json)
         return
-    show.report(run_evaluate(folder, cases=cases), as_json=json)
+    results.report(run_evaluate(folder, cases=cases), as_json=json)
 
 
 def recommend(
@@ -141,20 +141,20 @@ def show_(
     json: AsJson = False,
 ) -> None:
     """What a run ended with; of several seeds' runs the means, intervals over the seeds too."""
-    from mmkd.cli import show
+    from mmkd.cli import results
     from mmkd.pipeline.sweeps import find_sweeps
     from mmkd.runs.folder import RunFolder
 
     if sweeps := find_sweeps(run, runs):
-        show.sweeps(_sweeps(sweeps), as_json=json)
+        results.sweeps(_sweeps(sweeps), as_json=json)
         return
     found = find_runs(run, runs)
     if not isinstance(found, RunFolder):
-        show.seeds(found.summary(), found.path, as_json=json)
+        results.seeds(found.summary(), found.path, as_json=json)
         return
     if not found.finished:
         raise RunError(f"{found.path}: training is not finished; continue it with --resume")
-    show.result(found.result(), found.path, as_json=json)
+    results.result(found.result(), found.path, as_json=json)
 
 
 def compare(
@@ -168,13 +168,13 @@ def compare(
 
     A folder of several seeds' runs is one of them: every case is the mean of its seeds.
     """
-    from mmkd.cli import show
+    from mmkd.cli import results
 
     if len(names) < 2:
         raise RunError("give two runs or more, the one in question first")
     opened = open_runs(names, runs)
     found = opened[0].compare(*opened[1:], cases=cases, metric=metric)
-    show.compared(found.to_dicts(), names[0], metric, as_json=json)
+    results.compared(found.to_dicts(), names[0], metric, as_json=json)
 
 
 def report(
@@ -253,7 +253,7 @@ def add_items(
     with EmbeddingProgress() as progress:
         done = run_add_items(folder, file, out=out, progress=progress.advance)
     if json:
-        show.as_json({**asdict(done), "folder": str(out)})
+        show.dump({**asdict(done), "folder": str(out)})
         return
     items = "item" if done.added == 1 else "items"
     having = ", ".join(f"{count} with {name}" for name, count in done.present.items())

@@ -55,6 +55,6 @@ def push(
         page = push_run(Run(find_run(name, runs)), repository, private=alone)
         use = f"mmkd recommend {repository} --history ID,ID"
     if json:
-        show.as_json({"repository": repository, "page": page})
+        show.dump({"repository": repository, "page": page})
         return
     typer.echo(f"{page}: sent, with a model card to look over\nnext: {use}")

@@ -54,22 +54,22 @@ def sweep(
     )
     for called, own in given.values():
         planned(called, parted(own)[1])  # faults are told before torch is loaded
-    from mmkd.cli import show
+    from mmkd.cli import results, show
     from mmkd.pipeline.seeds import seeds_of
 
     if seeds is not None:
         seeds_of(seeds)  # before anything is searched
     folder = out or runs / f"{'-'.join(given)}-sweep"
     found = _search(given, folder, trials=trials, jobs=jobs, seed=seed, prune=prune)
-    told: dict[str, Any] = {"folder": str(folder), **show.swept(found)}
+    told: dict[str, Any] = {"folder": str(folder), **results.swept(found)}
     if not json:
-        show.sweeps(found, as_json=False)
+        results.sweeps(found, as_json=False)
     if seeds is not None:
         told |= _test(found, seeds, quiet=json)
     elif not json:
         typer.echo(_next(found, folder))
     if json:
-        show.as_json(told)
+        show.dump(told)
 
 
 def _search(given: Given, folder: Path, *, trials: int, **options: Any) -> "list[Sweep]":
@@ -101,7 +101,7 @@ def _search(given: Given, folder: Path, *, trials: int, **options: Any) -> "list
 
 def _test(found: "list[Sweep]", seeds: str, *, quiet: bool) -> dict[str, Any]:
     """Train and test the best of each with several seeds; the first is compared with the others."""
-    from mmkd.cli import show
+    from mmkd.cli import results
     from mmkd.cli.progress import EmbeddingProgress, note
     from mmkd.pipeline.run import comparison
     from mmkd.pipeline.sweeps import train_best
@@ -113,11 +113,11 @@ def _test(found: "list[Sweep]", seeds: str, *, quiet: bool) -> dict[str, Any]:
     others = [row | {"run": one.name} for row, one in zip(compared, found[1:], strict=True)]
     if not quiet:
         for one in tested:
-            show.seeds(one.result, one.folder.path, as_json=False)
+            results.seeds(one.result, one.folder.path, as_json=False)
         if others:
-            show.compared(others, found[0].name, metric, as_json=False)
-    results = {one.name: runs.result for one, runs in zip(found, tested, strict=True)}
-    return {"tested": results, "compared": others}
+            results.compared(others, found[0].name, metric, as_json=False)
+    figures = {one.name: runs.result for one, runs in zip(found, tested, strict=True)}
+    return {"tested": figures, "compared": others}
 
 
 def _ended(trial: "Trial") -> str:

@@ -30,7 +30,7 @@ def teacher(
     with EmbeddingProgress() as encoding:
         found = teachers(plan, against=against or (), progress=encoding.advance)
     if json:
-        show.as_json(found)
+        show.dump(found)
     else:
         _show_teachers(found)
 
@@ -77,7 +77,7 @@ def tune(
     found = read_json(path / RECORD)
     if json:
         made: dict[str, Any] = {"card": path.name} if len(names) == 1 else {"cards": names}
-        show.as_json({**made, **found})
+        show.dump({**made, **found})
         return
     best = found["history"][found["best_epoch"]]["valid"]
     show.rows(
@@ -100,9 +100,9 @@ def tune(
 
 def _show_teachers(found: Mapping[str, Mapping[str, Any]]) -> None:
     """A row an encoder, then which correlation types go together most and least."""
-    from mmkd.cli import show
+    from mmkd.cli import results, show
 
-    names = ("encoder", "AUC", "HR@10", *show.SLICES, "hubs", "orphans", "popularity", "rank")
+    names = ("encoder", "AUC", "HR@10", *results.SLICES, "hubs", "orphans", "popularity", "rank")
     show.rows((*names, "seconds"), [_row(name, one) for name, one in found.items()])
     pairs = ", ".join(f"{name} {one['pairs']}" for name, one in found.items())
     typer.echo(
@@ -123,7 +123,7 @@ def _show_teachers(found: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _row(name: str, one: Mapping[str, Any]) -> list[str]:
-    from mmkd.cli.show import SLICES
+    from mmkd.cli.results import SLICES
 
     hits = [one["hr@10"][part] for part in ("all", *SLICES)]
     figures = [one["auc"], *hits, one["hubs"], one["orphans"], one["popularity"]]

@@ -9,7 +9,7 @@ import pytest
 from commands import ID_ONLY, Shop, invoke, printed
 
 from mmkd import load_recipe
-from mmkd.cli import show
+from mmkd.cli import results
 from mmkd.errors import RunError
 from mmkd.runs.folder import RunFolder
 
@@ -80,7 +80,7 @@ def test_a_run_ends_in_test_beside_validation_and_what_to_type_next(shop: Shop) 
 def test_baselines_stand_beside(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     popular = copy.deepcopy(shop.kdsr["test"])
     popular["metrics"]["HR@10"] = 0.12345
-    show.result(
+    results.result(
         {**shop.kdsr, "baselines": {"popularity": {"test": popular}}},
         shop.runs / "quickstart",
         as_json=False,
@@ -98,7 +98,7 @@ def test_new_items_stand_beside_on_validation_and_of_baselines(
     told["breakdown"]["valid"]["cold"] |= {"n": 3, "NDCG@10": 0.0123}
     told["breakdown"]["valid"]["warm"]["NDCG@10"] = 0.2345
     told["baselines"]["item-knn"]["breakdown"]["test"]["warm"]["NDCG@10"] = 0.3456
-    show.result(told, shop.runs / "quickstart", as_json=False)
+    results.result(told, shop.runs / "quickstart", as_json=False)
     lines = capsys.readouterr().out.splitlines()
     warm, cold = (
         next(line.split() for line in lines if line.startswith(f"NDCG@10 {name} "))
@@ -114,7 +114,7 @@ def test_evaluate_shows_warm_and_cold_apart_and_together(shop: Shop) -> None:
     rows = {line.split()[0]: line.split()[1:] for line in lines}
     parts = found["slices"] | {name: found["breakdown"][name] for name in ("all", "warm")}
     for name, part in parts.items():
-        figures = [part[metric] for metric in show.METRICS]
+        figures = [part[metric] for metric in results.METRICS]
         assert rows[name] == [str(part["n"]), *("-" if v is None else f"{v:.4f}" for v in figures)]
     lists = found["breakdown"]["lists"]
     assert all(f"{name} {value:.3f}" in lines[-1] for name, value in lists.items())
