@@ -25,7 +25,7 @@ from mmkd.losses.recommendation import SampledSoftmax
 from mmkd.student import Ensemble, FusedItemEmbedding, Recommender
 from mmkd.student.backbones.transformer import SASRec
 from mmkd.student.recommender import settled
-from mmkd.student.rows import TableShards
+from mmkd.student.rows import TableShards, TeacherRows
 from mmkd.training.arguments import TrainingArguments
 from mmkd.training.optimizer import NoAsynchrony
 from mmkd.training.step import Stepping, TrainStep
@@ -56,9 +56,10 @@ def step(
     generator = np.random.default_rng(0)
     split = _split(generator, items, users=8 * batch, events=length + 1)
     loss = SampledSoftmax(train_counts=split.train_counts(), negatives=negatives)
-    student = _student(items, width, length, modalities)
+    shards = None
     if tables == "sharded" and accelerator.num_processes > 1:
-        student.shard(TableShards(items))
+        shards = TableShards(items)
+    student = _student(items, width, length, modalities, shards)
     module = TrainStep(student, Objective(loss))
     rows = tables != "dense"
     stream = BatchStream(
@@ -146,13 +147,41 @@ def _timed(run: Callable[[], float], notes: dict[str, Any]) -> Trial:
 
 
 def _student(
-    items: int, width: int, length: int, modalities: tuple[str, ...] = ("text", "image")
+    items: int,
+    width: int,
+    length: int,
+    modalities: tuple[str, ...] = ("text", "image"),
+    shards: TableShards | None = None,
 ) -> Ensemble:
     generator = torch.Generator().manual_seed(0)
-    teachers = {name: torch.randn(items + 1, width, generator=generator) for name in modalities}
-    embedding = FusedItemEmbedding(item_count=items, width=width, modalities=teachers)
+    teachers: dict[str, TeacherRows] = {
+        name: torch.randn(items + 1, width, generator=generator)
+        if shards is None
+        else _MadeTeacher(items, width)
+        for name in modalities
+    }
+    embedding = FusedItemEmbedding(
+        item_count=items, width=width, modalities=teachers, shards=shards
+    )
     backbone = SASRec(width=width, max_length=length)
     return Ensemble([Recommender(embedding=embedding, backbone=backbone)])
+
+
+class _MadeTeacher:
+    """Rows of a teacher that are made when they are asked for, as those of one on the disk."""
+
+    ndim = 2
+
+    def __init__(self, items: int, width: int) -> None:
+        self.shape = torch.Size([items + 1, width])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        first, end, _ = rows.indices(len(self))
+        generator = torch.Generator().manual_seed(first)
+        return torch.randn(end - first, self.shape[1], generator=generator)
 
 
 def _split(generator: np.random.Generator, items: int, *, users: int, events: int) -> SequenceSplit:

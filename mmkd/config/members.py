@@ -247,7 +247,7 @@ def _embedding(checks: Checks, key: str, one: MemberOptions, embedding: Options)
         changes["ids"] = one.ids
     if changes.get("ids") is False and embedding.get("id_dropout"):
         changes.setdefault("id_dropout", 0.0)  # there is nothing to drop
-    program = ("item_count", "modalities", "present", "trained")
+    program = ("item_count", "modalities", "present", "trained", "shards")
     whole = (
         checks.options(
             FusedItemEmbedding,

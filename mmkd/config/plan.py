@@ -266,7 +266,8 @@ def option_keys() -> list[str]:
         "data.items": load_items,
         "data.interactions": load_interactions,
     }
-    given = {"build", "seed", "item_count", "modalities", "present", "trained", "items", "root"}
+    given = {"build", "seed", "item_count", "modalities", "present", "trained", "shards"}
+    given |= {"items", "root"}
     return [
         *(
             f"{section}.{name}"
@@ -371,7 +372,7 @@ def _student(
         FusedItemEmbedding,
         {"width": DEFAULT_WIDTH} | student.embedding,
         "student.embedding",
-        given=dict.fromkeys(("item_count", "modalities", "present", "trained")),
+        given=dict.fromkeys(("item_count", "modalities", "present", "trained", "shards")),
     )
     spec, key = student.backbone, "student.backbone"
     known = {"width": embedding["width"], "max_length": max_length}

@@ -11,13 +11,20 @@ from mmkd.distiller.correlation import (
 )
 from mmkd.distiller.distiller import CorrelationDistiller, CorrelationTargets, TeacherTable
 from mmkd.distiller.neighbours import TeacherNeighbours, TypeShares
-from mmkd.distiller.reduction import FittedReduction, fit_autoencoder, fit_pca, spread_over_facets
+from mmkd.distiller.reduction import (
+    FittedReduction,
+    ReducedTeacher,
+    fit_autoencoder,
+    fit_pca,
+    spread_over_facets,
+)
 
 __all__ = [
     "CorrelationCodebook",
     "CorrelationDistiller",
     "CorrelationTargets",
     "FittedReduction",
+    "ReducedTeacher",
     "Similarity",
     "TeacherNeighbours",
     "TeacherTable",

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmkd.distiller.correlation import unit_rows
-from mmkd.distiller.nearest import nearest
+from mmkd.distiller.nearest import EXACT_BELOW, nearest, nearest_of_blocks
+from mmkd.distiller.reduction import ReducedTeacher
 from mmkd.errors import at_least, checked, one_of, positive
 
 Assignment = Literal["soft", "hard"]
 
 _NEIGHBOURS = 32  # nearest neighbours a sampled item contributes
+_ROWS_AT_ONCE = 65_536
 
 
 class CorrelationCodebook:
@@ -144,18 +146,18 @@ class CorrelationCodebook:
 
 
 def sample_pairs(
-    x: NDArray[np.float32], count: int, *, seed: int = 0
+    x: NDArray[np.float32] | ReducedTeacher, count: int, *, seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw item pairs, half uniformly and half among nearest neighbours (cosine, by FAISS).
 
     Of equally near neighbours, as where many items share a placeholder's picture, each query takes
-    random ones.
+    random ones, up to 50,000 items.
 
     Uniform pairs alone hardly contain the close ones, whose types are what the student is to
     learn; neighbours alone would leave the unrelated pairs of a sequence without a type.
 
     Args:
-        x: [n, d] vectors of the present items.
+        x: [n, d] vectors of the present items; of many a block is read at a time.
         count: pairs wanted; small catalogues give all their pairs and their neighbours instead.
         seed: of the draws.
 
@@ -171,8 +173,12 @@ def sample_pairs(
         second = (first + rng.integers(1, n, half)) % n
     near = min(_NEIGHBOURS, n - 1)
     queries = rng.choice(n, size=min(n, -(-half // near)), replace=False)
-    unit: NDArray[np.float32] = unit_rows(torch.from_numpy(x)).numpy()
-    found = nearest(unit, queries, near, rng)  # [q, near + 1]
+    if n < EXACT_BELOW:
+        found = nearest(_unit(x[:]), queries, near, rng)  # [q, near + 1]
+    else:
+        starts = range(0, n, _ROWS_AT_ONCE)
+        blocks = (_unit(x[start : start + _ROWS_AT_ONCE]) for start in starts)
+        found = nearest_of_blocks(blocks, _unit(x[queries]), near)
     neighbour = found.ravel()
     source = np.repeat(queries, near + 1)
     other = (neighbour != source) & (neighbour >= 0)
@@ -181,3 +187,8 @@ def sample_pairs(
         np.concatenate([first, source]).astype(np.int64),
         np.concatenate([second, neighbour]).astype(np.int64),
     )
+
+
+def _unit(x: NDArray[np.float32] | Tensor) -> NDArray[np.float32]:
+    unit: NDArray[np.float32] = unit_rows(torch.as_tensor(x)).numpy()
+    return unit

@@ -8,6 +8,7 @@ once. Nothing of shape items x items exists anywhere.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, Self, get_args
 
 import numpy as np
@@ -27,6 +28,7 @@ from mmkd.distiller.correlation import (
 )
 from mmkd.distiller.reduction import (
     FittedReduction,
+    ReducedTeacher,
     StoredTeacher,
     fit_autoencoder,
     fit_pca,
@@ -128,6 +130,7 @@ class CorrelationDistiller:
     """
 
     reduced: dict[str, Tensor]  # name -> [I+1, dim] float32, row 0 and missing rows zero
+    stored: dict[str, ReducedTeacher]  # the same, where a fit left it to be made row by row
     present: dict[str, Tensor]  # name -> [I+1] bool
     reductions: dict[str, FittedReduction]
     codebooks: dict[str, CorrelationCodebook]
@@ -160,6 +163,7 @@ class CorrelationDistiller:
         self.max_pairs = max_pairs
         self.seed = seed
         self.reduced = {}
+        self.stored = {}
         self.present = {}
         self.reductions = {}
         self.codebooks = {}
@@ -190,11 +194,14 @@ class CorrelationDistiller:
             )
         return problems
 
-    def fit(self, tables: Mapping[str, TeacherTable]) -> Self:
+    def fit(self, tables: Mapping[str, TeacherTable], *, in_memory: bool = True) -> Self:
         """Reduce every table and fit its codebook, on the items that have the modality.
 
         Args:
             tables: modality name to table; all with the same number of rows.
+            in_memory: False leaves the reduced teachers to be made of the tables when rows are
+                asked for (``stored``), so that ``cut`` can keep a part that never was a whole;
+                nothing else that reads them whole works then.
 
         Returns:
             self, on the CPU.
@@ -206,12 +213,18 @@ class CorrelationDistiller:
         if len(set(lengths.values())) > 1:
             raise ValueError(f"tables must cover the same items, got rows {lengths}")
         self.reduced, self.present, self.reductions, self.codebooks = {}, {}, {}, {}
+        self.stored = {}
         for name, table in tables.items():
             try:
-                self._fit_one(name, table)
+                self._fit_one(name, table, in_memory=in_memory)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
         return self
+
+    @property
+    def teachers(self) -> Mapping[str, Tensor | ReducedTeacher]:
+        """Name to reduced teacher [I+1, dim], here or made row by row."""
+        return {**self.stored, **self.reduced}
 
     @torch.no_grad()
     def targets(
@@ -262,12 +275,13 @@ class CorrelationDistiller:
             codebook.to(device)
         return self
 
-    def cut(self, part: Callable[[Tensor], Tensor]) -> None:
+    def cut(self, part: Callable[[Tensor | ReducedTeacher], Tensor]) -> None:
         """Keep a part of each reduced teacher; ``targets`` then wants ``rows``."""
-        for name, teacher in self.reduced.items():  # in place: whoever has the mapping lets go too
-            self.reduced[name] = part(teacher)
+        for name, teacher in self.teachers.items():
+            self.reduced[name] = part(teacher)  # in place: whoever has the mapping lets go too
+        self.stored = {}
 
-    def _fit_one(self, name: str, table: TeacherTable) -> None:
+    def _fit_one(self, name: str, table: TeacherTable, *, in_memory: bool) -> None:
         present = np.array(table.present, dtype=np.bool_)
         present[0] = False
         vectors = present_rows(table.vectors, present)
@@ -276,9 +290,16 @@ class CorrelationDistiller:
             reduction = fit_pca(vectors, self.dim, center=self.center, own_scale=scaled)
         else:
             reduction = fit_autoencoder(vectors, self.dim, center=self.center, seed=self.seed)
-        x = spread_over_facets(reduction(vectors), self.dim, self.facets)  # [n, dim]
+        stored = partial(
+            ReducedTeacher, table.vectors, reduction=reduction, dim=self.dim, facets=self.facets
+        )
+        x: NDArray[np.float32] | ReducedTeacher
+        if in_memory:
+            x = spread_over_facets(reduction(vectors), self.dim, self.facets)  # [n, dim]
+        else:
+            x = stored(numbers=np.flatnonzero(present))
         first, second = sample_pairs(x, self.sampled_pairs, seed=self.seed)
-        rows = torch.from_numpy(x)
+        rows = x if isinstance(x, ReducedTeacher) else torch.from_numpy(x)
         holistic, r = self._correlate(rows, torch.from_numpy(first), torch.from_numpy(second))
         if not (torch.isfinite(holistic).all() and torch.isfinite(r).all()):
             raise ValueError(
@@ -292,9 +313,13 @@ class CorrelationDistiller:
             seed=self.seed,
         )
         self.codebooks[name] = codebook.fit(r.numpy())
-        reduced = torch.zeros(len(present), self.dim)
-        reduced[torch.from_numpy(present)] = rows
-        self.reduced[name] = reduced
+        if isinstance(rows, Tensor):
+            reduced = torch.zeros(len(present), self.dim)
+            reduced[torch.from_numpy(present)] = rows
+            self.reduced[name] = reduced
+        else:
+            numbers = np.where(present, np.arange(len(present)), -1)
+            self.stored[name] = stored(numbers=numbers)
         self.reductions[name] = reduction
         self.present[name] = torch.from_numpy(present)
 
@@ -327,16 +352,20 @@ class CorrelationDistiller:
         assign = self.codebooks[name].assign
         return CorrelationTargets(sequence, first, second, holistic, r, assign, kept)
 
-    def _correlate(self, x: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
+    def _correlate(self, x: Tensor | ReducedTeacher, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         """Holistic [P] and dissected [P, F] correlations of rows i [P] and j [P]."""
-        holistic = x.new_empty(len(i))
-        dissected = x.new_empty(len(i), self.facets)
+        holistic = torch.empty(len(i), dtype=x.dtype, device=x.device)
+        dissected = torch.empty(len(i), self.facets, dtype=x.dtype, device=x.device)
         for start in range(0, len(i), _CHUNK_PAIRS):
             cut = slice(start, start + _CHUNK_PAIRS)
-            x_i, x_j = x.index_select(0, i[cut]), x.index_select(0, j[cut])  # [chunk, d]
+            x_i, x_j = _rows(x, i[cut]), _rows(x, j[cut])  # [chunk, d]
             holistic[cut] = holistic_correlation(x_i, x_j, self.similarity)
             dissected[cut] = dissected_correlation(x_i, x_j, self.facets, self.similarity)
         return holistic, dissected
+
+
+def _rows(x: Tensor | ReducedTeacher, numbers: Tensor) -> Tensor:
+    return x.index_select(0, numbers) if isinstance(x, Tensor) else x[numbers]
 
 
 def _real_pairs(items: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:

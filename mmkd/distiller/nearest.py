@@ -1,12 +1,13 @@
 """Nearest rows by cosine, of equally near ones random ones: FAISS proposes, ties are drawn."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-_EXACT_BELOW = 50_000  # rows; above, FAISS searches a part of the lists
+EXACT_BELOW = 50_000  # rows; above, FAISS searches a part of the lists
 _TIE = 1e-6  # cosines of float32 vectors differ by rounding up to here
 _TIED_AT_ONCE = 32  # queries whose cosines with all rows are held at once
 
@@ -32,7 +33,7 @@ def nearest(
     Returns:
         [q, near + 1] places, -1 where an approximate search found none.
     """
-    exact = len(unit) < _EXACT_BELOW
+    exact = len(unit) < EXACT_BELOW
     kind = "Flat" if exact else f"IVF{2 ** int(np.log2(4 * np.sqrt(len(unit))))},Flat"
     index: Any = faiss.index_factory(unit.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
     index.train(unit)
@@ -49,6 +50,37 @@ def nearest(
         part = tied[start : start + _TIED_AT_ONCE]
         found[part] = _with_random_ties(unit, queries[part], near, rng)
     return found
+
+
+def nearest_of_blocks(
+    blocks: Iterable[NDArray[np.float32]], queries: NDArray[np.float32], near: int
+) -> NDArray[np.int64]:
+    """As `nearest` of few queries among many rows, of which a block is held; of ties the first.
+
+    Exact: of so few queries it takes less than an index's training.
+
+    Args:
+        blocks: Some rows [b, d] of length 1 after the others.
+        queries: [q, d] of length 1, each a row too.
+        near: Below n.
+
+    Returns:
+        [q, near + 1] places among all rows.
+    """
+    best = np.full((len(queries), near + 1), -np.inf, np.float32)
+    places = np.full(best.shape, -1, np.int64)
+    first = 0
+    for block in blocks:
+        index = faiss.IndexFlatIP(block.shape[1])
+        index.add(block)
+        cosine, found = index.search(queries, min(near + 1, len(block)))
+        best = np.concatenate([best, cosine], axis=1)
+        places = np.concatenate([places, found + first], axis=1)
+        kept = np.argsort(-best, axis=1, kind="stable")[:, : near + 1]
+        best = np.take_along_axis(best, kept, axis=1)
+        places = np.take_along_axis(places, kept, axis=1)
+        first += len(block)
+    return places
 
 
 def _with_random_ties(

@@ -63,6 +63,56 @@ def present_rows(
     return PresentRows(vectors, present)
 
 
+class ReducedTeacher:
+    """Rows of a reduced teacher [N, d], made of the encoder's vectors whenever they are asked for.
+
+    Of a teacher on the disk it holds no vector, and so a process may have some rows of it.
+
+    Args:
+        vectors: [I+1, D] the encoder's.
+        numbers: [N] int64, which of these each row is made of; -1 for a row of zeros.
+        reduction: Fitted on them.
+        dim: d.
+        facets: Over which the columns are laid out.
+    """
+
+    dtype, device, ndim = torch.float32, torch.device("cpu"), 2
+
+    def __init__(
+        self,
+        vectors: NDArray[np.float32] | StoredTeacher,
+        numbers: NDArray[np.int64],
+        reduction: "FittedReduction",
+        *,
+        dim: int,
+        facets: int,
+    ) -> None:
+        self._vectors = vectors
+        self._numbers = numbers
+        self._reduction = reduction
+        self._facets = facets
+        self.shape = torch.Size([len(numbers), dim])
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self._numbers)
+
+    def __getitem__(self, rows: slice | Tensor | NDArray[np.int64]) -> Tensor:
+        """Rows [n, d].
+
+        Raises:
+            ValueError: A vector is not finite.
+        """
+        numbers = self._numbers[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
+        found = np.zeros((len(numbers), self.shape[1]), np.float32)
+        held = np.flatnonzero(numbers >= 0)
+        for start in range(0, len(held), _CHUNK_ROWS):
+            some = held[start : start + _CHUNK_ROWS]
+            vectors = np.asarray(self._vectors[numbers[some]], np.float32)
+            found[some] = spread_over_facets(self._reduction(vectors), self.shape[1], self._facets)
+        return torch.from_numpy(found)
+
+
 @dataclass(frozen=True)
 class FittedReduction:
     """What a fit has learnt: any vectors [n, D] of the same encoder to [n, r].

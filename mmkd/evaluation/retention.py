@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmkd.distiller import CorrelationDistiller, unit_rows
+from mmkd.distiller import CorrelationDistiller, ReducedTeacher, unit_rows
 from mmkd.errors import EvaluationError
 from mmkd.student import Ensemble, Recommender
 
@@ -43,7 +43,7 @@ class Retention:
         if distiller is not None:
             self._probes = {
                 name: RetentionProbe(teacher=teacher, present=distiller.present[name], seed=seed)
-                for name, teacher in distiller.reduced.items()
+                for name, teacher in distiller.teachers.items()
             }
 
     def __call__(self, student: Ensemble | Recommender) -> dict[str, float]:
@@ -68,7 +68,7 @@ class RetentionProbe:
     def __init__(
         self,
         *,
-        teacher: Tensor,
+        teacher: Tensor | ReducedTeacher,
         present: Tensor,
         pairs: int = 20_000,
         queries: int = 1000,
@@ -89,7 +89,7 @@ class RetentionProbe:
         Raises:
             EvaluationError: if shapes do not fit or fewer than two items have the modality.
         """
-        if teacher.dim() != 2 or present.shape != teacher.shape[:1] or present.dtype != torch.bool:
+        if teacher.ndim != 2 or present.shape != teacher.shape[:1] or present.dtype != torch.bool:
             raise EvaluationError(
                 f"teacher {tuple(teacher.shape)} and present {tuple(present.shape)} "
                 f"{present.dtype}; wanted [I+1, d] and [I+1] bool."
@@ -113,8 +113,8 @@ class RetentionProbe:
         self._first = generator.integers(count, size=pairs)
         self._second = (self._first + generator.integers(1, count, size=pairs)) % count
         self._queries = generator.permutation(count)[:queries]
-        unit = self._unit_rows(teacher)
-        self._teacher = teacher.detach()[self.rows.to(teacher.device)]
+        self._teacher = teacher[self.rows.to(teacher.device)].detach()
+        unit = _unit(self._teacher)
         self._similarity_ranks = _ranks(self._similarities(unit))
         nearest = self._similarity_of_neighbours(self._nearest(unit))  # [Q, k]
         self._reached = nearest.min(axis=1, keepdims=True) - _TIE  # [Q, 1]

@@ -123,7 +123,7 @@ class CorrelationLoss(nn.Module):
         Raises:
             ValueError: The distiller is not fitted, or an option is out of range.
         """
-        if not distiller.reduced:
+        if not distiller.reductions:
             raise ValueError("the distiller has no teacher; call fit first")
         codes, similarity = distiller.codes, distiller.similarity
         own = by_modality or {}
@@ -131,7 +131,7 @@ class CorrelationLoss(nn.Module):
             name: cls(
                 width=width, codes=codes, similarity=similarity, **{**options, **own.get(name, {})}
             )
-            for name in distiller.reduced
+            for name in distiller.reductions
         }
 
     def forward(

@@ -5,6 +5,7 @@ From a plan to a run folder. Read this first; every part has a file of its own.
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from mmkd.student import Ensemble
 from mmkd.student.build import StudentSpec
 from mmkd.training.checkpoint import keep_best
 from mmkd.training.progress import peak_memory_bytes, start_trackers
-from mmkd.training.trainer import Trainer
+from mmkd.training.trainer import Trainer, table_shards
 
 
 def train(
@@ -85,14 +86,19 @@ def train(
         )
         run.hold_to({name: table.key for name, table in tables.items()})
 
+        shards = None
+        if planned.training.tables == "sharded":
+            shards = table_shards(len(data.items), accelerator.device)
         distiller = None
         if planned.distiller is not None:
             try:
-                distiller = CorrelationDistiller(**planned.distiller).fit(tables)
+                # neighbours for soft targets are searched among whole teachers
+                whole = shards is None or planned.objective.neighbours is not None
+                distiller = CorrelationDistiller(**planned.distiller).fit(tables, in_memory=whole)
             except ValueError as error:  # vectors that can't be distilled, such as all equal ones
                 raise RunError(f"{recipe.name}: distiller: {error}") from error
 
-        teachers = distiller.reduced if distiller else {}
+        teachers = distiller.teachers if distiller else {}
         spec = StudentSpec(
             mmkd=__version__,
             item_count=len(data.items),
@@ -103,10 +109,15 @@ def train(
             ensemble=planned.members.ensemble,
             modalities={name: teacher.shape[1] for name, teacher in teachers.items()},
         )
-        refuse(spec.check_fits(), RunError)
+        held = spec if shards is None else replace(spec, item_count=shards.end - shards.first)
+        refuse(held.check_fits(), RunError)
         counts = torch.from_numpy(data.split.train_counts())
         student = spec.build(
-            teachers, distiller.present if distiller else {}, counts > 0, seed=recipe.seed
+            teachers,
+            distiller.present if distiller else {},
+            counts > 0,
+            seed=recipe.seed,
+            shards=shards,
         )
         soften = planned.objective.soften(
             distiller,
@@ -135,7 +146,6 @@ def train(
             placements=placements,
             attributes=run.vocabulary.names if run.vocabulary else None,
         )
-        parameters = sum(p.numel() for p in student.parameters())  # of whole tables, still here
         prepared_s = time.monotonic() - began
 
         report = Trainer(planned.training).fit(
@@ -199,7 +209,7 @@ def train(
             },
             "peak_memory_bytes": peak_memory_bytes(),
             "processes": accelerator.num_processes,
-            "parameters": parameters,
+            "parameters": student.size(),
         }
         if len(valid_cases) < len(data.split.valid):
             result["validation_cases"] = {"ranked": len(valid_cases), "of": len(data.split.valid)}

@@ -17,6 +17,7 @@ from mmkd.student.backbones import BACKBONES, build_backbone
 from mmkd.student.ensemble import Ensemble, build_ensemble
 from mmkd.student.item_embedding import FusedItemEmbedding
 from mmkd.student.recommender import Recommender, ScoreWith
+from mmkd.student.rows import TableShards, TeacherRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +48,12 @@ class StudentSpec:
 
     def build(
         self,
-        teachers: Mapping[str, Tensor] | None = None,
+        teachers: Mapping[str, TeacherRows] | None = None,
         present: Mapping[str, Tensor] | None = None,
         trained: Tensor | None = None,
         *,
         seed: int | None = None,
+        shards: TableShards | None = None,
     ) -> Ensemble:
         """Build untrained networks.
 
@@ -60,6 +62,7 @@ class StudentSpec:
             present: Masks [I+1] by name that go with them.
             trained: [I+1] bool, see `FusedItemEmbedding`.
             seed: Network n is drawn from ``seed + n``; None where weights are loaded afterwards.
+            shards: As for `FusedItemEmbedding`.
         """
         rows = self.item_count + 1
 
@@ -71,7 +74,7 @@ class StudentSpec:
         ) -> Recommender:
             options = {**self.embedding, **(embedding or {})}
             has = self.modalities if modalities is None else modalities
-            given = teachers
+            given: Mapping[str, TeacherRows] | None = teachers
             if given is None:  # only where a frozen teacher is the table is its width seen again
                 width = None if options.get("adapter") else options["width"]
                 given = {
@@ -85,6 +88,7 @@ class StudentSpec:
                     modalities={name: given[name] for name in given if name in has},
                     present={name: mask for name, mask in (present or {}).items() if name in has},
                     trained=trained,
+                    shards=shards,
                     **options,
                 ),
                 backbone=build_backbone(

@@ -284,6 +284,14 @@ class Ensemble(nn.Module):
                 found[name] = found.get(name, 0) + share * weights
         return found
 
+    def size(self) -> int:
+        """How many numbers its weights hold, of tables over processes those of all."""
+        found = sum(p.numel() for p in self.parameters())
+        if self.shards is not None:
+            elsewhere = self.shards.table_rows - (self.shards.end - self.shards.first)
+            found += sum(elsewhere * table.shape[1] for table in self.item_tables().values())
+        return found
+
     def enable_gradient_checkpointing(self) -> None:
         """Train every member in less memory and more time, see `Recommender`."""
         for member in self.networks:

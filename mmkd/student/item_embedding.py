@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmkd.errors import at_least, checked, one_of, positive, within
 from mmkd.student.fusion import FUSIONS, ConcatFusion, Fusion
 from mmkd.student.layers import check_dropout, check_modality_name, dropout
-from mmkd.student.rows import TableRows, TableShards
+from mmkd.student.rows import TableRows, TableShards, TeacherRows
 
 AdapterKind = Literal["linear", "mlp"]
 
@@ -73,7 +73,7 @@ class FusedItemEmbedding(nn.Module):
         *,
         item_count: int,
         width: int,
-        modalities: Mapping[str, Tensor] | None = None,
+        modalities: Mapping[str, TeacherRows] | None = None,
         present: Mapping[str, Tensor] | None = None,
         ids: bool = True,
         adapter: AdapterKind | None = None,
@@ -84,6 +84,7 @@ class FusedItemEmbedding(nn.Module):
         id_std: float = 0.02,
         modality_std: float | None = None,
         gate_width: int | None = None,
+        shards: TableShards | None = None,
     ) -> None:
         """Build the tables.
 
@@ -105,6 +106,8 @@ class FusedItemEmbedding(nn.Module):
             id_std: Standard deviation of the id table at the start.
             modality_std: The same for the modality tables; None means `id_std`.
             gate_width: Hidden width of the gate's network; None means a quarter of `width`.
+            shards: Makes this process's rows of the tables alone, with the numbers that whole ones
+                would have there.
 
         Raises:
             ValueError: A table's or mask's shape does not fit `item_count`, an unknown fusion, a
@@ -117,15 +120,16 @@ class FusedItemEmbedding(nn.Module):
         self.dropout = dropout
         self.id_dropout = id_dropout
 
-        self.shards: TableShards | None = None  # of tables that lie on several processes
+        self.shards = shards  # of tables that lie on several processes
         self._kept: tuple[Tensor, dict[str, Tensor]] | None = None
         self._own: Tensor | None = None
         # the CPU as a rule; no place at all where shapes alone are asked
         rows, here = item_count + 2, torch.get_default_device()
+        own = slice(0, rows) if shards is None else slice(shards.first, shards.end)
         if ids:
-            id_table = torch.randn(rows, width) * id_std
-            id_table[0] = 0.0
-            self.id_table = nn.Parameter(id_table)
+            self.id_table = nn.Parameter(_noise(rows, width, own).mul_(id_std))
+            with torch.no_grad():
+                self.id_table[: 1 - min(own.start, 1)] = 0.0
         else:
             self.stand_in = nn.Parameter(torch.randn(2, width) * id_std)
         self.tables = nn.ParameterDict()
@@ -141,9 +145,10 @@ class FusedItemEmbedding(nn.Module):
             if adapter is not None:
                 self.adapters[name] = Adapter(start, dim=teacher.shape[1], kind=adapter)
                 start = TeacherStart(teacher.shape[1], 1.0, None)
-            table = torch.zeros(rows, start.width)
-            for some in _slices(len(teacher)):
-                table[some] = torch.where(mask[some, None], start(teacher[some]), 0.0)
+            table = torch.zeros(own.stop - own.start, start.width)
+            for some in _slices(min(own.stop, len(teacher)), start=own.start):
+                placed = torch.where(mask[some, None], start(teacher[some]), 0.0)
+                table[some.start - own.start : some.stop - own.start] = placed
             self.tables[name] = nn.Parameter(table, requires_grad=adapter is None)
             self.starts[name] = start
             has.append(F.pad(mask, (0, 1)))  # [I+2], the mask token has none
@@ -168,7 +173,7 @@ class FusedItemEmbedding(nn.Module):
     def check(**options: Any) -> list[str]:
         """What is wrong with any of the constructor's options, a line each."""
         get = options.get
-        teachers: Mapping[str, Tensor] = get("modalities") or {}
+        teachers: Mapping[str, TeacherRows] = get("modalities") or {}
         masks: Mapping[str, Tensor] = get("present") or {}
         rows = get("item_count")
         problems = [
@@ -435,7 +440,7 @@ class TeacherStart:
     basis: Tensor | None
 
     @classmethod
-    def fit(cls, teacher: Tensor, mask: Tensor, *, width: int, norm: float) -> Self:
+    def fit(cls, teacher: TeacherRows, mask: Tensor, *, width: int, norm: float) -> Self:
         """What the rows that hold something ask for.
 
         A narrower table takes the leading eigenvectors of the second moment `X^T X`: of all
@@ -452,7 +457,8 @@ class TeacherStart:
         """
         basis = None
         dim, parts = teacher.shape[1], _slices(len(teacher))
-        if teacher.is_meta or mask.is_meta:  # of which shapes alone are asked
+        meta = isinstance(teacher, Tensor) and teacher.is_meta
+        if meta or mask.is_meta:  # of which shapes alone are asked
             basis = mask.new_empty(dim, width).double() if width < dim else None
             return cls(width, 1.0, basis)
         if width < dim:
@@ -477,6 +483,22 @@ class TeacherStart:
         else:
             fitted = (table.double() @ self.basis).to(table.dtype)
         return fitted * self.factor
+
+
+def _noise(rows: int, width: int, own: slice) -> Tensor:
+    """Some rows of what `torch.randn` draws for all [rows, width], which are never held at once."""
+    if own == slice(0, rows):
+        return torch.randn(rows, width)
+    found = torch.empty(own.stop - own.start, width)
+    # torch draws sixteen numbers at a time, and of a remainder the last sixteen anew: all blocks
+    # are of whole sixteens but the last, which is no shorter than that
+    ends = [*range(_ROWS_AT_ONCE, rows - 15, _ROWS_AT_ONCE), rows]
+    for first, end in zip([0, *ends[:-1]], ends, strict=True):
+        block = torch.randn(end - first, width)
+        start, stop = max(first, own.start), min(end, own.stop)
+        if start < stop:
+            found[start - own.start : stop - own.start] = block[start - first : stop - first]
+    return found
 
 
 def _plain(teacher: Tensor) -> Tensor:

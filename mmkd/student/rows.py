@@ -5,12 +5,30 @@ over processes are torch's (DTensor); what is added is a gradient of those rows 
 DTensor's would be one of all.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class TeacherRows(Protocol):
+    """What is read of a teacher's table [I+1, d_t]: a tensor, or rows made when asked for."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(I+1, d_t)."""
+
+    @property
+    def ndim(self) -> int:
+        """2."""
+
+    def __len__(self) -> int:
+        """I+1."""
+
+    def __getitem__(self, rows: Any, /) -> Tensor:
+        """Rows [n, d_t]."""
 
 
 class TableRows:
@@ -81,7 +99,7 @@ class TableShards:
         """Those of this process's rows that are items."""
         return range(max(self.first, 1), min(self.end, self.table_rows - 1))
 
-    def cut(self, table: Tensor) -> Tensor:
+    def cut(self, table: TeacherRows) -> Tensor:
         """This process's rows of a table, without the memory of the others.
 
         Args:
@@ -89,7 +107,9 @@ class TableShards:
         """
         own = table[self.first : self.end]
         lacking = self.end - self.first - len(own)
-        return F.pad(own, (0, 0, 0, lacking)) if lacking else own.clone()
+        if lacking:
+            return F.pad(own, (0, 0, 0, lacking))
+        return own.clone() if isinstance(table, Tensor) else own
 
     def whole(self, part: Tensor) -> Tensor:
         """All processes' rows as one DTensor, around this process's own."""

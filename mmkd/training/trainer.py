@@ -236,7 +236,7 @@ def _check_parts(
             f"task: got {type(task).__name__}, wanted {wanted}: the student is {kind}; give that, "
             "or another backbone"
         )
-    known = distiller.reduced if distiller else {}
+    known = distiller.teachers if distiller else {}
     if missing := [name for name in objective.correlation if name not in known]:
         raise TrainingError(
             f"objective: has a correlation loss for {', '.join(missing)}, of which there is no "
@@ -281,21 +281,34 @@ def _shard(
             "training.tables: got sharded, with an asynchronous update that collects the gradients "
             "of rows (interval); use ramp, frozen or none, or set tables to rows"
         )
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    if (count := torch.distributed.get_world_size()) < 2 or student.shards is not None:
-        return
-    if not kept:
+    shards = student.shards or table_shards(student.item_count, device)
+    if shards is not None and not kept:
         raise TrainingError(
             "folder: got none, wanted a place for the whole student, of which each process keeps "
             "some rows (training.tables: sharded); give fit a folder"
         )
-    if rows_of(count - 1, count, student.item_count + 2)[0] > student.item_count:
+    if shards is not None and student.shards is None:
+        student.shard(shards)
+
+
+def table_shards(item_count: int, device: torch.device) -> TableShards | None:
+    """How ``training.tables: sharded`` cuts the tables; None where one process has them whole.
+
+    All processes call it.
+
+    Raises:
+        TrainingError: A process would have no item.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    if (count := torch.distributed.get_world_size()) < 2:
+        return None
+    if rows_of(count - 1, count, item_count + 2)[0] > item_count:
         raise TrainingError(
-            f"training.tables: got sharded, but {student.item_count} items are too few for {count} "
+            f"training.tables: got sharded, but {item_count} items are too few for {count} "
             "processes; set it to rows"
         )
-    student.shard(TableShards(student.item_count, device))
+    return TableShards(item_count, device)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from references import correlation as reference
 from torch.testing import assert_close
 
-from mmkd.distiller import CorrelationCodebook, sample_pairs
+from mmkd.distiller import CorrelationCodebook, codebook, sample_pairs
 
 CENTRES = np.array([[0.9, 0.9], [0.9, -0.9], [-0.9, 0.9], [0.0, 0.0]])
 
@@ -115,3 +115,16 @@ def test_of_equally_near_neighbours_random_ones_are_drawn() -> None:
     partners = second[near][first[near] < 200]
     assert set(first[near] == second[near]) == {False}
     assert len(np.unique(partners)) > 150  # not the 33 that stand first
+
+
+def test_among_many_rows_neighbours_are_searched_block_by_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = np.random.default_rng(0).normal(size=(400, 16)).astype(np.float32)
+    wanted = sample_pairs(x, 6000, seed=1)
+    monkeypatch.setattr(codebook, "EXACT_BELOW", 100)
+    monkeypatch.setattr(codebook, "_ROWS_AT_ONCE", 20)  # fewer than neighbours are asked for
+    found = sample_pairs(x, 6000, seed=1)
+    np.testing.assert_array_equal(found[0], wanted[0])
+    pairs, also = (set(zip(*each, strict=True)) for each in (found, wanted))
+    assert pairs == also

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmkd import CorrelationDistiller
-from mmkd.distiller import CorrelationTargets, Similarity
+from mmkd.distiller import CorrelationTargets, Similarity, codebook
 from mmkd.distiller import distiller as module
 
 ITEMS = torch.tensor([[0, 0, 3, 7, 3, 1], [2, 9, 4, 5, 6, 31], [0, 0, 0, 0, 0, 8]])
@@ -149,6 +149,27 @@ def test_fits_repeat_exactly() -> None:
         one, other = first.codebooks[name], second.codebooks[name]
         assert torch.equal(one.centroids, other.centroids)
         assert one.temperature == other.temperature
+
+
+@pytest.mark.parametrize("reduction", ["pca", "autoencoder"])
+@pytest.mark.parametrize("many", [False, True])
+def test_a_part_of_a_teacher_that_never_was_whole_is_that_of_the_whole(
+    reduction: Any, many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if many:  # neighbours are then searched block by block
+        monkeypatch.setattr(codebook, "EXACT_BELOW", 10)
+        monkeypatch.setattr(codebook, "_ROWS_AT_ONCE", 7)
+    whole = small(reduction=reduction).fit(TABLES)
+    part = small(reduction=reduction).fit(TABLES, in_memory=False)
+    assert not part.reduced and part.teachers["text"].shape == (31, 16)
+    part.cut(lambda teacher: teacher[5:20])
+    for name in TABLES:
+        assert_close(part.reduced[name], whole.reduced[name][5:20])
+        assert_close(part.codebooks[name].centroids, whole.codebooks[name].centroids)
+        assert torch.equal(part.present[name], whole.present[name])
+    again = small(reduction=reduction).fit(TABLES, in_memory=False).teachers["image"]
+    rows = torch.tensor([30, 0, 2, 7, 7])
+    assert_close(again[rows], whole.reduced["image"][rows])
 
 
 def test_fifty_thousand_items_need_no_matrix_over_all() -> None:

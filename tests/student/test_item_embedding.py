@@ -1,6 +1,8 @@
 """The fused item embedding: start, fusion, missing modalities, padding."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +10,10 @@ from references.student import gate, gelu, layer_norm
 from torch.testing import assert_close
 
 from mmkd import FusedItemEmbedding
-from mmkd.student import GateFusion
+from mmkd.student import GateFusion, item_embedding
 from mmkd.student.fusion import Fusion
 from mmkd.student.item_embedding import AdapterKind
+from mmkd.student.rows import rows_of
 
 ITEMS, WIDTH = 9, 8
 FUSION_NAMES: list[Fusion] = ["gate", "concat", "sum"]
@@ -475,3 +478,30 @@ def test_a_fusion_without_weights_has_none_and_a_single_source_all() -> None:
     alone = FusedItemEmbedding(item_count=3, width=4).source_weights()
     assert alone is not None
     assert_close(alone["ids"], torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0]))
+
+
+@pytest.mark.parametrize(("items", "width", "dim"), [(37, 8, 12), (64, 1, 3), (5, 4, 2)])
+@pytest.mark.parametrize("adapter", [None, "linear"])
+def test_made_by_the_process_that_holds_them_rows_are_those_of_whole_tables(
+    items: int, width: int, dim: int, adapter: AdapterKind | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(item_embedding, "_ROWS_AT_ONCE", 16)
+    teacher = torch.randn(items + 1, dim, generator=torch.Generator().manual_seed(1))
+    present = torch.arange(items + 1) % 3 > 0
+    teacher[~present] = 0
+
+    def built(shards: Any = None) -> tuple[FusedItemEmbedding, torch.Tensor]:
+        torch.manual_seed(7)
+        options: Any = {"modalities": {"text": teacher}, "present": {"text": present}}
+        embedding = FusedItemEmbedding(
+            item_count=items, width=width, adapter=adapter, shards=shards, **options
+        )
+        return embedding, torch.randn(3)
+
+    whole, drawn_next = built()
+    for rank in range(3):
+        first, end = rows_of(rank, 3, items + 2)
+        part, also = built(SimpleNamespace(first=first, end=end))
+        assert torch.equal(part.id_table, whole.id_table[first:end])
+        assert torch.equal(part.tables["text"], whole.tables["text"][first:end])
+        assert torch.equal(part.has, whole.has) and torch.equal(also, drawn_next)
