@@ -456,13 +456,6 @@ def _tables(checks: Checks, training: Options, members: MembersPlan) -> None:
         )
     if wanted != "sharded":
         return
-    for name in ("weights", "untrained_offset"):
-        if members.ensemble.get(name) == "validation":
-            checks.problem(
-                f"ensemble.{name}",
-                "got validation, but training.tables is sharded, and what chooses it scores whole "
-                "lists; give numbers, or set training.tables to rows",
-            )
     kinds = {checks.recipe.asynchronous.kind, *(one[0] for one in members.updates if one)}
     if "interval" in kinds:
         checks.problem(

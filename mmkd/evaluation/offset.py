@@ -7,6 +7,7 @@ a list's scores, is chosen where the cases on both together rank best.
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from mmkd.data.splits import Cases, SequenceSplit
@@ -15,6 +16,7 @@ from mmkd.evaluation.evaluator import Evaluator, Processes
 from mmkd.evaluation.weights import gains, some_of
 from mmkd.student import Ensemble
 from mmkd.student.recommender import prompt
+from mmkd.student.scores import BlockScores
 
 OFFSETS = tuple(step / 4 for step in range(-16, 13))  # -4 to 3
 
@@ -68,7 +70,14 @@ def choose_offset(
     """
     refuse(within(0, 1, "it is a share", price=price))
 
-    def moved(histories: Tensor) -> Iterator[Tensor]:
+    def moved(histories: Tensor) -> Iterator[Tensor | BlockScores]:
+        if student.shards is not None:
+            by_blocks = BlockScores.after(student, histories)
+            for offset in OFFSETS:
+                yield by_blocks.varied(
+                    weights=None, offset=torch.tensor(offset, device=histories.device)
+                )
+            return
         outputs = student(prompt(student, histories))
         hidden = [out.hidden[:, -1] for out in outputs]
         scores = student.combined(hidden, [out.item_matrix for out in outputs])

@@ -17,10 +17,11 @@ from mmkd.data.splits import Cases, SequenceSplit
 from mmkd.errors import EvaluationError
 from mmkd.evaluation.evaluator import MOST_SCORES, Evaluator, Processes
 from mmkd.evaluation.metrics import per_case
-from mmkd.evaluation.ranking import rank_and_ties
+from mmkd.evaluation.ranking import rank_and_ties, rank_blocks
 from mmkd.student import Ensemble
 from mmkd.student.ensemble import Inference, combine, standardized
 from mmkd.student.recommender import answering, prompt
+from mmkd.student.scores import BlockScores
 
 _STEPS = 10  # of the grid, from 0 to 1
 _ROUNDS = 5
@@ -125,7 +126,12 @@ def _metric_of(
     mode: Inference = "probabilities" if student.inference == "probabilities" else "logits"
     weights = torch.tensor(points, dtype=torch.float32)
 
-    def at_points(histories: Tensor) -> Iterator[Tensor]:
+    def at_points(histories: Tensor) -> Iterator[Tensor | BlockScores]:
+        if student.shards is not None:
+            scores = BlockScores.after(student, histories)
+            for point in weights.to(histories.device):
+                yield scores.varied(weights=point, offset=None)
+            return
         each = list(_scores(student, histories))
         for point in weights.to(histories.device):
             yield combine(each, inference=mode, weights=point)
@@ -138,7 +144,7 @@ def _metric_of(
 
 def gains(
     student: Ensemble,
-    variants: Callable[[Tensor], Iterable[Tensor]],
+    variants: Callable[[Tensor], Iterable[Tensor | BlockScores]],
     count: int,
     split: SequenceSplit,
     cases: Cases,
@@ -150,7 +156,8 @@ def gains(
 
     Args:
         student: Whose histories are made.
-        variants: Histories [B, L] to ``count`` scores [B, I].
+        variants: Histories [B, L] to ``count`` scores [B, I]; or to those by blocks, of tables over
+            processes, each of which then has all cases.
         count: V.
         split: Where the events are.
         cases: To rank.
@@ -164,22 +171,25 @@ def gains(
     """
     trains = split.train_counts() > 0
     # the members' scores are kept beside one way of adding them up
-    most = max(1, MOST_SCORES // (split.item_count * (len(student.members) + 1)))
+    most: int | None = max(1, MOST_SCORES // (split.item_count * (len(student.members) + 1)))
+    if student.shards is not None:
+        processes, most = None, None
     sums, counts = np.zeros((count, 2)), np.zeros(2)
     with answering(student):
         for batch in evaluator.batches(split, cases, student, processes=processes, most=most):
             cold = ~trains[batch.target.cpu().numpy()]
             counts += [np.sum(~cold), np.sum(cold)]
             for number, scores in enumerate(variants(batch.histories)):
-                ranks, ties = rank_and_ties(
-                    F.pad(scores, (1, 0)),
-                    batch.target,
-                    exclude_row=batch.row,
-                    exclude_item=batch.item,
-                )
+                excluded = {"exclude_row": batch.row, "exclude_item": batch.item}
+                if isinstance(scores, BlockScores):
+                    ranks, ties, _ = rank_blocks(
+                        scores, batch.target, item_count=split.item_count, **excluded
+                    )
+                else:
+                    ranks, ties = rank_and_ties(F.pad(scores, (1, 0)), batch.target, **excluded)
                 values = per_case(ranks.cpu().numpy(), metric, ties=ties.cpu().numpy())
                 sums[number] += [values[~cold].sum(), values[cold].sum()]
-    if dist.is_available() and dist.is_initialized():
+    if student.shards is None and dist.is_available() and dist.is_initialized():
         shared = torch.from_numpy(np.vstack([sums, counts])).to(
             processes.device if processes else "cpu"
         )

@@ -25,7 +25,7 @@ from mmkd.runs.folder import RunFolder
 from mmkd.runs.placement import Placement
 from mmkd.student import Ensemble
 from mmkd.student.build import StudentSpec
-from mmkd.training.checkpoint import keep_best
+from mmkd.training.checkpoint import BestWeights, keep_best
 from mmkd.training.progress import peak_memory_bytes, start_trackers
 from mmkd.training.trainer import Trainer, table_shards
 
@@ -233,10 +233,11 @@ def train(
                 for name, found in beside.items()
             }
             result["seconds"]["baselines"] = round(time.monotonic() - began, 1)
-        if changed and accelerator.is_main_process:
-            keep_best(folder)
+        if changed:
+            if accelerator.is_main_process:
+                keep_best(folder)
+            BestWeights(folder, accelerator).write(student)
         run.write(
-            student=student if changed else None,
             ranks=ranks.get("test"),
             history=report.history,
             result=result,

@@ -5,6 +5,7 @@ that need every item, such as a list's mean, are gathered from the blocks first.
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ class BlockScores:
         block: int = ITEM_BLOCK,
     ) -> None:
         self._student = student
+        self._weights, self._offset = student.weights, student.untrained_offset
         self._hidden, self._matrices = hidden, matrices
         self._block = block
         self._shards = student.shards
@@ -84,6 +86,20 @@ class BlockScores:
         hidden = [out.hidden[:, -1] for out in outputs]
         return cls(student, hidden, [out.item_matrix for out in outputs], block=block)
 
+    def varied(self, *, weights: Tensor | None, offset: Tensor | None) -> "BlockScores":
+        """The same with other weights and no offset, or with the student's weights and an offset.
+
+        Args:
+            weights: [N]; None for the student's.
+            offset: Of untrained items, of a student that has one; None leaves them where they are.
+        """
+        assert weights is None or offset is None  # a list's deviation is that of its weights
+        found = copy(self)
+        if weights is not None:
+            found._weights = weights
+        found._offset = offset
+        return found
+
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Every block's first item and its scores [B, n], which are the caller's to change."""
         for columns in self._columns():
@@ -115,9 +131,9 @@ class BlockScores:
     def _scores(self, columns: slice | Tensor) -> Tensor:
         total = self._combined(columns)
         student = self._student
-        if self._deviation is not None:
-            assert student.untrained is not None and student.untrained_offset is not None
-            total = total + student.untrained_offset * self._deviation * student.untrained[columns]
+        if self._offset is not None:
+            assert student.untrained is not None and self._deviation is not None
+            total = total + self._offset * self._deviation * student.untrained[columns]
         return total
 
     def _logits(self, member: int, columns: slice | Tensor) -> Tensor:
@@ -136,8 +152,7 @@ class BlockScores:
                 _normed(z, norm, mask)
                 for z, norm, mask in zip(each, self._normed, masks, strict=True)
             ]
-        student = self._student
-        return added(each, inference=student.inference, weights=student.weights)
+        return added(each, inference=self._student.inference, weights=self._weights)
 
     def _logsumexp(self, member: int) -> Tensor:
         """[B, 1] of all a member's scores."""

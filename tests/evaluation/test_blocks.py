@@ -168,6 +168,24 @@ def test_scores_of_blocks_are_those_of_all(inference: str, name: str, block: int
     torch.testing.assert_close(some, whole[:, [6, 29, 6]], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("inference", ["logits", "probabilities", "standardized"])
+def test_other_weights_or_another_offset_of_the_same_blocks(inference: str) -> None:
+    student = students(inference, weights=[2.0, 1.0], untrained_offset=-1.5)
+    histories = torch.tensor([[0, 3, 8], [5, 1, 2]])
+    with torch.no_grad():
+        blocks = BlockScores.after(student, histories, block=4)
+        heavier = blocks.varied(weights=torch.tensor([1.0, 6.0]), offset=None)
+        lower = blocks.varied(weights=None, offset=torch.tensor(-3.0))
+        for found, options in (
+            (heavier, {"weights": [1.0, 6.0]}),
+            (lower, {"weights": [2.0, 1.0], "untrained_offset": -3.0}),
+            (blocks, {"weights": [2.0, 1.0], "untrained_offset": -1.5}),
+        ):
+            wanted = students(inference, **options).next_scores(histories)[:, 1:]
+            scores = torch.cat([block for _, block in found.blocks()], dim=1)
+            torch.testing.assert_close(scores, wanted)
+
+
 def test_a_member_whose_scores_are_all_alike_says_nothing_in_blocks_too() -> None:
     student = students("standardized")
     with torch.no_grad():

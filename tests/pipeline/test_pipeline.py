@@ -448,6 +448,8 @@ def test_tables_over_two_processes_make_an_ordinary_run(
         "student.backbone.dropout=0",
         "objective.recommendation=sampled_softmax",
         "training.tables=sharded",
+        "ensemble={members: 2, inference: standardized, weights: validation, "
+        "untrained_offset: validation}",
     ]
     train(recipe_of(still), folder=tmp_path / "one")
     launch = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
@@ -461,6 +463,8 @@ def test_tables_over_two_processes_make_an_ordinary_run(
         assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)
     results = [RunFolder(tmp_path / name).result() for name in ("one", "two")]
     assert results[0]["parameters"] == results[1]["parameters"]
+    assert results[0]["weights"] == results[1]["weights"]
+    assert results[0]["untrained_offset"] == results[1]["untrained_offset"]
     alone, both = (load(tmp_path / name) for name in ("one", "two"))
     for name, value in alone.student.state_dict().items():
         torch.testing.assert_close(both.student.state_dict()[name], value, rtol=0.01, atol=1e-3)

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from training.tiny import ITEMS, LENGTH, tiny_distiller, tiny_fit, tiny_split, t
 
 from mmkd import Ensemble, Evaluator, NextItem, SampledSoftmax, Trainer, TrainingArguments
 from mmkd.errors import CheckpointError, TrainingError
+from mmkd.evaluation import choose_offset, choose_weights
 from mmkd.student.ensemble import Inference
 from mmkd.student.recommender import answering
 from mmkd.student.rows import OwnRows, TableShards, places, rows_of
@@ -224,6 +225,45 @@ def _score(folder: Path) -> None:
 @pytest.mark.slow
 def test_members_over_processes_score_together(tmp_path: Path) -> None:
     together(_score, tmp_path)
+
+
+def _choose(folder: Path) -> None:
+    PartialState(cpu=True)
+    split = tiny_split()
+    split.items[split.items > 15] = 1  # items 16 to 20 never train
+    split.items[split.valid.position[:9] + split.offsets[:9]] = 17  # some are asked for
+    for inference in get_args(Inference):
+        step = tiny_step(tiny_distiller(), correlation=(1.0, 1.0), distil=False)
+        step.student.networks[1].backbone.requires_grad_(False).apply(_louder)
+        student = Ensemble(
+            step.student.networks, inference=inference, weights=[1, 1], untrained_offset=-4.0
+        )
+        assert student.untrained is not None
+        student.untrained[15:] = True
+        chosen, evaluator = [], Evaluator(batch_size=7)
+        for shards in (None, TableShards(ITEMS)):
+            if shards is not None:
+                student.shard(shards)
+            student.set_weights([1, 1])
+            weights = choose_weights(student, split, split.valid, evaluator=evaluator)
+            student.set_weights(weights)
+            chosen.append(
+                (weights, *choose_offset(student, split, split.valid, evaluator=evaluator))
+            )
+        alone, over = chosen
+        assert over[:2] == alone[:2]
+        alike(over[2], alone[2])
+        assert len({point["all"] for point in alone[2]}) > 3  # or the case shows nothing
+
+
+def _louder(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        module.weight.data.mul_(3)
+
+
+@pytest.mark.slow
+def test_weights_and_offsets_are_chosen_together_as_alone(tmp_path: Path) -> None:
+    together(_choose, tmp_path)
 
 
 # ---- what is refused
