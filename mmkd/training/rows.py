@@ -180,7 +180,9 @@ def keep_from_ddp(module: nn.Module, tables: Iterable[nn.Parameter], *, alike: b
     """
     tables = list(tables)
     apart = set(map(id, tables))
-    names = [name for name, parameter in module.named_parameters() if id(parameter) in apart]
+    # DDP asks by every name that a table has, where members share it
+    every = module.named_parameters(remove_duplicate=False)
+    names = [name for name, parameter in every if id(parameter) in apart]
     names += [name for name, _ in module.named_buffers()]
     module._ddp_params_and_buffers_to_ignore = names  # type: ignore[assignment]
     with torch.no_grad():
