@@ -12,7 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import cache
@@ -43,7 +43,7 @@ def fetch(
     repository: str,
     allowed: Mapping[str, int],
     *,
-    holds: str,
+    holds: Sequence[str],
     what: str,
     kind: type[MmkdError],
     revision: str | None = None,
@@ -53,7 +53,7 @@ def fetch(
     Args:
         repository: ``org/name``.
         allowed: Patterns of the only names to bring, and the most bytes of a file of each.
-        holds: The file that says that it is what is wanted.
+        holds: Files of which any says that it is what is wanted, the usual one first.
         what: What that is, such as ``a run of mmkd``.
         kind: The error to raise.
         revision: Branch, tag or commit; None is the main branch.
@@ -75,16 +75,16 @@ def fetch(
             folder = snapshot_download(
                 repository, revision=revision, local_files_only=True, allow_patterns=patterns
             )
-            if not (Path(folder) / holds).is_file():
+            if not any((Path(folder) / name).is_file() for name in holds):
                 raise kind(_not_here(repository))
             return Path(folder)
         api = HfApi(endpoint=constants.ENDPOINT)
         commit = api.model_info(repository, revision=revision).sha
         found = api.list_repo_tree(repository, recursive=True, revision=commit)
         sizes = {file.path: file.size for file in found if isinstance(file, RepoFile)}
-        if holds not in sizes:
+        if not sizes.keys() & {*holds}:
             raise kind(
-                f"{repository}: holds no {holds}, so it is not {what}; look at "
+                f"{repository}: holds no {holds[0]}, so it is not {what}; look at "
                 f"{constants.ENDPOINT}/{repository}"
             )
         wanted = _wanted(repository, sizes, allowed, kind)
@@ -110,7 +110,7 @@ def send(
     files: Mapping[str, Path | bytes],
     *,
     replaces: Mapping[str, int],
-    holds: str,
+    holds: Sequence[str],
     message: str,
     kind: type[MmkdError],
     private: bool | None = None,
@@ -122,7 +122,7 @@ def send(
         files: Name in the repository to the file, or to its content.
         replaces: Patterns of names that go where they are not among ``files``: those of what was
             sent before.
-        holds: The file by which a repository that is there says that it is such a one.
+        holds: Files by any of which a repository that is there says that it is such a one.
         message: Of the commit.
         kind: The error to raise.
         private: Whether a new repository is for its owner alone; None leaves it to the hub.
@@ -155,10 +155,10 @@ def send(
         api = HfApi(endpoint=constants.ENDPOINT)
         api.create_repo(repository, private=private, exist_ok=True)
         there = set(api.list_repo_files(repository)) - {".gitattributes", "README.md"}
-        if there and holds not in there:
+        if there and not there & {*holds}:
             raise kind(
-                f"{repository}: holds {sorted(there)[0]} and no {holds}, so it is something else "
-                "of yours; give another name"
+                f"{repository}: holds {sorted(there)[0]} and no {holds[0]}, so it is something "
+                "else of yours; give another name"
             )
         gone = [
             name

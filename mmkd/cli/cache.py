@@ -143,8 +143,8 @@ def _fingerprints(recipes: list[str] | None) -> set[str]:
 
     # where the data lies changes no encoder, and shipped recipes leave it open
     found = [read_recipe(name, ["data.root=."]) for name in recipes or recipe_names()]
-    cards = {card for recipe in found for card in recipe.encoders.values()}
-    return {load_card(card).fingerprint() for card in cards}
+    cards = {(card, tower) for recipe in found for tower, card in recipe.encoders.items()}
+    return {load_card(card, tower=tower).fingerprint() for card, tower in cards}
 
 
 def _state(removed: bool, delete: bool, in_use: bool) -> str:

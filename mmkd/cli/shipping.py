@@ -42,7 +42,8 @@ def push(
     """Put a run, or a tuned encoder, into a repository of the Hugging Face hub."""
     from mmkd.cli import show
     from mmkd.pipeline.run import Run
-    from mmkd.shipping.sharing import encoder_folder, push_encoder, push_run
+    from mmkd.shipping.model_card import used_as
+    from mmkd.shipping.sharing import encoder_cards, encoder_folder, push_encoder, push_run
 
     alone = True if private else None
     encoder = encoder_folder(name)
@@ -50,7 +51,7 @@ def push(
         (path / "run.json").is_file() for path in (Path(name), runs / name)
     ):
         page = push_encoder(encoder, repository, private=alone)
-        use = f"mmkd train RECIPE encoders.text={repository}"
+        use = f"mmkd train RECIPE {used_as(encoder_cards(encoder), repository)}"
     else:
         page = push_run(Run(find_run(name, runs)), repository, private=alone)
         use = f"mmkd recommend {repository} --history ID,ID"

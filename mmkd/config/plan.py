@@ -310,8 +310,10 @@ def _cards(
         for problem in check_modality_name(name):
             checks.problem(f"encoders.{name}", problem)
         try:
-            own = given.get(name)  # an override may have named another
-            cards[name] = own if own is not None and own.name == card else load_card(card)
+            own = given.get(name)
+            if own is None or own.name != card:  # an override may have named another
+                own = load_card(card, tower=name)
+            cards[name] = own
             untrained = cards[name].untrained
             cards[name].check_trust()
         except EncoderError as error:

@@ -46,8 +46,9 @@ FINGERPRINT_FORMAT = 1
 LABELS = ("name", "license", "notes", "dim", "size_mb", "tuned")
 CARD_FILE = "card.yaml"  # of a folder that holds a card and its weights
 TOWER_CARDS = {tower: f"card.{tower}.yaml" for tower in ("text", "image")}  # of one that holds both
-ENCODER_FILES = {  # what is brought of a repository that holds a card, and the most bytes of each
-    CARD_FILE: 1 << 20,
+CARD_FILES = (CARD_FILE, *TOWER_CARDS.values())
+ENCODER_FILES = {  # what is brought of a repository that holds cards, and the most bytes of each
+    **dict.fromkeys(CARD_FILES, 1 << 20),
     "tuning.json": 1 << 24,
     **{f"{part}/*.{end}": 1 << 28 for part in ("model", "adapter") for end in ("json", "txt")},
     "model/*.model": 1 << 28,  # of sentencepiece
@@ -408,6 +409,7 @@ def load_card(
     name_or_path: str,
     *,
     folder: Path | None = None,
+    tower: str | None = None,
     trust_code: str | Iterable[str] | None = None,
 ) -> EncoderCard:
     """Loads one card.
@@ -421,6 +423,7 @@ def load_card(
         name_or_path: A path ending in ``.yaml``, a card's name, or ``org/name``: a repository of
             the hub that ``mmkd push`` put a tuned encoder in.
         folder: Searched first for a name; ``./encoders`` by default.
+        tower: ``text`` or ``image``: which card of a repository that holds two towers.
         trust_code: Packages or modules whose kinds it may name; see `mmkd.trust`.
 
     Returns:
@@ -435,8 +438,8 @@ def load_card(
         if not is_elsewhere(name_or_path):
             return _read(card_path(name_or_path, folder=folder))
         what = "an encoder's card"
-        place = fetch(name_or_path, ENCODER_FILES, holds=CARD_FILE, what=what, kind=EncoderError)
-        return _read(place / CARD_FILE)
+        place = fetch(name_or_path, ENCODER_FILES, holds=CARD_FILES, what=what, kind=EncoderError)
+        return _read(_card_of(place, name_or_path, tower))
     path = Path(name_or_path).expanduser()
     if not path.is_file():
         raise EncoderError(f"card {name_or_path}: no such file (from {Path.cwd()})")
@@ -484,7 +487,7 @@ def card_files(folder: Path | None) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for place in reversed(yaml_folders("encoders", folder)):
-        for name in (*TOWER_CARDS.values(), CARD_FILE):
+        for name in reversed(CARD_FILES):
             found |= {name_of_file(path): path for path in place.glob(f"*/{name}")}
         found |= {path.stem: path for path in place.glob("*.yaml")}
     return found
@@ -505,7 +508,20 @@ def name_of_file(path: Path) -> str:
 
 def has_weights_beside(path: Path) -> bool:
     """Whether a card's file is one of a folder with its weights, as ``mmkd tune`` leaves it."""
-    return path.name in (CARD_FILE, *TOWER_CARDS.values())
+    return path.name in CARD_FILES
+
+
+def _card_of(folder: Path, repository: str, tower: str | None) -> Path:
+    """The card of what a repository holds: of two towers the one that is asked for."""
+    if (folder / CARD_FILE).is_file():
+        return folder / CARD_FILE
+    there = [name for name, file in TOWER_CARDS.items() if (folder / file).is_file()]
+    if tower not in there:
+        raise EncoderError(
+            f"{repository}: holds a card of each tower ({', '.join(there)}); say which: "
+            f"encoders.text={repository}, or load_card({repository!r}, tower='text')"
+        )
+    return folder / TOWER_CARDS[tower]
 
 
 def _read(path: Path) -> EncoderCard:

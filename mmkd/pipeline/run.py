@@ -539,8 +539,11 @@ def tune(
     Raises:
         MmkdError: As for `mmkd.pipeline.tune.tune_together`.
     """
-    given = list(card.values()) if isinstance(card, Mapping) else [card]
-    loaded = [one if isinstance(one, EncoderCard) else load_card(str(one)) for one in given]
+    given = card if isinstance(card, Mapping) else {None: card}
+    loaded = [
+        one if isinstance(one, EncoderCard) else load_card(str(one), tower=tower)
+        for tower, one in given.items()
+    ]
     names = list(card) if isinstance(card, Mapping) else [loaded[0].modality]
     planned = joined(
         data,

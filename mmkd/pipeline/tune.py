@@ -24,7 +24,15 @@ from mmkd.embeddings import EmbeddingTable
 from mmkd.embeddings.inputs import sources_of
 from mmkd.encoders import EncoderCard, load_card
 from mmkd.encoders.base import TunableEncoder
-from mmkd.encoders.card import CARD_FILE, TOWER_CARDS, TunedOn, card_files, name_of_file, save_card
+from mmkd.encoders.card import (
+    CARD_FILE,
+    CARD_FILES,
+    TOWER_CARDS,
+    TunedOn,
+    card_files,
+    name_of_file,
+    save_card,
+)
 from mmkd.encoders.loading import local_path, resolve_model
 from mmkd.encoders.offline import check_at_hand
 from mmkd.encoders.registry import encoder_class
@@ -42,8 +50,7 @@ RECORD = "tuning.json"
 _WEIGHTS, _ADAPTER = "model", "adapter"
 _LOCK = "writer.lock"
 _TRACKERS = "trackers"  # whatever files they write
-_CARDS = (CARD_FILE, *TOWER_CARDS.values())
-_OWN = (RECORD, *_CARDS, _WEIGHTS, _ADAPTER, "checkpoints", _TRACKERS)
+_OWN = (RECORD, *CARD_FILES, _WEIGHTS, _ADAPTER, "checkpoints", _TRACKERS)
 # arguments that a resumed tuning may be given anew
 _MAY_CHANGE = ("checkpoint_every_s", "cpu", "epochs", "threads", "trackers")
 _COPIES = 4  # of the weights while they learn: themselves, gradients, two moments of AdamW

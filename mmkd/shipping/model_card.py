@@ -64,24 +64,28 @@ def run_card(run: "Run", recipe: Recipe, repository: str) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def encoder_card(card: EncoderCard, folder: Path, repository: str) -> str:
-    """The README.md of a tuned encoder's repository."""
-    parent = f", tuned from `{_text(card.tuned.parent)}` on a log," if card.tuned else ""
+def encoder_card(cards: Sequence[EncoderCard], folder: Path, repository: str) -> str:
+    """The README.md of a tuned encoder's repository, or of one of both towers of a model."""
+    card, alone = cards[0], len(cards) == 1
+    parents = dict.fromkeys(f"`{_text(one.tuned.parent)}`" for one in cards if one.tuned)
+    parent = f", tuned from {' and '.join(parents)} on a log," if parents else ""
+    what = ["texts" if one.modality == "text" else "pictures" for one in cards]
+    tower = "" if alone else f', tower="{card.modality}"'
     sections = [
-        _front(tags=[_LIBRARY, card.modality, "feature-extraction"]),
-        f"# {_text(card.name)}",
-        f"An encoder of {'texts' if card.modality == 'text' else 'pictures'}{parent} with mmkd "
+        _front(tags=[_LIBRARY, *(one.modality for one in cards), "feature-extraction"]),
+        f"# {_text(card.name if alone else folder.resolve().name)}",
+        f"An encoder of {' and '.join(what)}{parent} with mmkd "
         f"{__version__}: items that are taken one after the other lie near each other.",
         "## How to use it",
-        _code("sh", f"mmkd train shop.yaml encoders.{card.modality}={repository}"),
+        _code("sh", f"mmkd train shop.yaml {used_as(cards, repository)}"),
         _code(
             "python",
             "import mmkd\n\n"
-            f'encoder = mmkd.load_card("{repository}").build()\n'
+            f'encoder = mmkd.load_card("{repository}"{tower}).build()\n'
             "encoder.encode([...])  # [n, dim]",
         ),
     ]
-    if card.tuned is not None:
+    if parents:
         sections.append(
             "It has seen the training events of one log and split. A recipe of the same log with "
             "another split is refused, as it would be tested on what the encoder was tuned on."
@@ -92,6 +96,11 @@ def encoder_card(card: EncoderCard, folder: Path, repository: str) -> str:
     if (record := folder / "tuning.json").is_file():
         sections += _tuning(read_json(record))
     return "\n\n".join(sections) + "\n"
+
+
+def used_as(cards: Sequence[EncoderCard], repository: str) -> str:
+    """How a recipe's overrides name what a repository holds."""
+    return " ".join(f"encoders.{card.modality}={repository}" for card in cards)
 
 
 def _front(*, tags: Sequence[str]) -> str:
@@ -167,7 +176,7 @@ def _encoders(run: "Run", names: Mapping[str, str]) -> list[str]:
     rows = []
     for modality, name in names.items():
         try:
-            card = load_card(run.recipe.encoders[modality])
+            card = load_card(run.recipe.encoders[modality], tower=modality)
             told = card.license or "not named", str(card.model or card.kind), card.notes or _NONE
         except MmkdError:
             told = "not known here", _NONE, _NONE

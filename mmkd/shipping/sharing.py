@@ -18,7 +18,7 @@ import polars as pl
 from mmkd.config.recipe import Recipe
 from mmkd.data.items import ItemTable
 from mmkd.encoders import EncoderCard, load_card
-from mmkd.encoders.card import CARD_FILE, ENCODER_FILES, TOWER_CARDS, name_of_file
+from mmkd.encoders.card import CARD_FILES, ENCODER_FILES, name_of_file
 from mmkd.encoders.loading import local_path
 from mmkd.errors import EncoderError, RunError, outside
 from mmkd.files import copy_file
@@ -76,7 +76,7 @@ def push_run(run: "Run", repository: str, *, private: bool | None = None) -> str
             repository,
             {file.name: file for file in sorted(folder.iterdir())},
             replaces=RUN_FILES,
-            holds="run.json",
+            holds=["run.json"],
             message=f"mmkd run {run.folder.marker()['recipe']}",
             kind=RunError,
             private=private,
@@ -146,7 +146,7 @@ def found_run(name: Path | str, runs: Path, *, revision: str | None = None) -> P
     return fetch(
         str(name),
         RUN_FILES,
-        holds="run.json",
+        holds=["run.json"],
         what="a run of mmkd",
         kind=RunError,
         revision=revision,
@@ -154,10 +154,10 @@ def found_run(name: Path | str, runs: Path, *, revision: str | None = None) -> P
 
 
 def push_encoder(folder: Path, repository: str, *, private: bool | None = None) -> str:
-    """Send a tuned encoder: its card and its weights.
+    """Send a tuned encoder, or both towers of a model: cards and weights.
 
     Args:
-        folder: Of the card, as ``mmkd tune`` leaves it.
+        folder: Of the cards, as ``mmkd tune`` leaves it.
         repository: As for `push_run`; an encoder's is replaced.
         private: As for `push_run`.
 
@@ -166,38 +166,37 @@ def push_encoder(folder: Path, repository: str, *, private: bool | None = None) 
             beside it is not one that is sent.
     """
     _check_name(repository, EncoderError)
-    card = load_card(str(folder / CARD_FILE))
-    _check_complete(card, folder)
+    cards = encoder_cards(folder)
+    for card in cards:
+        _check_complete(card, folder)
     own = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     files: dict[str, Path | bytes] = {
         name: path for path in own if _sent(name := path.relative_to(folder).as_posix())
     }
-    files[_README] = encoder_card(card, folder, repository).encode()
+    files[_README] = encoder_card(cards, folder, repository).encode()
     return send(
         repository,
         files,
         replaces=ENCODER_FILES,
-        holds=CARD_FILE,
-        message=f"mmkd encoder {card.name}",
+        holds=CARD_FILES,
+        message=f"mmkd encoder {' and '.join(card.name for card in cards)}",
         kind=EncoderError,
         private=private,
     )
 
 
 def encoder_folder(name: str) -> Path | None:
-    """A tuned encoder's folder, by its path or its name in ``encoders``; None if it is none.
-
-    Raises:
-        EncoderError: It holds two towers.
-    """
+    """A tuned encoder's folder, by its path or its name in ``encoders``; None if it is none."""
     for folder in (Path(name), Path("encoders") / name):
-        if (folder / CARD_FILE).is_file():
+        if any((folder / card).is_file() for card in CARD_FILES):
             return folder
-        if any((folder / card).is_file() for card in TOWER_CARDS.values()):
-            raise EncoderError(
-                f"{folder}: holds two towers, and a repository takes one encoder; copy the folder"
-            )
     return None
+
+
+def encoder_cards(folder: Path) -> list[EncoderCard]:
+    """The cards in a tuned encoder's folder: one, or one a tower."""
+    found = [folder / name for name in CARD_FILES if (folder / name).is_file()]
+    return [load_card(str(file)) for file in found]
 
 
 def _check_name(repository: str, kind: type[RunError] | type[EncoderError]) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from mmkd.pipeline.embed import embed
 from mmkd.pipeline.train import train
 from mmkd.pipeline.tune import check_one_model, tune, tune_first, tune_together
 from mmkd.runs.folder import RunFolder
-from mmkd.shipping.sharing import encoder_folder
 
 OPTIONS = "epochs: 2, pairs: 64, batch_size: 16, lr: 0.001, validation_pairs: 60"
 
@@ -295,13 +295,42 @@ def test_both_towers_become_two_cards_of_one_model(
         tune_together(planned, encoders=("text", "image"), folder=tmp_path)
     with pytest.raises(RunError, match=r"card.text.yaml: is a card named quickstart-text already"):
         tune(planned, encoder="text", folder=tmp_path)
-    with pytest.raises(EncoderError, match="quickstart: holds two towers, and a repository takes"):
-        encoder_folder(str(path))
     before = {tower: card.fingerprint() for tower, card in cards.items()}
     weights = path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     for tower, fingerprint in before.items():
         assert load_card(f"quickstart-{tower}", folder=tmp_path).fingerprint() != fingerprint
+
+
+def test_adapters_learn_in_both_towers_and_are_added_into_one_model(
+    synthetic: list[str], towers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = _both(synthetic, towers, "tune.text+image.epochs=1", "tune.text+image.lora_rank=2")
+    parents = {tower: card.fingerprint() for tower, card in planned.cards.items()}
+    data = planned.load_data()
+    pictures = [Image.open(one) for one in data.items.image_path if one is not None][:2]
+    inputs: dict[str, Any] = {"text": ["a red pot", "a cup"], "image": pictures}
+    learned: dict[str, Any] = {}
+    kept = sys.modules["mmkd.pipeline.tune"].__dict__["_write"]
+
+    def write(files: Any, cards: Any, models: Any, *others: Any) -> None:
+        names = [name for name, p in models[0].model.named_parameters() if p.requires_grad]
+        assert names and all("lora_" in name for name in names)
+        for tower in ("text_model", "vision_model"):
+            assert any(tower in name for name in names)
+        for tower, model in zip(cards, models, strict=True):  # adapters beside the weights
+            learned[tower] = model.encode(inputs[tower])
+        kept(files, cards, models, *others)
+
+    monkeypatch.setattr("mmkd.pipeline.tune._write", write)
+    cards = tune_together(planned, encoders=("text", "image"), folder=tmp_path)
+    assert not (tmp_path / "quickstart" / "adapter").exists()
+    for tower, card in cards.items():
+        found = card.build().encode(inputs[tower])
+        np.testing.assert_allclose(found, learned[tower], rtol=1e-4, atol=1e-5)
+        parent = planned.cards[tower]
+        assert parent.fingerprint() == parents[tower]  # its weights, on the disk, are as they were
+        assert np.abs(found - parent.build().encode(inputs[tower])).max() > 1e-4
 
 
 def test_what_cannot_learn_together_is_said_at_once(

@@ -2,15 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from commands import invoke
+from encoders.image_models import save_vision_models
 from encoders.language_models import save
+from PIL import Image
 from shipping.hub_server import Hub, Repository
 from synthetic_runs import recipe_of
 
+import mmkd
 from mmkd import load_card
 from mmkd.config.plan import plan
 from mmkd.errors import EncoderError
@@ -121,3 +125,61 @@ def test_of_a_repository_only_weights_and_words_are_brought(
         load_card("ann/other")
     with pytest.raises(EncoderError, match="there is no such repository"):
         load_card("ann/nothing")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``mmkd tune`` leaves of two towers: two cards, one model, a record."""
+    folder = tmp_path_factory.mktemp("towers") / "shop"
+    folder.mkdir()
+    save_vision_models(tmp_path_factory.mktemp("models"))["clip"].rename(folder / "model")
+    tuned = {"parent_fingerprint": "0" * 64, "events": "1" * 64, "split": "2" * 64, "seed": 0}
+    for tower in ("text", "image"):
+        card = {
+            "name": f"shop-{tower}",
+            "modality": tower,
+            "kind": "clip",
+            "model": "./model",
+            "tuned": {"parent": f"clip-{tower}", **tuned},
+        }
+        (folder / f"card.{tower}.yaml").write_text(yaml.safe_dump(card))
+    record = {
+        "finished": True,
+        "parent": "clip-text+clip-image",
+        "best_epoch": 0,
+        "before": {"text.NDCG@10": 0.125, "NDCG@10": 0.25},
+        "history": [{"valid": {"text.NDCG@10": 0.5, "NDCG@10": 0.375}}],
+    }
+    (folder / "tuning.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_two_towers_go_into_one_repository_and_come_as_two_encoders(
+    hub: Hub, both: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    push_encoder(tuned, NAME)  # one encoder, which the two then replace
+    (tmp_path / "encoders").symlink_to(both.parent)
+    result = invoke("push", "shop", NAME)
+    use = f"encoders.text={NAME} encoders.image={NAME}"
+    assert result.exit_code == 0 and use in result.stdout
+    sent = hub.repositories[NAME].files()
+    assert {"card.text.yaml", "card.image.yaml", "model/model.safetensors"} <= {*sent}
+    assert "card.yaml" not in sent
+    page = sent["README.md"].decode()
+    assert use in page and 'tower="text"' in page and "texts and pictures" in page
+    assert "| text.NDCG@10 | 0.1250 | 0.5000 |" in page
+
+    recipe = mmkd.load_recipe("quickstart", ["data.root=.", *use.split()])
+    cards = plan(recipe).cards
+    picture = Image.effect_noise((40, 32), 80).convert("RGB")
+    for tower, inputs in (("text", ["a red pot", "a cup"]), ("image", [picture])):
+        here, there = load_card(str(both / f"card.{tower}.yaml")), load_card(NAME, tower=tower)
+        assert cards[tower] == there and there.modality == tower
+        assert there.fingerprint() == here.fingerprint()
+        given: Any = inputs
+        np.testing.assert_array_equal(there.build().encode(given), here.build().encode(given))
+    with pytest.raises(
+        EncoderError, match=r"holds a card of each tower \(text, image\); say which"
+    ):
+        load_card(NAME)
