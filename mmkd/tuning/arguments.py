@@ -85,7 +85,9 @@ class TuningArguments:
     trackers: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Refuse options that are out of range."""
+        """Refuse options that are out of range; one tracker may be bare text."""
+        if isinstance(self.trackers, str):
+            object.__setattr__(self, "trackers", (self.trackers,))
         refuse(self.check(**asdict(self)))
 
     @staticmethod

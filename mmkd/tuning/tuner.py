@@ -27,7 +27,7 @@ from mmkd.losses.distributed import gather_rows
 from mmkd.training.arguments import TrainingArguments
 from mmkd.training.checkpoint import CheckpointFolder, read_tensors, write_tensors
 from mmkd.training.optimizer import LearningRate, NoAsynchrony
-from mmkd.training.progress import TrainingProgress, flat_record
+from mmkd.training.progress import TrainingProgress, flat_record, start_trackers
 from mmkd.training.trainer import Trainer
 from mmkd.tuning.arguments import TuningArguments
 from mmkd.tuning.contents import Contents, Features
@@ -116,8 +116,9 @@ class Tuner:
             towers: By name, such as ``text``. Their model learns in place, as far as its
                 parameters require gradients.
             pairs: What goes together.
-            folder: Gets ``checkpoints/``.
-            accelerator: Of ``accelerator()``, its trackers started; None builds one.
+            folder: Gets ``checkpoints/``, and the files of trackers that are started here.
+            accelerator: Of ``accelerator()``; None builds one. Trackers that are not started yet
+                are.
             resume: Continue from the newest checkpoint, if there is one.
             seed: Of pairs and dropout; torch's generator is set by it.
 
@@ -126,10 +127,13 @@ class Tuner:
 
         Raises:
             TrainingInterrupted: After SIGINT or SIGTERM, once a checkpoint is written.
-            TrainingError: A loss is NaN or infinite.
+            TrainingError: A loss is NaN or infinite, or a tracker isn't installed.
             CheckpointError: The checkpoint doesn't fit.
         """
+        arguments = self.arguments
         processes = accelerator or self.accelerator(folder=folder)
+        if arguments.trackers and not processes.trackers:
+            start_trackers(processes, name=folder.name, config=asdict(arguments), folder=folder)
         fit = _Fit(self.arguments, towers, pairs, processes, folder, seed)
         # every process drops out different units
         torch.manual_seed(seed + processes.process_index)
@@ -142,6 +146,8 @@ class Tuner:
                 if fit.epoch < self.arguments.epochs:
                     fit.pause(interruption)
         fit.load_best()
+        for tracker in processes.trackers if accelerator is None else ():
+            tracker.finish()
         return fit.report
 
 

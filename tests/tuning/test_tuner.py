@@ -19,6 +19,7 @@ from encoders.image_models import save_vision_models
 from encoders.language_models import save
 from numpy.typing import NDArray
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmkd import EncoderCard, TrainingPairs, TuningArguments
 from mmkd.errors import TrainingError, TrainingInterrupted
@@ -341,3 +342,16 @@ def test_a_loss_that_is_no_number_ends_it(tmp_path: Path) -> None:
         next(encoder.model.parameters()).fill_(torch.nan)
     with pytest.raises(TrainingError, match="epoch 1, step 1: the loss is nan"):
         _fit(encoder, tmp_path / "fit", ARGUMENTS)
+
+
+@pytest.mark.parametrize("given", ["tensorboard", ["tensorboard"]])
+def test_trackers_are_told_by_a_fit_of_its_own_too(given: Any, tmp_path: Path) -> None:
+    arguments = replace(ARGUMENTS, epochs=1, pairs=8, trackers=given)
+    assert list(arguments.trackers) == ["tensorboard"]
+    report, _ = _fit(_text(tmp_path / "llama"), tmp_path / "fit", arguments)
+    (events,) = (tmp_path / "fit" / "fit").glob("events.out.tfevents.*")
+    seen = EventAccumulator(str(events))
+    seen.Reload()
+    (loss,) = seen.Scalars("losses/total")
+    wanted = report.history[0]["losses"]["total"]
+    assert (loss.step, loss.value) == (1, pytest.approx(wanted, rel=1e-5))
