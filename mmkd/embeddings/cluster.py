@@ -5,13 +5,14 @@ encoder and is given a chunk's work, texts included, so that only pictures need 
 machines see. An actor that dies is started again by Ray, and given the chunk it was at once more.
 """
 
+import logging
 import os
 import secrets
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,11 @@ from mmkd.errors import CacheError, at_least, checked
 from mmkd.threads import thread_count, usable_cores, use_threads
 from mmkd.trust import trust_code, trusted
 
+_logger = logging.getLogger(__name__)
+
 _RESTARTS = 3  # of an actor
 _STARTS = 3  # tries: on a busy machine Ray's parts do not wait long enough for each other
+_SILENT_S = 15.0  # that actors may take to start before it is said
 _KEPT = "what is committed is kept, and the same command goes on"
 
 
@@ -82,7 +86,7 @@ class RayActors(AbstractContextManager["RayActors"]):
         made = ray.put(make)  # kept here, so that an actor that is started again finds it
         actors = [actor.remote(trusted(), resources["num_cpus"]) for _ in range(count)]
         try:
-            yield Crew(ray, actors, made)
+            yield Crew(ray, actors, made, needs=resources)
         finally:
             for one in actors:
                 ray.kill(one)
@@ -146,12 +150,14 @@ class Encoded:
         wait_s: Seconds in which the encoder waited for inputs.
         encode_s: Seconds in which it did not.
         cut: Texts that were longer than the encoder takes.
+        doubt: As `GuardedEncoder.doubt`.
     """
 
     outcomes: list[Outcome]
     wait_s: float
     encode_s: float
     cut: int
+    doubt: Sequence[str] = ()
 
 
 class Crew:
@@ -161,23 +167,29 @@ class Crew:
         ray: The module, connected.
         actors: Handles of `_EncodingActor`.
         make: A reference to what makes their encoder.
+        needs: What each takes of the cluster, said where they wait for it; None says nothing.
     """
 
-    def __init__(self, ray: Any, actors: Sequence[Any], make: Any) -> None:
+    def __init__(
+        self, ray: Any, actors: Sequence[Any], make: Any, *, needs: Mapping[str, int] | None = None
+    ) -> None:
         self._ray = ray
         self._make = [make]  # in a list Ray leaves it a reference, which an actor asks for once
         self._idle = list(actors)
         self._under_way: dict[Any, tuple[Any, str, Sequence[Work]]] = {}
+        self._needs, self._count = needs, len(self._idle)
+        self._starting = [one.started.remote() for one in actors] if needs else []
+        self._told_at = time.monotonic() + _SILENT_S
 
     @property
     def free(self) -> bool:
         """Whether an actor has nothing to do."""
         return bool(self._idle)
 
-    def give(self, name: str, work: Sequence[Work], *, nothing_stored: bool) -> None:
+    def give(self, name: str, work: Sequence[Work]) -> None:
         """Gives a chunk's work to a free actor."""
         actor = self._idle.pop()
-        answer = actor.encode.remote(self._make, list(work), nothing_stored=nothing_stored)
+        answer = actor.encode.remote(self._make, list(work))
         self._under_way[answer] = actor, name, work
 
     def taken(self, *, timeout_s: float) -> Iterator[tuple[str, Encoded]]:
@@ -187,6 +199,7 @@ class Crew:
             CacheError: The encoder is at fault, an actor died too often, or it cannot see a
                 picture that is there.
         """
+        self._tell_who_waits()
         if not self._under_way:
             time.sleep(timeout_s)
             return
@@ -202,6 +215,28 @@ class Crew:
                     f"machines of the cluster see by the same path; {_KEPT}"
                 )
             yield name, found
+
+    def _tell_who_waits(self) -> None:
+        """Say once which actors have not started: the cluster may have no room for them now."""
+        if not self._starting or time.monotonic() < self._told_at:
+            return
+        _, waiting = self._ray.wait(
+            self._starting, num_returns=len(self._starting), timeout=0, fetch_local=False
+        )
+        if waiting:
+            free, needs = self._ray.available_resources(), self._needs or {}
+            names = {"CPU": "num_cpus", "GPU": "num_gpus"}
+            room = ", ".join(
+                f"{needs[name]} {kind} (free in all: {free.get(kind, 0):g})"
+                for kind, name in names.items()
+                if needs.get(name)
+            )
+            _logger.warning(
+                "%d of %d actors have not started after %.0f s: each takes %s, which others may be "
+                "using; waiting for it (Ctrl-C keeps what is committed)",
+                *(len(waiting), self._count, _SILENT_S, room),
+            )
+        self._starting = []
 
     def _answered(self, answer: Any) -> Encoded:
         try:
@@ -239,7 +274,10 @@ class _EncodingActor:
         self._encoder: GuardedEncoder | None = None
         self._open = ExitStack()
 
-    def encode(self, make: Sequence[Any], work: Sequence[Work], *, nothing_stored: bool) -> Encoded:
+    def started(self) -> None:
+        """Answers once the actor has its place."""
+
+    def encode(self, make: Sequence[Any], work: Sequence[Work]) -> Encoded:
         """Encodes a chunk, in the batches that a run without actors has."""
         if self._encoder is None:
             made: Guarded = _ray().get(make[0])
@@ -247,10 +285,10 @@ class _EncodingActor:
         encoder = self._encoder
         before = encoder.wait_s, encoder.encode_s, encoder.cut
         outcomes = [one for batch in encoder.outcomes(work) for one in batch]
-        encoder.require_a_vector(nothing_stored=nothing_stored)
+        doubt = encoder.doubt()
         after = encoder.wait_s, encoder.encode_s, encoder.cut
         wait_s, encode_s, cut = (b - a for a, b in zip(before, after, strict=True))
-        return Encoded(outcomes, wait_s, encode_s, int(cut))
+        return Encoded(outcomes, wait_s, encode_s, int(cut), doubt)
 
 
 def _private() -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from mmkd.embeddings.chunks import Chunk, claimed, cut
 from mmkd.embeddings.cluster import RayActors
-from mmkd.embeddings.guard import Guarded, GuardedEncoder, guarded
+from mmkd.embeddings.guard import Guarded, GuardedEncoder, guarded, no_vector
 from mmkd.embeddings.inputs import Work
 from mmkd.embeddings.shards import Outcome, ShardStore, StoreContents
 from mmkd.encoders import Encoder
@@ -173,6 +173,7 @@ class EmbeddingRun:
         self._shards_seen = set(contents.shards)
         self._committed: set[str] = set()  # keys, by others since
         self._nothing_stored = contents.dim is None
+        self._held: list[tuple[Chunk, Sequence[Outcome], Sequence[str]]] = []
         self._shard_size = shard_size
         self._batch_size = batch_size
         self._workers = workers
@@ -208,6 +209,7 @@ class EmbeddingRun:
                 if len(left) == len(chunks):
                     time.sleep(_POLL_S)  # others have the rest; what a dead one left is taken over
                 chunks = left
+            self._record_held()
             if self._encoded:
                 waited, texts_cut = encoder().waited, encoder().cut
         seconds = time.perf_counter() - began
@@ -233,7 +235,7 @@ class EmbeddingRun:
         wait_s = encode_s = 0.0
         texts_cut = 0
         with actors.encoders(self._guarded(ready, work)) as crew, ExitStack() as claims:
-            under_way: dict[str, ExitStack] = {}
+            under_way: dict[str, tuple[Chunk, ExitStack]] = {}
             while chunks or under_way:
                 self._obey()
                 for _ in range(len(chunks)):
@@ -241,18 +243,20 @@ class EmbeddingRun:
                         break
                     chunk, claim = chunks.popleft(), claims.enter_context(ExitStack())
                     if left := claim.enter_context(self._claim(chunk)):
-                        crew.give(chunk.name, left, nothing_stored=self._nothing_stored)
-                        under_way[chunk.name] = claim
+                        crew.give(chunk.name, left)
+                        under_way[chunk.name] = chunk, claim
                         continue
                     claim.close()
                     if left is None:
                         chunks.append(chunk)  # others are at it
                 for name, found in crew.taken(timeout_s=_POLL_S):
-                    self._commit(found.outcomes)
-                    under_way.pop(name).close()
+                    chunk, claim = under_way.pop(name)
+                    self._commit_or_hold(chunk, found.outcomes, found.doubt)
+                    claim.close()
                     wait_s, encode_s = wait_s + found.wait_s, encode_s + found.encode_s
                     texts_cut += found.cut
                     self._progress(self._encoded + self._by_others, self._total)
+            self._record_held()
         seconds = time.perf_counter() - began
         waited = wait_s / (wait_s + encode_s) if wait_s else 0.0
         return RunReport(self._encoded, self._by_others, seconds, waited, texts_cut)
@@ -279,8 +283,7 @@ class EmbeddingRun:
                     self._progress(self._encoded + self._by_others + len(outcomes), self._total)
                     if self._stop():
                         break
-                encoder().require_a_vector(nothing_stored=self._nothing_stored)
-                self._commit(outcomes)
+                self._commit_or_hold(chunk, outcomes, encoder().doubt())
         self._obey()
         return left is not None
 
@@ -301,6 +304,35 @@ class EmbeddingRun:
             left = self._left(chunk)  # asked again: now nobody else can commit it
             self._count_others(len(chunk.work) - len(left))
             yield left
+
+    def _commit_or_hold(
+        self, chunk: Chunk, outcomes: Sequence[Outcome], doubt: Sequence[str]
+    ) -> None:
+        """Commit a chunk; but hold one that failed whole while nothing shows that others do not."""
+        if doubt and self._nothing_stored:
+            self._held.append((chunk, outcomes, doubt))
+        else:
+            self._commit(outcomes)
+
+    def _record_held(self) -> None:
+        """Commit the chunks that failed whole, now that there is a vector of another.
+
+        Raises:
+            CacheError: There is none, here or of other processes.
+        """
+        if self._held and self._nothing_stored and self._store.contents().dim is None:
+            raise no_vector([reason for *_, doubt in self._held for reason in doubt])
+        while self._held:
+            chunk, outcomes, _ = self._held[0]
+            with self._claim(chunk) as left:
+                if left:
+                    keys = {one.key for one in left}
+                    self._commit([outcome for outcome in outcomes if outcome.key in keys])
+                    self._progress(self._encoded + self._by_others, self._total)
+            if left is None:
+                time.sleep(_POLL_S)  # others are at it
+            else:
+                self._held.pop(0)
 
     def _commit(self, outcomes: Sequence[Outcome]) -> None:
         if outcomes:

@@ -56,6 +56,15 @@ def guarded(
         yield GuardedEncoder(encoder, loader, batch_size=batch_size, named=named)
 
 
+def no_vector(reasons: Sequence[str]) -> CacheError:
+    """What ends a run in which everything fails, before a failure is recorded for each item."""
+    return CacheError(
+        f"the encoder gave no vector for any of {len(reasons)} items; the first reason: "
+        f"{reasons[0]}; nothing was recorded for them: correct the encoder or its card and run "
+        "again"
+    )
+
+
 Guarded = Callable[[], AbstractContextManager["GuardedEncoder"]]
 
 
@@ -76,7 +85,7 @@ class GuardedEncoder:
         self._loader = loader
         self._batch_size = batch_size
         self._unsound = NOT_IN_FILE if named else "the encoder gave a vector that is not finite"
-        self._vectors = 0  # since the last `require_a_vector`
+        self._vectors = 0  # since the last `doubt`
         self._reasons: list[str] = []
         self.encode_s = self.wait_s = 0.0
 
@@ -125,23 +134,17 @@ class GuardedEncoder:
             self.encode_s += time.perf_counter() - loaded
             yield found
 
-    def require_a_vector(self, *, nothing_stored: bool) -> None:
-        """Stops a run in which everything fails, before a failure is recorded for each item.
-
-        Args:
-            nothing_stored: Whether no vector of this encoder exists yet.
+    def doubt(self) -> list[str]:
+        """Why all inputs since the last call failed in the encoder; empty where one did not.
 
         Raises:
-            CacheError: All inputs since the last call failed in the encoder, and there is no sign
-                that it ever worked or it fails on a trivial input.
+            CacheError: They did, and it fails on a trivial input too.
         """
-        if self._reasons and not self._vectors and (nothing_stored or not self._works()):
-            raise CacheError(
-                f"the encoder gave no vector for any of {len(self._reasons)} items; the first "
-                f"reason: {self._reasons[0]}; nothing was recorded for them: correct the encoder "
-                "or its card and run again"
-            )
+        reasons = [] if self._vectors else self._reasons
+        if reasons and not self._works():
+            raise no_vector(reasons)
         self._vectors, self._reasons = 0, []
+        return reasons
 
     def _batches(self, work: Sequence[Work]) -> Iterator[list[Loaded]]:
         """Texts several batches at once; pictures as many as fit in memory."""

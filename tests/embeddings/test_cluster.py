@@ -130,6 +130,46 @@ def test_an_encoder_at_fault_is_told_as_ever(actors: RayActors, cache: Embedding
         vectors(cache, encoder_factory=Failing, actors=actors)
 
 
+class FailingOn(FakeText):
+    def __init__(self, texts: Sequence[str]) -> None:
+        super().__init__()
+        self.texts = {*texts}
+
+    def encode(self, inputs: Sequence[Any], *, batch_size: int = 64) -> NDArray[np.float32]:
+        if self.texts & {*inputs}:
+            raise RuntimeError("cannot encode it")
+        return super().encode(inputs)
+
+
+@pytest.mark.slow
+def test_chunks_that_fail_whole_do_not_stop_the_others(
+    actors: RayActors, cache: EmbeddingCache, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+    vectors(
+        EmbeddingCache(tmp_path / "seen", shard_size=8), encoder_factory=lambda: FakeText(seen=seen)
+    )
+    failing = functools.partial(FailingOn, seen[:16])  # what both actors are given first
+    table = cache.table(card(), catalogue(TEXTS), encoder_factory=failing, actors=actors)
+    assert {TEXTS[row - 1] for row in np.flatnonzero(~table.present)[1:]} == {*seen[:16]}
+
+
+def test_actors_that_wait_for_room_are_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mmkd.embeddings.cluster._SILENT_S", 0.0)
+    ray = SimpleNamespace(
+        wait=lambda answers, **options: (answers[:1], answers[1:]),
+        available_resources=lambda: {"CPU": 1.0},
+    )
+    actor = SimpleNamespace(started=SimpleNamespace(remote=object))
+    crew = Crew(ray, [actor] * 3, None, needs={"num_cpus": 2, "num_gpus": 0})
+    for _ in range(2):
+        assert not list(crew.taken(timeout_s=0))
+    (told,) = caplog.messages
+    assert told.startswith("2 of 3 actors have not started after 0 s: each takes 2 CPU (free in a")
+
+
 @pytest.mark.slow
 def test_a_stop_keeps_what_is_committed(
     actors: RayActors, cache: EmbeddingCache, alone: NDArray[np.float32]
@@ -171,11 +211,11 @@ def test_a_picture_that_only_the_driver_sees_is_told(tmp_path: Path) -> None:
         get=lambda answer: Encoded([], 0.0, 0.0, 0),
         exceptions=SimpleNamespace(RayTaskError=KeyError, RayError=LookupError),
     )
-    remote = SimpleNamespace(remote=lambda make, work, nothing_stored: "answer")
+    remote = SimpleNamespace(remote=lambda make, work: "answer")
 
     def taken(*names: str) -> list[str]:
         crew = Crew(ray, [SimpleNamespace(encode=remote)], None)
-        crew.give("chunk", [Work(n, n, tmp_path / n) for n in names], nothing_stored=True)
+        crew.give("chunk", [Work(n, n, tmp_path / n) for n in names])
         assert not crew.free
         return [name for name, _ in crew.taken(timeout_s=0)]
 
@@ -198,9 +238,9 @@ def test_a_failure_that_cannot_be_sent_is_not_taken_for_a_death() -> None:
         get=get,
         exceptions=SimpleNamespace(RayTaskError=KeyError, RayError=LookupError),
     )
-    remote = SimpleNamespace(remote=lambda make, work, nothing_stored: "answer")
+    remote = SimpleNamespace(remote=lambda make, work: "answer")
     crew = Crew(ray, [SimpleNamespace(encode=remote)], None)
-    crew.give("chunk", [Work("a", "a", "a text")], nothing_stored=True)
+    crew.give("chunk", [Work("a", "a", "a text")])
     with pytest.raises(CacheError, match=r"encoder failed \(my\.Error: no such device\); correct"):
         list(crew.taken(timeout_s=0))
 

@@ -1,6 +1,7 @@
 """Encoders that fail: on one item, on everything, or in what they return."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from embeddings.fakes import (
 )
 
 from mmkd import EmbeddingCache
+from mmkd.embeddings import RunReport
 from mmkd.errors import CacheError
 
 
@@ -114,6 +116,65 @@ def test_an_encoder_that_always_fails_is_an_error_and_nothing_is_recorded(
 
     with pytest.raises(CacheError, match="not finite" if nan else "no kernel image"):
         cache.table(card(), catalogue(TEXTS), encoder_factory=lambda: FakeText(spoil=spoil))
+    assert cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText).present[1:].all()
+
+
+def first_chunk(folder: Path) -> list[str]:
+    """The texts that a run with chunks of eight encodes first."""
+    seen: list[str] = []
+    EmbeddingCache(folder, shard_size=8).table(
+        card(), catalogue(TEXTS), encoder_factory=lambda: FakeText(seen=seen)
+    )
+    return seen[:8]
+
+
+def test_a_first_chunk_that_fails_whole_waits_for_the_others(tmp_path: Path) -> None:
+    bad = first_chunk(tmp_path / "whole")
+    cache = EmbeddingCache(tmp_path / "cache", shard_size=8)
+    seen: list[str] = []
+    spoil = spoiled(*bad, raises=True)
+    reports: list[RunReport] = []
+    table = cache.table(
+        card(),
+        catalogue(TEXTS),
+        encoder_factory=lambda: FakeText(spoil=spoil, seen=seen),
+        report=reports.append,
+    )
+    absent = cache.absent(table)
+    assert {str(TEXTS[item.row - 1]) for item in absent} == {*bad}
+    assert all("RuntimeError: cannot encode" in item.reason for item in absent)
+    assert reports[0].encoded == 50
+    cache.table(card(), catalogue(TEXTS), encoder_factory=never)
+
+
+def test_what_failed_whole_is_settled_by_another_process_s_vectors(tmp_path: Path) -> None:
+    """Another process encodes all but the first chunk while this one is at that."""
+    bad = first_chunk(tmp_path / "whole")
+    cache, others = tmp_path / "cache", [text for text in TEXTS if text not in bad]
+
+    def spoil(text: str) -> Any:
+        if text in bad:
+            if not list(cache.rglob("*.npy")):
+                EmbeddingCache(cache, shard_size=8).table(
+                    card(), catalogue(others), encoder_factory=FakeText
+                )
+            raise RuntimeError("cannot encode it")
+        return None
+
+    mine: list[str] = []
+    table = EmbeddingCache(cache, shard_size=8).table(
+        card(), catalogue(TEXTS), encoder_factory=lambda: FakeText(spoil=spoil, seen=mine)
+    )
+    assert {str(TEXTS[row - 1]) for row in np.flatnonzero(~table.present)[1:]} == {*bad}
+    assert {*mine} <= {"a short text"}  # the others' vectors were taken
+
+
+def test_where_no_chunk_has_a_vector_all_are_told_together(tmp_path: Path) -> None:
+    cache = EmbeddingCache(tmp_path / "cache", shard_size=8)
+    spoil = spoiled(*map(str, TEXTS))
+    with pytest.raises(CacheError, match="no vector for any of 50 items; the first reason: the en"):
+        cache.table(card(), catalogue(TEXTS), encoder_factory=lambda: FakeText(spoil=spoil))
+    assert not list(cache.folder.rglob("*.npy"))
     assert cache.table(card(), catalogue(TEXTS), encoder_factory=FakeText).present[1:].all()
 
 
