@@ -430,17 +430,21 @@ class ParquetColumns:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
-    def coded(self, name: str) -> "Iterator[tuple[NDArray[np.int32], pl.Series]]":
-        """A column of text by parts: [n] numbers of texts, -1 for null, and the texts, [K]."""
+    def coded(self, name: str) -> "tuple[NDArray[np.int32], pl.Series]":
+        """A column of text as numbers: [n] of texts, -1 for null, and the texts, [K], each once."""
+        import numpy as np
         import polars as pl
 
-        opened = self._opened(read_dictionary=[name])
-        for group in range(opened.num_row_groups):
-            table = opened.read_row_group(group, columns=[name])
-            table.validate(full=True)
-            for chunk in table[name].chunks:
-                texts = pl.Series(pl.from_arrow(chunk.dictionary), dtype=pl.String)
-                yield chunk.indices.cast("int32").fill_null(-1).to_numpy(), texts
+        table = self._opened(read_dictionary=[name]).read(columns=[name])
+        table.validate(full=True)
+        column = table[name].unify_dictionaries()
+        del table  # each part with texts of its own
+        codes = np.empty(len(column), np.int32)
+        texts, at = pl.Series(dtype=pl.String), 0
+        for chunk in column.chunks:
+            codes[at : at + len(chunk)] = chunk.indices.cast("int32").fill_null(-1)
+            texts, at = pl.Series(pl.from_arrow(chunk.dictionary), dtype=pl.String), at + len(chunk)
+        return codes, texts
 
     def _opened(self, **options: Any) -> Any:
         import pyarrow.parquet as pq

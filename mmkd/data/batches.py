@@ -127,7 +127,7 @@ class TrainingWindows:
         length = self._length[windows]
         back = torch.arange(int(length.max()), 0, -1, device=self.device)
         index = (self._end[windows][:, None] - back).clamp_min(0)  # [B, L']
-        return self._items[index] * (back <= length[:, None])
+        return self._items[index].long() * (back <= length[:, None])
 
 
 class BatchStream:

@@ -47,6 +47,7 @@ from mmkd.errors import DataError, did_you_mean, refuse
 
 Split = Callable[[InteractionLog, int], SequenceSplit]
 _COLUMN_OPTIONS = ("id", "title", "image", "attributes", "user", "item", "timestamp", "rating")
+_BLOCK = 1 << 20  # numbers that are digested at once
 
 
 @dataclass(frozen=True)
@@ -366,9 +367,10 @@ def _protocol(given: Mapping[str, Any]) -> Split:
     return partial(SPLITS[kind], **options)
 
 
-def _of_arrays(*arrays: NDArray[np.int64]) -> str:
+def _of_arrays(*arrays: NDArray[np.integer[Any]]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(len(array).to_bytes(8, "little"))
-        digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+        for start in range(0, len(array), _BLOCK):
+            digest.update(np.ascontiguousarray(array[start : start + _BLOCK], dtype="<i8"))
     return digest.hexdigest()

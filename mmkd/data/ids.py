@@ -21,6 +21,7 @@ NUMBERS = pl.Struct({"number": pl.String})
 # One id among a million is searched for in 10 us, all are joined in 0.2 s, and few in 1.5 ms.
 _JOIN_FROM = 0.001
 _JOIN_AT_LEAST = 64
+_BLOCK = 1 << 22  # rows that are looked through at once
 # difflib takes 10 us a candidate.
 _CANDIDATES = 2_000
 
@@ -106,20 +107,18 @@ class CodedIds:
         return cls(codes["code"].cast(pl.Int32).fill_null(-1).to_numpy(), text)
 
     @classmethod
-    def of_parts(cls, parts: Sequence[tuple[NDArray[np.int32], pl.Series]]) -> "CodedIds":
-        """One column of its parts, each with its own numbering of its own ids.
+    def of_numbers(cls, codes: NDArray[np.int32], known: pl.Series) -> "CodedIds":
+        """A column whose texts are numbered in another order, or of which no row has some.
 
         Args:
-            parts: [m] numbers in 0..K'-1, -1 where an id is missing, and [K'] text, each id once.
+            codes: [n] numbers, -1 where an id is missing.
+            known: [K'] text, each id once.
         """
-        known = pl.concat([names for _, names in parts]).drop_nulls().unique(maintain_order=True)
-        index = IdIndex(known)
-        codes = np.concatenate(
-            [np.append(index.find(names), -1).astype(np.int32)[own] for own, names in parts]
-        )
-        first = np.full(len(known), len(codes), np.int64)  # [K] place of first appearance
-        held = np.flatnonzero(codes >= 0)
-        first[codes[held[::-1]]] = held[::-1]  # of those that write to one place the last stays
+        first = np.full(len(known), len(codes), np.int64)  # [K'] place of first appearance
+        for end in range(len(codes), 0, -_BLOCK):  # the last block first
+            start = max(end - _BLOCK, 0)
+            held = start + np.flatnonzero(codes[start:end] >= 0)
+            first[codes[held[::-1]]] = held[::-1]  # of those that write to one place the last stays
         order = np.argsort(first, kind="stable")
         order = order[: int((first < len(codes)).sum())]  # a file may name ids that no row has
         number = np.full(len(known) + 1, -1, np.int32)

@@ -14,6 +14,7 @@ from scipy.sparse import coo_array
 from mmkd.errors import DataError, at_least, refuse, shown
 
 Duplicates = Literal["keep", "first", "last"]
+_BLOCK = 1 << 20  # events that are compared at once
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,14 @@ class InteractionLog:
         array([10., 20.])
 
     Attributes:
-        user: [E] int64 in 0..U-1.
-        item: [E] int64 rows of the item table, in 1..I.
+        user: [E] whole numbers in 0..U-1; int32 of a log that was read.
+        item: [E] whole numbers, rows of the item table in 1..I; int32 likewise.
         timestamp: [E] float64, seconds or any unit that grows with time.
         user_ids: [U] external ids, in order of first appearance.
     """
 
-    user: NDArray[np.int64]
-    item: NDArray[np.int64]
+    user: NDArray[np.integer[Any]]
+    item: NDArray[np.integer[Any]]
     timestamp: NDArray[np.float64]
     user_ids: tuple[str, ...]
 
@@ -59,17 +60,22 @@ class InteractionLog:
         """Number of events."""
         return len(self.user)
 
-    def by_user(self) -> NDArray[np.int64] | NDArray[np.int32]:
-        """The events user after user, each user's by time, [E]; equal times keep their order."""
-        later = self.timestamp[1:] < self.timestamp[:-1]
-        onward = np.diff(self.user)
-        if not (onward < 0).any() and not (later & (onward == 0)).any():
-            return np.arange(len(self))  # as a sequence file has them
-        order = np.argsort(self.timestamp, kind="stable") if later.any() else None
+    def by_user(self) -> NDArray[np.integer[Any]] | None:
+        """The events user after user, each user's by time, [E]; equal times keep their order.
+
+        None where they are in this order, as those of a sequence file.
+        """
+        if all(map(self._is_in_order, self._blocks())):
+            return None
+        number = np.int32 if len(self) < 2**31 else np.int64
+        order = None
+        times = (self.timestamp[block] for block in self._blocks())
+        if any((time[1:] < time[:-1]).any() for time in times):
+            order = np.argsort(self.timestamp, kind="stable").astype(number, copy=False)
         user = self.user if order is None else self.user[order]
         # a matrix of users and events, by rows: counted, not compared, and in the order given
         shape = (len(self.user_ids), len(user))
-        marks = np.ones(len(user), np.int8), (user, np.arange(len(user)))
+        marks = np.ones(len(user), np.int8), (user, np.arange(len(user), dtype=number))
         grouped: NDArray[np.int32] = coo_array(marks, shape=shape).tocsr().indices
         return grouped if order is None else order[grouped]
 
@@ -79,10 +85,23 @@ class InteractionLog:
         The order of the file decides between them.
         """
         order = self.by_user()
-        user, timestamp = self.user[order], self.timestamp[order]
-        same = (user[1:] == user[:-1]) & (timestamp[1:] == timestamp[:-1])
-        edge = np.zeros(1, dtype=np.bool_)
-        return int((np.concatenate([edge, same]) | np.concatenate([same, edge]))[: len(self)].sum())
+        same = np.zeros(len(self) + 1, np.bool_)  # whether an event ties with the one before it
+        for block in self._blocks():
+            events = block if order is None else order[block]
+            user, timestamp = self.user[events], self.timestamp[events]
+            found = (user[1:] == user[:-1]) & (timestamp[1:] == timestamp[:-1])
+            same[block.start + 1 : block.start + 1 + len(found)] = found
+        return int(np.count_nonzero(same[1:] | same[:-1]))
+
+    def _is_in_order(self, block: slice) -> bool:
+        user, timestamp = self.user[block], self.timestamp[block]
+        later = (user[1:] == user[:-1]) & (timestamp[1:] >= timestamp[:-1])
+        return bool((later | (user[1:] > user[:-1])).all())
+
+    def _blocks(self) -> Iterator[slice]:
+        """All events, some at a time, and with them the next one."""
+        for start in range(0, len(self), _BLOCK):
+            yield slice(start, start + _BLOCK + 1)
 
     def keep(self, mask: NDArray[np.bool_]) -> "InteractionLog":
         """Keeps some of the events, and the users that still have one.
@@ -97,7 +116,7 @@ class InteractionLog:
             return self
         user = self.user[mask]
         alive = np.bincount(user, minlength=len(self.user_ids)) > 0
-        number = np.cumsum(alive) - 1  # [U] old number to new
+        number = (np.cumsum(alive) - 1).astype(self.user.dtype)  # [U] old number to new
         return InteractionLog(
             user=number[user],
             item=self.item[mask],

@@ -206,4 +206,5 @@ def _followers(split: SequenceSplit) -> tuple[NDArray[np.int64], NDArray[np.int6
     user = np.repeat(np.arange(split.user_count), np.diff(split.offsets))
     trains = split.is_train()
     pair = trains[:-1] & trains[1:] & (user[:-1] == user[1:])
-    return split.items[:-1][pair], split.items[1:][pair]
+    first, second = split.items[:-1][pair], split.items[1:][pair]
+    return first.astype(np.int64), second.astype(np.int64)

@@ -16,6 +16,7 @@ from mmkd.data.timestamps import seconds
 from mmkd.errors import DataError, at_least, one_of, positive, refuse, whole, within
 
 NewItems = Literal["keep", "drop"]
+_BLOCK = 1 << 22  # events that are counted at once
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class SequenceSplit:
         (array([1, 3, 2, 4]), array([4]))
 
     Attributes:
-        items: [E] int64 rows in 1..I.
+        items: [E] rows in 1..I, whole numbers such as the log's.
         offsets: [U+1] int64; user u's events are ``items[offsets[u]:offsets[u + 1]]``.
         train_end: [U] int64; the first ``train_end[u]`` events of user u train.
         valid: Cases for model selection.
@@ -67,7 +68,7 @@ class SequenceSplit:
         item_count: I.
     """
 
-    items: NDArray[np.int64]
+    items: NDArray[np.integer[Any]]
     offsets: NDArray[np.int64]
     train_end: NDArray[np.int64]
     valid: Cases
@@ -81,25 +82,25 @@ class SequenceSplit:
 
     def sequence(self, user: int) -> NDArray[np.int64]:
         """All events of one user, [n] int64, oldest first."""
-        events: NDArray[np.int64] = self.items[self.offsets[user] : self.offsets[user + 1]]
-        return events
+        return self.items[self.offsets[user] : self.offsets[user + 1]].astype(np.int64)
 
     def target_items(self, cases: Cases) -> NDArray[np.int64]:
         """The item each case asks for, [N] int64."""
-        targets: NDArray[np.int64] = self.items[self.offsets[cases.user] + cases.position]
-        return targets
+        return self.items[self.offsets[cases.user] + cases.position].astype(np.int64)
 
     def is_train(self) -> NDArray[np.bool_]:
         """Which events train, [E] bool."""
-        lengths = np.diff(self.offsets)  # [U]
-        position = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], lengths)
-        trains: NDArray[np.bool_] = position < np.repeat(self.train_end, lengths)
-        return trains
+        held_out = np.diff(self.offsets) - self.train_end  # [U]
+        runs = np.stack([self.train_end, held_out], axis=1).ravel()
+        return np.repeat(np.tile([True, False], self.user_count), runs)
 
     def train_counts(self) -> NDArray[np.int64]:
         """How often each item occurs in training events, [I+1] int64, row 0 zero."""
         trained = self.items[self.is_train()]
-        return np.bincount(trained, minlength=self.item_count + 1)
+        counts = np.zeros(self.item_count + 1, np.int64)
+        for start in range(0, len(trained), _BLOCK):  # bincount makes each number one of 64 bits
+            counts += np.bincount(trained[start : start + _BLOCK], minlength=len(counts))
+        return counts
 
     def is_cold(self, cases: Cases) -> NDArray[np.bool_]:
         """Which cases ask for an item that never trains, [N] bool."""
@@ -125,7 +126,7 @@ def leave_one_out(
         DataError: If `min_train_events` is below 1, or no user has enough events for a case.
     """
     refuse(check_leave_one_out(min_train_events=min_train_events), DataError)
-    items, _, offsets = _ordered(log, item_count)
+    items, offsets = _ordered(log, item_count)[:2]
     lengths = np.diff(offsets)
     user = np.flatnonzero(lengths - 2 >= min_train_events)
     if not len(user):
@@ -184,7 +185,7 @@ def cold_items(
         DataError: If an option is out of range, or a part has no case on a cold item.
     """
     refuse(check_cold_items(share=share, seed=seed, min_train_events=min_train_events), DataError)
-    items, _, offsets = _ordered(log, item_count)
+    items, offsets = _ordered(log, item_count)[:2]
     lengths = np.diff(offsets)
     user = np.repeat(np.arange(len(lengths)), lengths)  # [E]
     back = np.repeat(offsets[1:], lengths) - np.arange(len(items))  # 1 is a user's last event
@@ -248,7 +249,7 @@ def ratio(
         DataError: If the fractions leave nothing to train on, or yield no validation or test case.
     """
     refuse(check_ratio(valid=valid, test=test), DataError)
-    items, _, offsets = _ordered(log, item_count)
+    items, offsets = _ordered(log, item_count)[:2]
     lengths = np.diff(offsets)
     tested = np.floor(lengths * test + 1e-9).astype(np.int64)  # 1e-9: 0.1 * 30 is 3, not 2.99...
     validated = np.floor(lengths * valid + 1e-9).astype(np.int64)
@@ -310,7 +311,8 @@ def temporal(
         new_items=new_items,
     )
     refuse(problems, DataError)
-    items, timestamp, offsets = _ordered(log, item_count)
+    items, offsets, order = _ordered(log, item_count)
+    timestamp = log.timestamp if order is None else log.timestamp[order]
     if not len(timestamp):
         raise DataError("temporal: the interaction log is empty")
     start = _cut(timestamp, valid_from, 1 - valid - test)
@@ -377,8 +379,8 @@ SPLITS: Final[dict[str, Callable[..., SequenceSplit]]] = {
 
 def _ordered(
     log: InteractionLog, item_count: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-    """Events user by user in time order: items [E], timestamps [E], offsets [U+1]."""
+) -> tuple[NDArray[np.integer[Any]], NDArray[np.int64], NDArray[np.integer[Any]] | None]:
+    """Events user by user in time order: items [E], offsets [U+1]; and `by_user` of the log."""
     if len(log) and log.item.max() > item_count:
         raise DataError(
             f"the log has item row {log.item.max()}, the catalogue only {item_count} items; "
@@ -387,7 +389,7 @@ def _ordered(
     order = log.by_user()
     counts = np.bincount(log.user, minlength=len(log.user_ids))
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
-    return log.item[order], log.timestamp[order], offsets
+    return log.item if order is None else log.item[order], offsets, order
 
 
 def _cases(first: NDArray[np.int64], end: NDArray[np.int64]) -> Cases:

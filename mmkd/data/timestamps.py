@@ -69,7 +69,7 @@ def parse_timestamps(
     if column.dtype == pl.String:
         return _finite(_parse_text(column.str.strip_chars(), scale))
     values, bad = parse_numbers(column)
-    return values / scale, bad
+    return values if scale == 1 else values / scale, bad
 
 
 def why_tied(column: pl.Series, values: NDArray[np.float64]) -> str | None:
@@ -138,7 +138,7 @@ def _as_written(column: pl.Series) -> pl.Series:
 
 
 def _finite(column: pl.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    values = column.fill_null(float("nan")).to_numpy().astype(np.float64)
+    values = column.fill_null(float("nan")).to_numpy().astype(np.float64, copy=False)
     return values, ~np.isfinite(values)
 
 
@@ -146,7 +146,7 @@ def _parse_text(column: pl.Series, scale: float) -> pl.Series:
     numbers = _as_numbers(column)
     given = column.drop_nulls()
     if not len(given) or numbers.is_not_null().sum() * 2 >= len(given):  # mostly numbers
-        return numbers.cast(pl.Float64) / scale
+        return numbers.cast(pl.Float64) if scale == 1 else numbers.cast(pl.Float64) / scale
     return _by_value(column, _iso_seconds)
 
 

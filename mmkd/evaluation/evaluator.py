@@ -259,7 +259,7 @@ class Evaluator:
         if isinstance(student, (Ensemble, Recommender)):
             max_length = max_length or student.max_length
 
-        def on_device(values: NDArray[np.int64]) -> Tensor:
+        def on_device(values: NDArray[np.integer[Any]]) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
         position = cases.position[case]
@@ -273,7 +273,7 @@ class Evaluator:
         for start in range(0, len(case), size):
             batch = slice(start, start + size)
             end = ends[batch]
-            target = events[end]
+            target = events[end].long()
             row = item = None
             if self.exclude_seen == "history":
                 row, item = _seen_pairs(events, end, seen[batch])
@@ -387,7 +387,7 @@ def _histories(events: Tensor, end: Tensor, length: Tensor) -> Tensor:
     longest = max(1, int(length.max()))
     back = torch.arange(longest, 0, -1, device=events.device)  # events back from the case
     index = (end[:, None] - back).clamp(min=0)  # [B, L]
-    return events[index].masked_fill(back > length[:, None], 0)
+    return events[index].long().masked_fill(back > length[:, None], 0)
 
 
 def _seen_pairs(events: Tensor, end: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -395,7 +395,7 @@ def _seen_pairs(events: Tensor, end: Tensor, seen: Tensor) -> tuple[Tensor, Tens
     row = torch.repeat_interleave(torch.arange(len(seen), device=seen.device), seen)  # [P]
     before = torch.cumsum(seen, 0) - seen  # pairs of earlier rows
     step = torch.arange(len(row), device=seen.device) - before[row]
-    return row, events[(end - seen)[row] + step]
+    return row, events[(end - seen)[row] + step].long()
 
 
 def _device_of(student: object) -> torch.device:

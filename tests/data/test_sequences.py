@@ -1,5 +1,6 @@
 """Logs by columns and sequence files: the same log, splits and digests as from the log itself."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmkd import Dataset, InteractionLog, ItemTable, load_interactions, load_items
+from mmkd.data import ids, interactions, leave_one_out
 from mmkd.data.ids import CodedIds
 from mmkd.data.inspection import inspect_data
 from mmkd.data.readers import check_load_items, read_table, sequences
@@ -158,12 +160,10 @@ def test_an_empty_id_in_parquet_is_named_by_its_row(shop: Path) -> None:
         loaded(shop, "log.parquet")
 
 
-def test_coded_ids_are_numbered_by_first_appearance() -> None:
-    parts = [
-        (np.array([1, 0, -1], np.int32), pl.Series(["x", "y", "unused"])),
-        (np.array([0, 1, 2], np.int32), pl.Series(["w", "y", None], dtype=pl.String)),
-    ]
-    found = CodedIds.of_parts(parts)
+def test_coded_ids_are_numbered_by_first_appearance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ids, "_BLOCK", 2)  # several blocks
+    codes = np.array([1, 0, -1, 3, 1, -1], np.int32)
+    found = CodedIds.of_numbers(codes, pl.Series(["x", "y", "unused", "w"]))
     assert found.known.to_list() == ["y", "x", "w"]
     assert found.codes.tolist() == [0, 1, -1, 2, 0, -1]
     assert found.text().to_list() == ["y", "x", None, "w", "y", None]
@@ -172,8 +172,12 @@ def test_coded_ids_are_numbered_by_first_appearance() -> None:
     np.testing.assert_array_equal(whole.codes, found.codes)
 
 
+@pytest.mark.parametrize("number", [np.int32, np.int64])
 @pytest.mark.parametrize("sorted_by", [None, "time", "user"])
-def test_events_are_grouped_as_a_stable_sort_would(sorted_by: str | None) -> None:
+def test_events_are_grouped_as_a_stable_sort_would(
+    sorted_by: str | None, number: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interactions, "_BLOCK", 64)
     draw = np.random.default_rng(1)
     user, item = draw.integers(0, 30, 900), draw.integers(1, 9, 900)
     timestamp = draw.integers(0, 40, 900).astype(np.float64)
@@ -182,8 +186,20 @@ def test_events_are_grouped_as_a_stable_sort_would(sorted_by: str | None) -> Non
     if sorted_by == "user":
         order = np.lexsort((timestamp, user))
         user, timestamp = user[order], timestamp[order]
-    log = InteractionLog(user, item, timestamp, tuple(map(str, range(30))))
-    np.testing.assert_array_equal(log.by_user(), np.lexsort((timestamp, user)))
+    log = InteractionLog(user.astype(number), item.astype(number), timestamp, ("",) * 30)
+    wanted = np.lexsort((timestamp, user))
+    found = log.by_user()
+    assert (found is None) == (sorted_by == "user")
+    np.testing.assert_array_equal(np.arange(900) if found is None else found, wanted)
+    seen = Counter(zip(user.tolist(), timestamp.tolist(), strict=True))
+    assert log.tied() == sum(count for count in seen.values() if count > 1)
+    split = leave_one_out(log, 9)
+    np.testing.assert_array_equal(split.items, item[wanted])
+    last = wanted[np.cumsum(np.bincount(user)) - 1]  # one event of each user tests, one validates
+    assert split.target_items(split.test).tolist() == item[last].tolist()
+    before = set(wanted.tolist()) - {*last.tolist(), *wanted[np.cumsum(np.bincount(user)) - 2]}
+    assert split.train_counts().tolist() == np.bincount(item[[*before]], minlength=10).tolist()
+    assert split.is_train().tolist() == [event in before for event in wanted.tolist()]
 
 
 def test_items_of_a_saved_file_are_rows_of_the_catalogue(shop: Path) -> None:

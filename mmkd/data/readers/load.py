@@ -205,8 +205,8 @@ def load_interactions(
         ... )
         >>> items = load_items(path="items.csv", root=root)
         >>> log = load_interactions(items, path="log.csv", root=root)
-        >>> log.user_ids, log.item
-        (('ada',), array([2, 1]))
+        >>> log.user_ids, log.item.tolist()
+        (('ada',), [2, 1])
 
     Args:
         items: The catalogue.
@@ -294,7 +294,7 @@ def events_of(
     """A table's columns as a log, and what was left out; as ``load_interactions``."""
     users = read_codes(table, user, setting="user")
     ids = read_codes(table, item, setting="item")
-    rows_of = items.find(ids.known)  # [K]
+    rows_of = items.find(ids.known).astype(np.int32)  # [K]
     unknown = ids.known.filter(pl.Series(rows_of == 0)).to_list()
     rows = rows_of[ids.codes]
     _refuse_swapped(table, items, user=(user, users), item=(item, ids), rows=rows)
@@ -322,8 +322,8 @@ def events_of(
             "check that both files write ids alike"
         )
     log = InteractionLog(
-        user=users.codes.astype(np.int64),
-        item=np.where(kept, rows, 1),  # a valid row for the dropped ones
+        user=users.codes,
+        item=rows if kept.all() else np.where(kept, rows, 1),  # valid rows for the dropped ones
         timestamp=timestamps,
         user_ids=tuple(users.known),
     ).keep(kept)
@@ -455,7 +455,7 @@ def _refuse_swapped(
     *,
     user: tuple[str, CodedIds],
     item: tuple[str, CodedIds],
-    rows: NDArray[np.int64],
+    rows: NDArray[np.int32],
 ) -> None:
     """Raise DataError where the user column is the one that holds the catalogue's items."""
     named_right = is_usual("user", user[0]) and is_usual("item", item[0])
@@ -480,7 +480,7 @@ def _refuse_swapped(
 def _refuse_unknown(
     table: Table,
     items: ItemTable,
-    rows: NDArray[np.int64],
+    rows: NDArray[np.int32],
     unknown: list[str],
     *,
     share: float | None,

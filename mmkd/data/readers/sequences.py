@@ -117,7 +117,7 @@ def _blocks(log: InteractionLog) -> Iterator[pl.DataFrame]:
     while first < len(ends):
         last = max(int(np.searchsorted(ends, begin + _BLOCK, side="right")), first + 1)
         end = int(ends[last - 1])
-        events = order[begin:end]
+        events = slice(begin, end) if order is None else order[begin:end]
         offsets = pa.array(np.append(0, ends[first:last] - begin), pa.int64())
         columns = {
             "user": pa.array(log.user_ids[first:last], pa.large_string()),
@@ -133,7 +133,7 @@ def _lists(offsets: pa.Array, values: Any) -> pa.Array:
 
 
 def _joined(parts: ParquetParts, *, users: int, events: int) -> InteractionLog:
-    item = np.empty(events, np.int64)
+    item = np.empty(events, np.int32)
     timestamp = np.empty(events, np.float64)
     lengths, names, at = [], [], 0
     for part in parts:
@@ -146,5 +146,5 @@ def _joined(parts: ParquetParts, *, users: int, events: int) -> InteractionLog:
     if at != events or sum(map(len, names)) != users:
         raise ValueError(f"holds {at} events, not the {events} that it names")
     user_ids = tuple(pl.concat(names)) if names else ()
-    user = np.repeat(np.arange(users), np.concatenate(lengths) if lengths else 0)
+    user = np.repeat(np.arange(users, dtype=np.int32), np.concatenate(lengths) if lengths else 0)
     return InteractionLog(user=user, item=item, timestamp=timestamp, user_ids=user_ids)

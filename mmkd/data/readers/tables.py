@@ -105,7 +105,7 @@ class Table:
         self.require(name, setting=setting)
         if self.parquet is not None and self.parquet.is_text(name):
             with self._readable():
-                found = CodedIds.of_parts([*self.parquet.coded(name)])
+                found = CodedIds.of_numbers(*self.parquet.coded(name))
         else:
             column = self.column(name, setting=setting)
             if (why := why_no_ids(column)) is not None:
