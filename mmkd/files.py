@@ -22,17 +22,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
     import numpy as np
     import polars as pl
+    import pyarrow as pa
     from numpy.typing import NDArray
 
 _logger = logging.getLogger(__name__)
 _TEMPORARY_SUFFIX = ".tmp"
+_GROUP_ROWS = 1 << 20  # of Parquet in memory
 _ABANDONED_S = 86_400.0  # no living writer takes so long
 _SEALED, _SEAL = "sealed", "sha256"  # two keys: a flip in one leaves the other to miss it
 _UNSEALED = "0" * 64  # stands in the seal's place while the digest is taken
@@ -401,13 +403,40 @@ class ParquetColumns:
 
     header: "pl.DataFrame"
 
-    def __init__(self, source: Path | bytes) -> None:
+    def __init__(self, source: "Path | bytes | pa.Buffer") -> None:
         import polars as pl
         import pyarrow as pa
 
         self._source = source if isinstance(source, Path) else pa.BufferReader(source)
         self._file = self._opened()
         self.header = pl.DataFrame(pl.from_arrow(self._file.schema_arrow.empty_table()))
+
+    @classmethod
+    def of_parts(cls, header: "pl.DataFrame", parts: "Iterable[pl.DataFrame]") -> Self:
+        """Frames one after the other, packed in memory.
+
+        Args:
+            header: Their columns.
+            parts: Their rows.
+        """
+        import polars as pl
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = header.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+        sink = pa.BufferOutputStream()
+        with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+            held, rows = [header], 0
+            for part in parts:
+                held.append(part)
+                rows += part.height
+                if rows >= _GROUP_ROWS:
+                    writer.write_table(
+                        pl.concat(held).to_arrow(compat_level=pl.CompatLevel.oldest())
+                    )
+                    held, rows = [header], 0
+            writer.write_table(pl.concat(held).to_arrow(compat_level=pl.CompatLevel.oldest()))
+        return cls(sink.getvalue())
 
     def __len__(self) -> int:
         """Number of rows."""

@@ -336,8 +336,14 @@ class GivenTable:
     def table(self, root: Path) -> Table:
         """Read it; a path is relative to ``root``."""
         if self.frame is None:
-            return read_table(root=root, by_columns=self.name != "items", **self.place)
+            wanted = None if self.name == "items" else self._may_be_read
+            return read_table(root=root, wanted=wanted, **self.place)
         return table_of(self.frame, root=root, name=self.name)
+
+    def _may_be_read(self, column: str) -> bool:
+        """Whether a column is named, or any may be guessed to be one that is not."""
+        named = [self.options.get(key) for key in _COLUMN_OPTIONS]
+        return column in named or GUESS in named
 
     def only(self, columns: Iterable[str]) -> dict[str, Any]:
         """Some of the other options."""

@@ -9,13 +9,13 @@ import pytest
 
 from mmkd.data.readers import Table
 from mmkd.data.readers.columns import read_ids, read_text, read_timestamps
-from mmkd.data.readers.json_lines import parse_json_lines
+from mmkd.data.readers.json_lines import json_line_parts
 from mmkd.data.timestamps import parse_numbers
 from mmkd.errors import DataError
 
 
 def parse(*lines: str) -> pl.DataFrame:
-    return parse_json_lines("\n".join(lines).encode("utf-8", "surrogatepass"), "t.jsonl")
+    return pl.concat(json_line_parts("\n".join(lines).encode("utf-8", "surrogatepass"), "t.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Logs by columns and sequence files: the same log, splits and digests as from the log itself."""
 
+import gzip
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from mmkd import Dataset, InteractionLog, ItemTable, load_interactions, load_items
 from mmkd.data import ids, interactions, leave_one_out
+from mmkd.data.dataset import GivenTable
 from mmkd.data.ids import CodedIds
 from mmkd.data.inspection import inspect_data
 from mmkd.data.readers import check_load_items, read_table, sequences
@@ -138,10 +141,46 @@ def test_a_log_of_parquet_is_that_of_csv(shop: Path, kind: str) -> None:
         np.testing.assert_array_equal(getattr(before.log, name), getattr(after.log, name))
 
 
+@pytest.mark.parametrize("block", [100, 1 << 26])
+@pytest.mark.parametrize("name", ["l.csv", "l.csv.gz", "l.jsonl", "l.jsonl.gz", "l.inter"])
+def test_a_log_of_text_in_many_parts_is_that_of_its_rows(
+    shop: Path, name: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmkd.data.readers.delimited._BYTES", block)
+    monkeypatch.setattr("mmkd.data.readers.json_lines._LINES", block)
+    monkeypatch.setattr("mmkd.files._GROUP_ROWS", 2 * block)
+    frame = pl.read_csv(shop / "log.csv").with_columns(review=pl.lit("long " * 9))
+    types = {
+        name: "float" if name in ("rating", "timestamp") else "token" for name in frame.columns
+    }
+    named = frame.rename({name: f"{name}:{kind}" for name, kind in types.items()})
+    text = {
+        "csv": frame.write_csv(),
+        "jsonl": "\n".join(map(json.dumps, frame.rows(named=True))),
+        "inter": named.write_csv(separator="\t"),
+    }[name.split(".")[1]]
+    (shop / name).write_bytes(gzip.compress(text.encode()) if "gz" in name else text.encode())
+    data = loaded(shop, name, rating="rating", min_rating=2)
+    users, rows = {}, []
+    for user, item, rating, timestamp in frame.drop("review").rows():
+        number = users.setdefault(user, len(users))
+        if rating >= 2:
+            rows.append((number, 1 + int(item[1:]), timestamp))
+    assert data.log.user_ids == (*users,)
+    for found, wanted in zip(
+        (data.log.user, data.log.item, data.log.timestamp), zip(*rows, strict=True), strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)
+    told = GivenTable.of("events", {"path": name}, load_interactions, {}).table(shop)
+    assert told.parquet is not None and "review" not in told.parquet.header.columns
+    guessed = Dataset.load(shop, items=str(shop / "items.csv"), events=str(shop / name))
+    assert guessed.digests()["users"] == data.digests()["users"]
+
+
 def test_only_the_columns_that_are_named_are_read(shop: Path) -> None:
     frame = pl.read_csv(shop / "log.csv").with_columns(review=pl.lit("long " * 9))
     frame.write_parquet(shop / "log.parquet")
-    table = read_table("log.parquet", root=shop, by_columns=True)
+    table = read_table("log.parquet", root=shop, wanted=lambda name: True)
     assert len(table) == 3000 and table.frame.height == 0
     with pytest.raises(DataError, match=r"no column 'revue' \(x\).*did you mean"):
         table.column("revue", setting="x")

@@ -56,14 +56,33 @@ WRITERS: dict[str, Callable[[], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def zstd(data: bytes) -> bytes:
+    return bytes(pa.compress(data, "zstd", asbytes=True))
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd}
+
+
+@pytest.mark.parametrize("packed", PACKED)
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_format_gives_back_every_cell(name: str, packed: bool, tmp_path: Path) -> None:
-    data = WRITERS[name]()
-    file = name + ".gz" if packed else name
-    (tmp_path / file).write_bytes(gzip.compress(data) if packed else data)
-    table = read_table(file, root=tmp_path)
+def test_every_format_gives_back_every_cell(name: str, packed: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}{packed}").write_bytes(PACKED[packed](WRITERS[name]()))
+    table = read_table(f"{name}{packed}", root=tmp_path)
     assert table.frame.select("id", "name", "note").rows(named=True) == ROWS
+    by_columns = read_table(f"{name}{packed}", root=tmp_path, wanted={"id", "note"}.__contains__)
+    assert by_columns.frame.schema == table.frame.schema and len(by_columns) == len(ROWS)
+    for column in ("note", "id"):
+        cells = by_columns.column(column, setting=column)
+        assert cells.to_list() == table.column(column, setting=column).to_list()
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_without_any_wanted_column_has_rows_all_the_same(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(WRITERS[name]())
+    table = read_table(name, root=tmp_path, wanted=lambda column: False)
+    assert len(table) == len(ROWS)
+    with pytest.raises(DataError, match=r"no column 'user' \(user\); it has 'id', 'name', 'note'"):
+        table.coded("user", setting="user")
 
 
 def test_format_and_separator_may_be_given(tmp_path: Path) -> None:
@@ -169,6 +188,9 @@ def duplicate_parquet() -> bytes:
         ("t.csv", b"a,b\n1,2\n1,\xff\n", "line 3 is not UTF-8.*save the file as UTF-8"),
         ("t.csv", b'a,b\n"1,2\n3,4\n', "record 2 .*, cell 1, .* its quote is never closed"),
         ("t.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99, mtime=0)[:-20], "damaged gzip data"),
+        ("t.csv.zst", zstd(b"a,b\n1,2\n" * 99)[:-4], "damaged zstd data.*fetch the file again"),
+        ("t.jsonl.gz", gzip.compress(b'{"a": 1}\n', mtime=0)[:-4], "damaged gzip data"),
+        ("t.csv.gz", gzip.compress(b"a,b\n1,2\n", mtime=0) + b"more", "damaged gzip data"),
         ("t.parquet", b"a,b\n1,2\n", "not a readable parquet file"),
         ("t.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is not JSON"),
         ("t.jsonl", b'{"a": 1}\n\n[1, 2]\n', "line 3 is a JSON list; write one object"),

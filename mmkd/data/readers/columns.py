@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from mmkd.data.ids import NUMBERS, CodedIds, ids_as_text, why_no_ids
 from mmkd.data.readers.tables import Table
-from mmkd.data.timestamps import Unit, parse_numbers, parse_timestamps, why_tied
+from mmkd.data.timestamps import (
+    Unit,
+    parse_numbers,
+    parse_timestamps,
+    whole_numbers,
+    why_tied,
+)
 from mmkd.errors import DataError, shown
 
 # a text of Python with its quotes, whole, and the gap before the next one
@@ -141,6 +147,7 @@ def read_timestamps(
             column's type or float64 cannot tell different ones apart.
     """
     column = table.column(name, setting=setting)
+    column = whole_numbers(column) if format is None else column
     values, bad = parse_timestamps(column, unit=unit, format=format)
     if (tied := why_tied(column, values)) is not None:
         raise DataError(f"{table.source}: column {name!r} ({setting}) {tied}")

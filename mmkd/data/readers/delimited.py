@@ -1,30 +1,29 @@
 """Delimited text (CSV, TSV) to columns of text, as Python's ``csv`` reads it with ``strict=True``.
 
-Text without quotes is split by polars, which gives the same cells at many times the speed. Records
+It is read some lines at a time: blocks without quotes are split by polars, which gives the same
+cells at many times the speed; from the first block with quotes on, ``csv`` itself reads. Records
 are counted from 1, the header is the first; blank lines are none. A record that is no record is
 refused with its number and, where a quote is at fault, its cell's.
 """
 
 import csv
 import io
-import mmap
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import polars as pl
 
 from mmkd.data.ids import repeated
+from mmkd.data.readers.packing import opened
 from mmkd.errors import DataError, shown
 
-# what polars would read in another way: blank lines are rows to it, and \r ends no line
-_UNLIKE = re.compile(rb"\A\r?\n|\n\r?\n|\r(?!\n)")
 _ROWS = 50_000  # bounds the Python strings of one part
+_BYTES = 1 << 26  # bounds a block of lines
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,16 @@ class Dialect:
         )
 
 
-def parse_delimited(content: Path | bytes, source: str, dialect: Dialect) -> pl.DataFrame:
+def delimited_parts(content: Path | bytes, source: str, dialect: Dialect) -> Iterator[pl.DataFrame]:
     """Delimited text with a header line: columns of text, null where a cell is empty or lacking.
 
     Args:
         content: The file or its bytes.
         source: The file's name, for messages.
         dialect: How cells are parted.
+
+    Returns:
+        First the columns without rows, then their rows, some at a time.
 
     Raises:
         DataError: The text is no UTF-8, a quote is misplaced, a record has more cells than the
@@ -69,12 +71,10 @@ def parse_delimited(content: Path | bytes, source: str, dialect: Dialect) -> pl.
     try:
         with _records(content, dialect) as records:
             header = next(records, [])
-            refuse_repeated(header, source)
-            if not _is_plain(content, dialect):
-                return _frame(header, records)
-        return pl.read_csv(
-            content, separator=dialect.separator, quote_char=None, infer_schema=False, glob=False
-        )
+        refuse_repeated(header, source)
+        yield pl.DataFrame(schema=dict.fromkeys(header, pl.String))
+        with opened(content) as file:
+            yield from _parts(file, header, dialect)
     except (csv.Error, UnicodeDecodeError, pl.exceptions.PolarsError, _TooWideError) as error:
         raise DataError(f"{source}: {_fault(content, dialect, error)}") from error
 
@@ -88,54 +88,82 @@ def refuse_repeated(header: list[str], source: str) -> None:
         )
 
 
-@contextmanager
-def opened(content: Path | bytes) -> Iterator[BinaryIO]:
-    """The file, or the bytes as one."""
-    with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
-        yield file
-
-
 class _TooWideError(Exception):
     """A record has more cells than the header."""
 
 
-def _is_plain(content: Path | bytes, dialect: Dialect) -> bool:
-    """Whether the bytes hold nothing that needs more than to be split."""
-    with opened(content) as file:
-        data: bytes | mmap.mmap = (
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if isinstance(content, Path)
-            else content
-        )
-        marks = [dialect.quote, dialect.escape]
-        if any(mark is not None and data.find(mark.encode()) >= 0 for mark in marks):
-            return False
-        # of a last line without an end polars leaves out an empty cell too many
-        return data[-1:] != dialect.separator.encode() and _UNLIKE.search(data) is None
+def _parts(file: BinaryIO, header: list[str], dialect: Dialect) -> Iterator[pl.DataFrame]:
+    """The rows: blocks of lines as long as there is nothing in them but to be split, then all."""
+    head = b""
+    while read := file.read(_BYTES):
+        block = head + read + file.readline()
+        if not _is_plain(block, dialect):
+            with _records(_Joined(block, file), dialect) as records:
+                next(records, [])
+                yield from _frames(header, records)
+            return
+        yield pl.read_csv(block, separator=dialect.separator, quote_char=None, infer_schema=False)
+        head = head or block[: block.find(b"\n") + 1]
+
+
+def _is_plain(block: bytes, dialect: Dialect) -> bool:
+    """Whether lines hold nothing that needs more than to be split."""
+    marks = [dialect.quote, dialect.escape]
+    if any(mark is not None and mark.encode() in block for mark in marks):
+        return False
+    # blank lines are rows to polars
+    if block.startswith((b"\n", b"\r\n")) or b"\n\n" in block or b"\n\r\n" in block:
+        return False
+    # \r ends no line to it, and of a last line without an end it leaves out an empty cell too many
+    ends = block.count(b"\r") == block.count(b"\r\n")
+    return ends and not block.endswith(dialect.separator.encode())
+
+
+class _Joined(io.RawIOBase):
+    """Bytes, and what is left of a file."""
+
+    def __init__(self, first: bytes, file: BinaryIO) -> None:
+        self._first, self._file = memoryview(first), file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._first[: len(buffer)] or self._file.read(len(buffer))
+        self._first = self._first[len(part) :]
+        buffer[: len(part)] = part
+        return len(part)
 
 
 @contextmanager
-def _records(content: Path | bytes, dialect: Dialect) -> Iterator[Iterator[list[str]]]:
+def _records(content: Path | bytes | _Joined, dialect: Dialect) -> Iterator[Iterator[list[str]]]:
+    with _text(content) as lines:
+        yield filter(None, dialect.reader(lines))
+
+
+@contextmanager
+def _text(content: Path | bytes | _Joined) -> Iterator[Iterator[str]]:
+    """The lines, of any ends, to be read by the csv module."""
     before = csv.field_size_limit(sys.maxsize)  # a long description is no fault
     try:
-        with opened(content) as file:
-            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-            yield filter(None, dialect.reader(text))
+        if isinstance(content, _Joined):
+            yield io.TextIOWrapper(io.BufferedReader(content), encoding="utf-8-sig", newline="")
+        else:
+            with opened(content) as file:
+                yield io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     finally:
         csv.field_size_limit(before)
 
 
-def _frame(header: list[str], records: Iterator[list[str]]) -> pl.DataFrame:
+def _frames(header: list[str], records: Iterator[list[str]]) -> Iterator[pl.DataFrame]:
     schema = dict.fromkeys(header, pl.String)
-    parts = [pl.DataFrame(schema=schema)]
     while rows := list(islice(records, _ROWS)):
         if max(map(len, rows)) > len(header):
             raise _TooWideError
         cells = zip_longest(*rows)  # by column; None where a record is too short
         columns = dict(zip(header, ([cell or None for cell in one] for one in cells), strict=False))
         lacking = {name: [None] * len(rows) for name in header[len(columns) :]}
-        parts.append(pl.DataFrame(columns | lacking, schema=schema))
-    return pl.concat(parts)
+        yield pl.DataFrame(columns | lacking, schema=schema)
 
 
 # ---- what is told of a refused file, which is read once more, slowly
@@ -143,19 +171,17 @@ def _frame(header: list[str], records: Iterator[list[str]]) -> pl.DataFrame:
 
 def _fault(content: Path | bytes, dialect: Dialect, error: Exception) -> str:
     with opened(content) as file:
-        data = file.read()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as wrong:
-        line = data.count(b"\n", 0, wrong.start) + 1
-        return f"line {line} is not UTF-8 text; save the file as UTF-8"
-    lines = list(io.StringIO(text, newline=""))
-    number, width, good = 0, 0, 0
-    with _records(data, dialect):  # long cells are no fault here either
-        reader = dialect.reader(iter(lines))
+        for line, data in enumerate(file, start=1):
+            try:
+                data.decode()
+            except UnicodeDecodeError:
+                return f"line {line} is not UTF-8 text; save the file as UTF-8"
+    number, width = 0, 0
+    since: list[str] = []  # the lines of the record that is being read
+    with _text(content) as lines:
         try:
-            for record in reader:
-                good = reader.line_num
+            for record in dialect.reader(since.append(line) or line for line in lines):
+                since.clear()
                 if not record:
                     continue
                 number += 1
@@ -166,15 +192,15 @@ def _fault(content: Path | bytes, dialect: Dialect, error: Exception) -> str:
                         f"{width}: {shown(record)}; quote cells that contain {dialect.separator!r}"
                     )
         except csv.Error:
-            return f"record {number + 1} (the header is 1), {_misquoted(lines[good:], dialect)}"
+            return f"record {number + 1} (the header is 1), {_misquoted(since, lines, dialect)}"
     first_line = next(iter(str(error).splitlines()), "")
     return (
         f"not readable as text separated by {dialect.separator!r} ({first_line}); check its quotes"
     )
 
 
-def _misquoted(lines: list[str], dialect: Dialect) -> str:
-    """Which cell of the record that these lines begin with has a misplaced quote, and how."""
+def _misquoted(lines: list[str], others: Iterator[str], dialect: Dialect) -> str:
+    """Which cell of a record's lines, which others follow, has a misplaced quote, and how."""
     quote, escape = dialect.quote or "", dialect.escape
     text = "".join(lines).lstrip("\r\n")
     cell, start, place, state = 1, 0, 0, "start"
@@ -196,7 +222,7 @@ def _misquoted(lines: list[str], dialect: Dialect) -> str:
         place += 1
     begins = shown([text[start : min(place + 1, start + 40)]])
     remedy = f"write {quote * 2} for a quote inside a cell"
-    if escape is None and "\\" + quote in text:
+    if escape is None and any("\\" + quote in line for line in chain(lines, others)):
         remedy += f", or set escape to '\\' where the file writes \\{quote}"
     if state == "quoted":
         return f"cell {cell}, {begins}: its quote is never closed; {remedy}"

@@ -9,19 +9,17 @@ surrogate pair are refused with their line.
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import reduce
 from itertools import chain
-from operator import or_
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from mmkd.data.ids import NUMBERS
-from mmkd.data.readers.delimited import opened
+from mmkd.data.readers.packing import opened
 from mmkd.errors import DataError
 
 _LINES = 50_000  # bounds the Python objects of one part
@@ -30,18 +28,24 @@ _EXACT = 2**53  # float64 holds every whole number up to here
 _OBJECT = pl.Struct({"object": pl.String})  # its JSON; no reader takes it for text
 
 
-def parse_json_lines(content: Path | bytes, source: str) -> pl.DataFrame:
+def json_line_parts(
+    content: Path | bytes, source: str, *, wanted: Callable[[str], bool] | None = None
+) -> Iterator[pl.DataFrame]:
     """One JSON object a line; null where an object lacks a key.
 
     Args:
         content: The file or its bytes.
         source: The file's name, for messages.
+        wanted: Whether a column's values are kept; None keeps all.
+
+    Returns:
+        First all columns without rows, then the rows of those that are wanted, some at a time.
 
     Raises:
         DataError: A line is no JSON object, or holds what is refused; the line is named.
     """
-    parts: list[dict[str, _Part]] = []
-    heights: list[int] = []
+    parts: deque[tuple[int, dict[str, _Part]]] = deque()
+    facts: dict[str, _Facts] = {}
     with opened(content) as file:
         lines = enumerate(file, start=1)
         while rows := _objects(lines, source):
@@ -51,15 +55,26 @@ def parse_json_lines(content: Path | bytes, source: str) -> pl.DataFrame:
                     column = values[key]
                     column.extend([None] * (place - len(column)))
                     column.append(value)
-            heights.append(len(rows))
-            parts.append(
-                {
-                    key: _part(column + [None] * (len(rows) - len(column)), key, rows, source)
-                    for key, column in values.items()
-                }
-            )
-    names = dict.fromkeys(chain.from_iterable(parts))
-    return pl.DataFrame({name: _joined(name, parts, heights) for name in names})
+            kept = {}
+            for key, column in values.items():
+                part = _part(column + [None] * (len(rows) - len(column)), key, rows, source)
+                facts[key] = facts.get(key, _Facts()) | part.facts
+                if wanted is None or wanted(key):
+                    kept[key] = part
+            parts.append((len(rows), kept))
+    types = {name: one.dtype() for name, one in facts.items()}
+    yield pl.DataFrame(schema=types)
+    names = [name for name in types if wanted is None or wanted(name)]
+    while parts:  # what a cell is does not depend on where they were parted
+        height, held = parts.popleft()
+        yield pl.DataFrame(
+            {
+                name: held[name].column(types[name])
+                if name in held
+                else pl.Series(name, [None] * height, dtype=types[name])
+                for name in names
+            }
+        )
 
 
 def _objects(lines: Iterator[tuple[int, bytes]], source: str) -> list[tuple[int, dict[str, Any]]]:
@@ -226,20 +241,6 @@ def _part(
             f"{source}: line {broken}: {name!r} holds half of a surrogate pair, which is no text; "
             "remove it"
         ) from None
-
-
-def _joined(name: str, parts: list[dict[str, _Part]], heights: list[int]) -> pl.Series:
-    """A column of all parts; what it holds does not depend on where they were parted."""
-    facts = reduce(or_, (part[name].facts for part in parts if name in part))
-    dtype = facts.dtype()
-    return pl.concat(
-        [
-            part[name].column(dtype)
-            if name in part
-            else pl.Series(name, [None] * height, dtype=dtype)
-            for part, height in zip(parts, heights, strict=True)
-        ]
-    )
 
 
 def _as(dtype: Any, value: Any) -> Any:

@@ -254,7 +254,12 @@ def load_interactions(
     if is_sequences(path, format):
         return read_sequences(root / path, items, unlike_defaults(columns | options))[0]
     table = read_table(
-        path, root=root, format=format, separator=separator, escape=escape, by_columns=True
+        path,
+        root=root,
+        format=format,
+        separator=separator,
+        escape=escape,
+        wanted={user, item, timestamp, rating}.__contains__,
     )
     return events_of(table, items, **columns, **options)[0]
 

@@ -1,24 +1,25 @@
-"""Tables (CSV, TSV, Parquet, JSON lines, RecBole's atomic files; plain or gzip; frames) to columns.
+"""Tables (CSV, TSV, Parquet, JSON lines, RecBole's atomic files; packed or not; frames) to columns.
 
 From a file's name, or a polars, pandas or Arrow frame, to a Table. Text formats give text, with
 missing cells null: no type is guessed, as the id 007 is not 7. A file that cannot be read is
 refused with the line at fault.
 """
 
-import gzip
-import zlib
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 import polars as pl
 
 from mmkd.data.ids import CodedIds, why_no_ids
-from mmkd.data.readers.delimited import Dialect, opened, parse_delimited, refuse_repeated
-from mmkd.data.readers.json_lines import parse_json_lines
+from mmkd.data.readers.delimited import Dialect, delimited_parts, refuse_repeated
+from mmkd.data.readers.json_lines import json_line_parts
+from mmkd.data.readers.packing import SUFFIXES, opened, packing
 from mmkd.errors import DataError, did_you_mean, outside, refuse, shown
-from mmkd.files import ParquetColumns, open_plain, read_any_parquet
+from mmkd.files import ParquetColumns, read_any_parquet
 
 Format = Literal["auto", "csv", "tsv", "parquet", "jsonl", "recbole", "sequences"]
 _BY_SUFFIX = {
@@ -36,7 +37,6 @@ _KINDS = ", ".join(kind for kind in dict.fromkeys(_BY_SUFFIX.values()) if kind !
 _SEPARATORS = {"csv": ",", "tsv": "\t", "recbole": "\t"}
 _RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 _REMEDY = "correct it, or fetch it again"
-_GZIP_MAGIC = b"\x1f\x8b"
 
 
 class ArrowStream(Protocol):
@@ -56,12 +56,13 @@ class Table:
 
     Attributes:
         frame: The columns; text formats hold only text, with missing cells null. Of a file that
-            is read by columns, the header: no rows.
+            is read by columns, all of them without rows.
         source: The file, or what the frame is, for messages.
         space_separated: Columns that the format itself declares to be lists separated by spaces.
         hint: What to try when a column is missing, or the empty string.
         is_file: Whether ``source`` is a file's path.
-        parquet: The file, where it is read by columns, each when it is asked for.
+        parquet: The file, where it is read by columns, each when it is asked for; of a text file
+            those that are wanted, packed in memory.
     """
 
     frame: pl.DataFrame
@@ -134,18 +135,19 @@ def read_table(
     format: Format = "auto",
     separator: str | None = None,
     escape: str | None = None,
-    by_columns: bool = False,
+    wanted: Callable[[str], bool] | None = None,
 ) -> Table:
     """Reads a table file.
 
     Args:
         path: The file, relative to `root` or absolute.
         root: The data folder.
-        format: ``auto`` goes by the file's suffix, before any ``.gz``.
+        format: ``auto`` goes by the file's suffix, before any ``.gz`` or ``.zst``.
         separator: Column separator of csv, tsv and recbole, where it is not the usual one.
         escape: What csv and tsv write before a quote inside quotes, such as a backslash; None is
             the quote itself, twice.
-        by_columns: Read a column of Parquet only when it is asked for.
+        wanted: Whether a column will be asked for, by its name: the file is then read by columns,
+            and text some lines at a time. None reads all of it at once.
 
     Returns:
         The table, with at least one row.
@@ -160,26 +162,23 @@ def read_table(
     kind = _kind(path, format) or ""
     if kind == "sequences":
         raise DataError(f"{file}: a sequence file can only be a log, data.interactions.path")
-    content = _content(file)
+    _refuse_absent(file)
     with outside(DataError, file, f"not a readable {kind} file", remedy=_REMEDY):
-        if _is_blank(content):
+        if _is_blank(file):
             raise DataError(
                 f"{file}: the file is empty; give a {kind} file with a row for each record"
             )
         if kind == "parquet":
-            if by_columns:
-                parquet = ParquetColumns(content)
-                table = Table(parquet.header, str(file), parquet=parquet)
-            else:
-                table = Table(read_any_parquet(content), str(file))
+            table = _parquet(file, whole=wanted is None)
         elif kind == "jsonl":
-            table = Table(parse_json_lines(content, str(file)), str(file))
+            parts = json_line_parts(file, str(file), wanted=wanted)
+            table = _text_table(parts, str(file), wanted)
         elif kind == "recbole":
-            table = _parse_recbole(content, str(file), separator or _SEPARATORS[kind])
+            table = _parse_recbole(file, str(file), separator or _SEPARATORS[kind], wanted)
         else:
             dialect = Dialect(separator or _SEPARATORS[kind], escape=escape)
-            frame = parse_delimited(content, str(file), dialect)
-            table = Table(frame, str(file), hint=_separator_hint(frame))
+            table = _text_table(delimited_parts(file, str(file), dialect), str(file), wanted)
+            table = replace(table, hint=_separator_hint(table.frame))
     if not len(table):
         raise DataError(f"{file}: the file has columns but no rows; give at least one row")
     return table
@@ -274,28 +273,42 @@ def _kind(path: str, format: str) -> str | None:
     if format != "auto":
         return format
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
-    if suffixes and suffixes[-1] in (".gz", ".gzip"):
+    if suffixes and suffixes[-1] in SUFFIXES:
         suffixes.pop()
     return _BY_SUFFIX.get(suffixes[-1]) if suffixes else None
 
 
-def _content(file: Path) -> Path | bytes:
-    """The file, for polars to map into memory; of a packed one its bytes."""
+def _refuse_absent(file: Path) -> None:
     with outside(DataError, file, "cannot be read", remedy="give a file"):
         try:
-            with open_plain(file) as packed:
-                data = packed.read(len(_GZIP_MAGIC))
-                if data != _GZIP_MAGIC:
-                    return file
-                data += packed.read()
+            packing(file)
         except FileNotFoundError:
             raise DataError(
                 f"{file}: no such file{_neighbours(file)}; check root and path"
             ) from None
-    with outside(
-        DataError, file, "damaged gzip data", remedy="fetch the file again", also=(zlib.error,)
-    ):
-        return gzip.decompress(data)
+
+
+def _parquet(file: Path, *, whole: bool) -> Table:
+    content: Path | bytes = file
+    if packing(file):
+        with opened(file) as packed:
+            content = packed.read()
+    if whole:
+        return Table(read_any_parquet(content), str(file))
+    columns = ParquetColumns(content)
+    return Table(columns.header, str(file), parquet=columns)
+
+
+def _text_table(
+    parts: Iterator[pl.DataFrame], source: str, wanted: Callable[[str], bool] | None
+) -> Table:
+    """The parts of a text file, of which the first has no rows, as columns."""
+    if wanted is None:
+        return Table(pl.concat(parts), source)
+    header = next(parts)
+    names = list(filter(wanted, header.columns)) or header.columns[:1]  # rows are counted by one
+    columns = ParquetColumns.of_parts(header.select(names), (part.select(names) for part in parts))
+    return Table(header, source, parquet=columns)
 
 
 def _neighbours(file: Path) -> str:
@@ -304,9 +317,9 @@ def _neighbours(file: Path) -> str:
     return did_you_mean(file.name, sorted(entry.name for entry in file.parent.iterdir()))
 
 
-def _is_blank(content: Path | bytes) -> bool:
-    with opened(content) as file:
-        return not any(part.strip() for part in iter(lambda: file.read(1 << 20), b""))
+def _is_blank(file: Path) -> bool:
+    with opened(file) as content:
+        return not any(part.strip() for part in iter(lambda: content.read(1 << 20), b""))
 
 
 def _separator_hint(frame: pl.DataFrame) -> str:
@@ -321,14 +334,15 @@ def _separator_hint(frame: pl.DataFrame) -> str:
 # ---- RecBole's atomic files, https://recbole.io/docs/user_guide/data/atomic_files.html
 
 
-def _parse_recbole(content: Path | bytes, source: str, separator: str) -> Table:
+def _parse_recbole(
+    file: Path, source: str, separator: str, wanted: Callable[[str], bool] | None
+) -> Table:
     """Delimited text without quotes; a header cell is ``name:type``, and ``_seq`` makes lists."""
-    frame = parse_delimited(content, source, Dialect(separator, quote=None))
-    split = {header: header.rpartition(":") for header in frame.columns}
+    parts = delimited_parts(file, source, Dialect(separator, quote=None))
+    header = next(parts)
+    split = {cell: cell.rpartition(":") for cell in header.columns}
     wrong = [
-        header
-        for header, (name, _, kind) in split.items()
-        if not name or kind not in _RECBOLE_TYPES
+        cell for cell, (name, _, kind) in split.items() if not name or kind not in _RECBOLE_TYPES
     ]
     if wrong:
         raise DataError(
@@ -337,5 +351,6 @@ def _parse_recbole(content: Path | bytes, source: str, separator: str) -> Table:
         )
     refuse_repeated([name for name, _, _ in split.values()], source)
     lists = frozenset(name for name, _, kind in split.values() if kind.endswith("_seq"))
-    names = {header: name for header, (name, _, _) in split.items()}
-    return Table(frame.rename(names), source, space_separated=lists)
+    names = {cell: name for cell, (name, _, _) in split.items()}
+    renamed = (part.rename(names) for part in chain([header], parts))
+    return replace(_text_table(renamed, source, wanted), space_separated=lists)
