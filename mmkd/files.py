@@ -278,6 +278,33 @@ def write_parquet_parts(
             file.write(digest.encode())
 
 
+def write_arrow(
+    path: Path, batch: "pa.RecordBatch", metadata: Mapping[str, object] | None = None
+) -> None:
+    """Writes columns as they lie in memory, sealed, whole or not at all; `ArrowMap` maps them.
+
+    Args:
+        path: The file, an Arrow stream of one batch.
+        batch: The columns.
+        metadata: What is kept with them as JSON, by name.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    import pyarrow as pa
+
+    about = {name: json.dumps(content) for name, content in (metadata or {}).items()}
+    batch = batch.replace_schema_metadata(about | {f"mmkd.{_SEAL}": _UNSEALED})
+    with replacing(path) as temporary:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as out:
+            out.write_batch(batch)
+        with temporary.open("r+b") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            place = _head(file).rindex(_UNSEALED.encode())
+            file.seek(place)
+            file.write(digest.encode())
+
+
 def read_parquet(
     path: Path, columns: Sequence[str] | None = None
 ) -> tuple["pl.DataFrame", dict[str, Any]]:
@@ -325,8 +352,11 @@ def parse_parquet(
     return frame, kept
 
 
-class ParquetParts:
-    """A file that `write_parquet_parts` wrote, read a row group at a time, its seal checked before.
+class ArrowMap:
+    """A file that `write_arrow` wrote, mapped into memory, its seal checked before.
+
+    Its pages are read when they are touched, and are those of all processes that map the file.
+    What is written to an array stays with this process.
 
     Args:
         path: The file.
@@ -336,44 +366,43 @@ class ParquetParts:
 
     Raises:
         OSError: It cannot be read for now.
-        ValueError: It is no Parquet, not sealed, or is altered; as it is read, too.
+        ValueError: It is no such file, not sealed, or is altered.
     """
 
     kept: dict[str, Any]
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        self._stream = open_plain(path)
-        try:
-            self._file = pq.ParquetFile(self._stream, page_checksum_verification=True)
-            about = self._file.metadata.metadata or {}
-            _check_file_seal(self._stream, about.get(f"mmkd.{_SEAL}".encode(), b"").decode())
-        except pa.ArrowException as error:
-            self._stream.close()
-            raise ValueError(next(iter(str(error).splitlines()), "no Parquet")) from error
-        except BaseException:
-            self._stream.close()
-            raise
+        with open_plain(path) as file:
+            try:
+                about = pa.ipc.read_schema(pa.BufferReader(_head(file))).metadata or {}
+                _check_head_seal(file, about.get(f"mmkd.{_SEAL}".encode(), b"").decode())
+                self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                self._buffer = pa.py_buffer(self._mapped)
+                self._batch = pa.ipc.open_stream(pa.BufferReader(self._buffer)).read_next_batch()
+            except pa.ArrowException as error:
+                raise ValueError(next(iter(str(error).splitlines()), "no Arrow stream")) from error
         self.kept = _kept(about)
 
-    def __enter__(self) -> "ParquetParts":
-        return self
+    def __len__(self) -> int:
+        """Number of rows."""
+        return int(self._batch.num_rows)
 
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
-    def __iter__(self) -> "Iterator[pl.DataFrame]":
+    def texts(self, name: str) -> "pl.Series":
+        """A column of text."""
         import polars as pl
-        import pyarrow as pa
 
-        for group in range(self._file.num_row_groups):
-            try:
-                table = self._file.read_row_group(group, use_threads=False)
-            except pa.ArrowException as error:
-                raise ValueError(next(iter(str(error).splitlines()), "no Parquet")) from error
-            yield pl.DataFrame(pl.from_arrow(table))
+        return pl.Series(pl.from_arrow(self._batch.column(name)))
+
+    def numbers(self, name: str) -> "NDArray[Any]":
+        """Of a column of lists of numbers the lists' numbers, one list after the other."""
+        import numpy as np
+
+        values = self._batch.column(name).values
+        dtype = np.dtype(values.type.to_pandas_dtype())
+        start = values.buffers()[1].address - self._buffer.address
+        return np.frombuffer(self._mapped, dtype, count=len(values), offset=start)
 
 
 def read_any_parquet(source: Path | bytes) -> "pl.DataFrame":
@@ -589,22 +618,24 @@ def _check_seal(content: bytes, digest: str) -> None:
         raise ValueError("its checksum differs")
 
 
-def _check_file_seal(file: io.BufferedReader, digest: str) -> None:
-    """As `_check_seal`, of a Parquet file, of which only the footer is held."""
+def _head(file: io.BufferedReader | io.BufferedRandom) -> bytes:
+    """The schema of an Arrow stream."""
+    file.seek(0)
+    start = file.read(8)
+    if start[:4] != b"\xff" * 4:
+        raise ValueError("is no Arrow stream")
+    return start + file.read(int.from_bytes(start[4:], "little"))
+
+
+def _check_head_seal(file: io.BufferedReader, digest: str) -> None:
+    """As `_check_seal`, of an Arrow stream, which has it in its schema."""
     if not digest:
         raise ValueError("has no checksum")
-    place, footer = _footer(file)
-    before, found, after = footer.rpartition(digest.encode())
-    file.seek(0)
-    sha = hashlib.sha256()
-    while place:
-        part = file.read(min(place, 1 << 20))
-        if not part:
-            break
+    before, found, after = _head(file).rpartition(digest.encode())
+    sha = hashlib.sha256(before + _UNSEALED.encode() + after)
+    for part in iter(lambda: file.read(1 << 20), b""):
         sha.update(part)
-        place -= len(part)
-    sha.update(before + _UNSEALED.encode() + after)
-    if not found or place or sha.hexdigest() != digest:
+    if not found or sha.hexdigest() != digest:
         raise ValueError("its checksum differs")
 
 

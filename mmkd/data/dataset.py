@@ -378,5 +378,5 @@ def _of_arrays(*arrays: NDArray[np.integer[Any]]) -> str:
     for array in arrays:
         digest.update(len(array).to_bytes(8, "little"))
         for start in range(0, len(array), _BLOCK):
-            digest.update(np.ascontiguousarray(array[start : start + _BLOCK], dtype="<i8"))
+            digest.update(array[start : start + _BLOCK].astype("<i8").tobytes())
     return digest.hexdigest()

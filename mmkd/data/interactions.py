@@ -14,7 +14,7 @@ from scipy.sparse import coo_array
 from mmkd.errors import DataError, at_least, refuse, shown
 
 Duplicates = Literal["keep", "first", "last"]
-_BLOCK = 1 << 20  # events that are compared at once
+_BLOCK = 1 << 22  # events that are compared at once
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,11 @@ class InteractionLog:
         # a matrix of users and events, by rows: counted, not compared, and in the order given
         shape = (len(self.user_ids), len(user))
         marks = np.ones(len(user), np.int8), (user, np.arange(len(user), dtype=number))
-        grouped: NDArray[np.int32] = coo_array(marks, shape=shape).tocsr().indices
-        return grouped if order is None else order[grouped]
+        grouped: NDArray[np.integer[Any]] = coo_array(marks, shape=shape).tocsr().indices
+        if order is None:
+            return grouped
+        events: NDArray[np.integer[Any]] = order[grouped]
+        return events
 
     def tied(self) -> int:
         """How many events share their timestamp with another of their user's events.
@@ -92,6 +95,13 @@ class InteractionLog:
             found = (user[1:] == user[:-1]) & (timestamp[1:] == timestamp[:-1])
             same[block.start + 1 : block.start + 1 + len(found)] = found
         return int(np.count_nonzero(same[1:] | same[:-1]))
+
+    def counts(self) -> NDArray[np.int64]:
+        """How many events each user has, [U]."""
+        counts = np.zeros(len(self.user_ids), np.int64)
+        for start in range(0, len(self), _BLOCK):  # bincount makes each number one of 64 bits
+            counts += np.bincount(self.user[start : start + _BLOCK], minlength=len(counts))
+        return counts
 
     def _is_in_order(self, block: slice) -> bool:
         user, timestamp = self.user[block], self.timestamp[block]

@@ -82,11 +82,15 @@ class SequenceSplit:
 
     def sequence(self, user: int) -> NDArray[np.int64]:
         """All events of one user, [n] int64, oldest first."""
-        return self.items[self.offsets[user] : self.offsets[user + 1]].astype(np.int64)
+        own = self.items[self.offsets[user] : self.offsets[user + 1]]
+        return own.astype(np.int64)
 
     def target_items(self, cases: Cases) -> NDArray[np.int64]:
         """The item each case asks for, [N] int64."""
-        return self.items[self.offsets[cases.user] + cases.position].astype(np.int64)
+        targets: NDArray[np.int64] = self.items[self.offsets[cases.user] + cases.position].astype(
+            np.int64
+        )
+        return targets
 
     def is_train(self) -> NDArray[np.bool_]:
         """Which events train, [E] bool."""
@@ -96,10 +100,11 @@ class SequenceSplit:
 
     def train_counts(self) -> NDArray[np.int64]:
         """How often each item occurs in training events, [I+1] int64, row 0 zero."""
-        trained = self.items[self.is_train()]
+        trains = self.is_train()
         counts = np.zeros(self.item_count + 1, np.int64)
-        for start in range(0, len(trained), _BLOCK):  # bincount makes each number one of 64 bits
-            counts += np.bincount(trained[start : start + _BLOCK], minlength=len(counts))
+        for start in range(0, len(trains), _BLOCK):  # bincount makes each number one of 64 bits
+            block = slice(start, start + _BLOCK)
+            counts += np.bincount(self.items[block][trains[block]], minlength=len(counts))
         return counts
 
     def is_cold(self, cases: Cases) -> NDArray[np.bool_]:
@@ -387,8 +392,7 @@ def _ordered(
             "load the log with this catalogue"
         )
     order = log.by_user()
-    counts = np.bincount(log.user, minlength=len(log.user_ids))
-    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
+    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(log.counts())])
     return log.item if order is None else log.item[order], offsets, order
 
 

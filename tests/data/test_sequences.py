@@ -11,13 +11,24 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from mmkd import Dataset, InteractionLog, ItemTable, load_interactions, load_items
+from mmkd import (
+    Dataset,
+    InteractionLog,
+    ItemTable,
+    NextItem,
+    SequenceSplit,
+    load_interactions,
+    load_items,
+)
 from mmkd.data import ids, interactions, leave_one_out
+from mmkd.data.batches import BatchStream
 from mmkd.data.dataset import GivenTable
 from mmkd.data.ids import CodedIds
 from mmkd.data.inspection import inspect_data
-from mmkd.data.readers import check_load_items, read_table, sequences
+from mmkd.data.readers import check_load_items, read_table
+from mmkd.data.tasks import Batch
 from mmkd.errors import DataError
 
 SPLITS: list[dict[str, Any]] = [
@@ -59,12 +70,11 @@ def loaded(shop: Path, path: str, split: Any = "leave_one_out", **options: Any) 
 def test_a_sequence_file_gives_the_splits_of_its_log(
     shop: Path, split: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequences, "_BLOCK", 500)  # several blocks
+    monkeypatch.setattr(interactions, "_BLOCK", 500)  # several blocks
     before = loaded(shop, "log.csv", split, **options)
     before.save_sequences(shop / "log.sequences")
     after = loaded(shop, "log.sequences", split)
     assert after.digests() == before.digests()
-    assert pq.ParquetFile(shop / "log.sequences").num_row_groups > 3
     for user in range(before.split.user_count):
         mine, theirs = (data.log.user == user for data in (before, after))
         order = np.argsort(before.log.timestamp[mine], kind="stable")
@@ -76,6 +86,31 @@ def test_a_sequence_file_gives_the_splits_of_its_log(
         n.partition(": ")[2] for n in before.notes
     ]
     assert after.options["interactions"]["rating"] == options.get("rating")
+
+
+def test_batches_of_a_sequence_file_are_those_of_its_log_and_are_not_copied(shop: Path) -> None:
+    def batches(split: SequenceSplit, rank: int, processes: int) -> list[Batch]:
+        options: dict[str, Any] = {"max_length": 9, "batch_size": 16, "seed": 3}
+        stream = BatchStream(split, NextItem(), rank=rank, world_size=processes, **options)
+        if split is after.split:
+            held = stream.windows._items
+            assert held.data_ptr() == after.log.item.ctypes.data  # the file's own pages
+        return [*stream.epoch(0), *stream.epoch(1)]
+
+    before = loaded(shop, "log.csv")
+    before.save_sequences(shop / "log.sequences")
+    after = loaded(shop, "log.sequences")
+    assert after.split.items is after.log.item
+    alone = batches(before.split, 0, 1)
+    for whole, *parts in zip(
+        alone, *(batches(after.split, rank, 2) for rank in range(2)), strict=True
+    ):
+        for rank, part in enumerate(parts):
+            assert torch.equal(whole.items[rank::2], part.items)
+            assert torch.equal(whole.targets[:, rank::2], part.targets)
+    content = (shop / "log.sequences").read_bytes()
+    after.log.item[0] = 7  # stays with this process
+    assert (shop / "log.sequences").read_bytes() == content
 
 
 def test_a_sequence_file_may_be_given_its_own_options_and_no_others(shop: Path) -> None:
@@ -97,7 +132,17 @@ def test_a_sequence_file_may_be_given_its_own_options_and_no_others(shop: Path) 
 def test_a_sequence_file_is_refused_where_it_does_not_fit(shop: Path) -> None:
     loaded(shop, "log.csv").save_sequences(shop / "log.sequences")
     content = (shop / "log.sequences").read_bytes()
-    (shop / "log.sequences").write_bytes(content[:100] + b"\x00" + content[101:])
+    for place in (len(content) // 2, content.index(b"timestamp_format") + 20, len(content) - 3):
+        altered = bytearray(content)
+        altered[place] ^= 1
+        (shop / "log.sequences").write_bytes(altered)
+        with pytest.raises(DataError, match="its checksum differs"):
+            loaded(shop, "log.sequences")
+    for place in (2, 6, 20, 100):  # where the schema is
+        (shop / "log.sequences").write_bytes(content[:place] + b"\x7e" + content[place + 1 :])
+        with pytest.raises(DataError, match="not a readable sequence file"):
+            loaded(shop, "log.sequences")
+    (shop / "log.sequences").write_bytes(content[:-9])
     with pytest.raises(DataError, match="its checksum differs"):
         loaded(shop, "log.sequences")
     (shop / "log.sequences").write_bytes(content)
@@ -112,6 +157,9 @@ def test_a_sequence_file_is_refused_where_it_does_not_fit(shop: Path) -> None:
     with pytest.raises(DataError, match="another catalogue"):
         loaded(shop, "log.sequences")
     pl.DataFrame({"user": ["a"]}).write_parquet(shop / "any.sequences")
+    with pytest.raises(DataError, match=r"sequence file \(is no Arrow stream\); write it again"):
+        loaded(shop, "any.sequences")
+    pl.DataFrame({"user": ["a"]}).write_ipc_stream(shop / "any.sequences")
     with pytest.raises(DataError, match=r"sequence file \(has no checksum\); write it again"):
         loaded(shop, "any.sequences")
     frame = pl.read_csv(shop / "log.csv")
@@ -161,7 +209,8 @@ def test_a_log_of_text_in_many_parts_is_that_of_its_rows(
     }[name.split(".")[1]]
     (shop / name).write_bytes(gzip.compress(text.encode()) if "gz" in name else text.encode())
     data = loaded(shop, name, rating="rating", min_rating=2)
-    users, rows = {}, []
+    users: dict[str, int] = {}
+    rows = []
     for user, item, rating, timestamp in frame.drop("review").rows():
         number = users.setdefault(user, len(users))
         if rating >= 2:
@@ -244,7 +293,7 @@ def test_events_are_grouped_as_a_stable_sort_would(
 def test_items_of_a_saved_file_are_rows_of_the_catalogue(shop: Path) -> None:
     data = loaded(shop, "log.parquet")
     data.save_sequences(shop / "log.sequences")
-    kept = pl.read_parquet(shop / "log.sequences")
+    kept = pl.read_ipc_stream(shop / "log.sequences")
     raw = pl.read_csv(shop / "log.csv").sort("timestamp", maintain_order=True)
     items: ItemTable = data.items
     for name, rows in kept.select("user", "items").rows():

@@ -418,9 +418,19 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
 
 
-def test_two_processes_equal_one(overrides: list[str], tmp_path: Path) -> None:
+def test_two_processes_on_a_sequence_file_equal_one_on_its_log(
+    overrides: list[str], tmp_path: Path
+) -> None:
     still = [*overrides, "student.embedding.dropout=0", "student.backbone.dropout=0", SOFT]
     train(recipe_of(still), folder=tmp_path / "one")
+    written = tmp_path / "log.sequences"
+    subprocess.run(
+        mmkd("data", "sequences", "quickstart", *still, "--out", written),
+        check=True,
+        env=environment(),
+        timeout=300,
+    )
+    still += [f"data.interactions.path={written}"]
     # not `accelerate launch --cpu`, which starts several processes by MPI only
     launch = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
     subprocess.run(

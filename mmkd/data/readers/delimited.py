@@ -180,7 +180,7 @@ def _fault(content: Path | bytes, dialect: Dialect, error: Exception) -> str:
     since: list[str] = []  # the lines of the record that is being read
     with _text(content) as lines:
         try:
-            for record in dialect.reader(since.append(line) or line for line in lines):
+            for record in dialect.reader(_kept(lines, since)):
                 since.clear()
                 if not record:
                     continue
@@ -197,6 +197,12 @@ def _fault(content: Path | bytes, dialect: Dialect, error: Exception) -> str:
     return (
         f"not readable as text separated by {dialect.separator!r} ({first_line}); check its quotes"
     )
+
+
+def _kept(lines: Iterator[str], since: list[str]) -> Iterator[str]:
+    for line in lines:
+        since.append(line)
+        yield line
 
 
 def _misquoted(lines: list[str], others: Iterator[str], dialect: Dialect) -> str:

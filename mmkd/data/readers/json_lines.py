@@ -39,7 +39,8 @@ def json_line_parts(
         wanted: Whether a column's values are kept; None keeps all.
 
     Returns:
-        First all columns without rows, then the rows of those that are wanted, some at a time.
+        First all columns without rows, then the rows of those that are wanted, some at a time; of
+        the first one, empty, where none is.
 
     Raises:
         DataError: A line is no JSON object, or holds what is refused; the line is named.
@@ -65,6 +66,7 @@ def json_line_parts(
     types = {name: one.dtype() for name, one in facts.items()}
     yield pl.DataFrame(schema=types)
     names = [name for name in types if wanted is None or wanted(name)]
+    names = names or list(types)[:1]  # empty, and counts the rows
     while parts:  # what a cell is does not depend on where they were parted
         height, held = parts.popleft()
         yield pl.DataFrame(

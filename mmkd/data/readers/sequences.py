@@ -1,28 +1,29 @@
-"""Sequence files: a log, filtered and in order, user after user; to be read again in no time.
+"""Sequence files: a log, filtered and in order, user after user; to be mapped, not read.
 
-From an `InteractionLog` to one Parquet file (suffix ``.sequences``), a row a user and a row group a
-block of users, and back to the same log, whichever split is then taken. The file names the
-catalogue that its rows are of and the options it was read with, and is used with no others.
+From an `InteractionLog` to one Arrow stream (suffix ``.sequences``), a row a user, its columns as
+they lie in memory; and back to the same log, whichever split is then taken. Its arrays are the
+file's pages: one copy for all processes of a machine, which each touches where its batches gather.
+The file names the catalogue that its rows are of and the options it was read with, and is used with
+no others.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from mmkd.data.ids import digest_of
 from mmkd.data.interactions import InteractionLog, LeftOut
 from mmkd.data.items import ItemTable
 from mmkd.errors import DataError, outside
-from mmkd.files import ParquetParts, write_parquet_parts
+from mmkd.files import ArrowMap, write_arrow
 
 _KEY = "mmkd.sequences"
 _FORMAT = 1
-_BLOCK = 1 << 20  # events of a row group, but for a user with more
 _AGAIN = "write it again with mmkd data sequences"
 
 
@@ -55,13 +56,13 @@ def write_sequences(
         "left_out": asdict(left_out),
     }
     with outside(DataError, path, "cannot be written", remedy="give another place"):
-        write_parquet_parts(path, _blocks(log), {_KEY: about})
+        write_arrow(path, _by_user(log), {_KEY: about})
 
 
 def read_sequences(
     path: Path, items: ItemTable, options: Mapping[str, Any] | None = None
 ) -> tuple[InteractionLog, LeftOut, dict[str, Any]]:
-    """Reads a log that `write_sequences` wrote, a block of users at a time.
+    """Maps a log that `write_sequences` wrote.
 
     Args:
         path: The file.
@@ -84,12 +85,17 @@ def read_sequences(
         remedy=_AGAIN,
         also=(ValueError, KeyError, TypeError),
     ):
-        with ParquetParts(path) as parts:
-            about = parts.kept[_KEY]
-            if about["format"] != _FORMAT:
-                raise DataError(f"{path}: is of another version of mmkd; {_AGAIN}")
-            _check(path, about, items, options or {})
-            log = _joined(parts, users=about["users"], events=about["events"])
+        mapped = ArrowMap(path)
+        about = mapped.kept[_KEY]
+        if about["format"] != _FORMAT:
+            raise DataError(f"{path}: is of another version of mmkd; {_AGAIN}")
+        _check(path, about, items, options or {})
+        log = InteractionLog(
+            user=mapped.numbers("rows"),
+            item=mapped.numbers("items"),
+            timestamp=mapped.numbers("timestamps"),
+            user_ids=tuple(mapped.texts("user")),
+        )
         left_out = dict(about["left_out"])
         left_out["unknown_items"] = tuple(left_out["unknown_items"])
         return log, LeftOut(**left_out), dict(about["options"])
@@ -108,43 +114,19 @@ def _check(
             )
 
 
-def _blocks(log: InteractionLog) -> Iterator[pl.DataFrame]:
-    """A row a user: ``user``, ``items`` and ``timestamps``; blocks of whole users."""
+def _by_user(log: InteractionLog) -> pa.RecordBatch:
+    """A row a user: ``user``, and its events' ``rows`` (of the user), ``items`` and times."""
     order = log.by_user()
-    counts = np.bincount(log.user, minlength=len(log.user_ids))
-    ends = np.cumsum(counts)  # [U]
-    first, begin = 0, 0
-    while first < len(ends):
-        last = max(int(np.searchsorted(ends, begin + _BLOCK, side="right")), first + 1)
-        end = int(ends[last - 1])
-        events = slice(begin, end) if order is None else order[begin:end]
-        offsets = pa.array(np.append(0, ends[first:last] - begin), pa.int64())
-        columns = {
-            "user": pa.array(log.user_ids[first:last], pa.large_string()),
-            "items": _lists(offsets, log.item[events].astype(np.int32)),
-            "timestamps": _lists(offsets, log.timestamp[events]),
-        }
-        yield pl.DataFrame(pl.from_arrow(pa.table(columns)))
-        first, begin = last, end
+    offsets = pa.array(np.append(0, np.cumsum(log.counts())), pa.int64())
+    columns = {
+        "user": pa.array(log.user_ids, pa.large_string()),
+        "rows": _lists(offsets, log.user, order, np.int32),
+        "items": _lists(offsets, log.item, order, np.int32),
+        "timestamps": _lists(offsets, log.timestamp, order, np.float64),
+    }
+    return pa.record_batch(columns)
 
 
-def _lists(offsets: pa.Array, values: Any) -> pa.Array:
-    return pa.LargeListArray.from_arrays(offsets, pa.array(values))
-
-
-def _joined(parts: ParquetParts, *, users: int, events: int) -> InteractionLog:
-    item = np.empty(events, np.int32)
-    timestamp = np.empty(events, np.float64)
-    lengths, names, at = [], [], 0
-    for part in parts:
-        lengths.append(part["items"].list.len().to_numpy())
-        names.append(part["user"])
-        end = at + int(lengths[-1].sum())
-        item[at:end] = part["items"].explode().to_numpy()
-        timestamp[at:end] = part["timestamps"].explode().to_numpy()
-        at = end
-    if at != events or sum(map(len, names)) != users:
-        raise ValueError(f"holds {at} events, not the {events} that it names")
-    user_ids = tuple(pl.concat(names)) if names else ()
-    user = np.repeat(np.arange(users, dtype=np.int32), np.concatenate(lengths) if lengths else 0)
-    return InteractionLog(user=user, item=item, timestamp=timestamp, user_ids=user_ids)
+def _lists(offsets: pa.Array, values: NDArray[Any], order: Any, dtype: Any) -> pa.Array:
+    values = values if order is None else values[order]
+    return pa.LargeListArray.from_arrays(offsets, pa.array(values.astype(dtype, copy=False)))
