@@ -6,7 +6,9 @@
     python -m benchmarks.scale step --items 1000000 --processes 2 --threads 1  # sharded tables
     python -m benchmarks.scale sampler --items 20000000
     python -m benchmarks.scale catalogue --items 1000000        # Parquet to an ItemTable
-    python -m benchmarks.scale log --events 10000000            # Parquet to sequences
+    python -m benchmarks.scale log --events 100000000           # Parquet to sequences
+    python -m benchmarks.scale log --suffix csv.gz              # packed text to sequences
+    python -m benchmarks.scale sequences --events 100000000 --processes 2
     python -m benchmarks.scale listing --shards 100000
     python -m benchmarks.scale store --vectors 1000000          # of 64 numbers
     python -m benchmarks.scale index --vectors 1000000
@@ -27,7 +29,6 @@ from benchmarks.measure import (
     BenchmarkError,
     Help,
     Measurement,
-    measure,
     measure_together,
     print_table,
     write_results,
@@ -36,7 +37,7 @@ from benchmarks.scale_files import stages
 
 # what of files is measured, and what it grows by
 FILES = {
-    "catalogue": "items", "log": "events", "listing": "shards",
+    "catalogue": "items", "log": "events", "sequences": "events", "listing": "shards",
     "store": "vectors", "index": "vectors",
 }  # fmt: skip
 _SIZES = {
@@ -122,18 +123,22 @@ def _file_row(what: str, size: int, options: argparse.Namespace) -> dict[str, An
         seconds = found["write_s" if what == "store" else "index_s"]
         cpu_s = found["write_cpu_s" if what == "store" else "index_cpu_s"]
         return {"what": what, **arguments, f"{what}_s": seconds, "cpu_s": cpu_s, **found}
-    if what == "log":
+    if what in ("log", "sequences"):
         arguments |= {"items": min(_LOG_ITEMS, size)}
-    measured = measure(
+    if what == "log":
+        arguments |= {"suffix": options.suffix}
+    each = measure_together(
         f"{what} {size}",
         f"benchmarks.scale_files:{what}",
         arguments | {"folder": options.folder},
+        processes=options.processes if what == "sequences" else 1,
         steps=1,
         warmup=0,
         threads=options.threads,
         allocator="system",
         timeout_s=options.timeout_s,
     )
+    measured = max(each, key=lambda one: one.notes.get("own_gib", 0.0))
     notes = {k: _rounded(v) for k, v in measured.notes.items() if not k.endswith("_loss")}
     return {
         "what": what,
@@ -178,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--items", type=int, nargs="+", default=sizes)
     parser.add_argument("--most", type=int, default=20_000_000, help="the sampler's last size")
     parser.add_argument("--events", type=int, nargs=1, default=[10_000_000], help="of a log")
+    parser.add_argument("--suffix", default="parquet", help="of a log, such as csv.gz or jsonl")
     parser.add_argument("--shards", type=int, nargs=1, default=[100_000], help="of a listing")
     parser.add_argument("--vectors", type=int, nargs=1, default=[1_000_000], help="of a store")
     parser.add_argument("--folder", help="where made-up files are kept; by default they are not")
@@ -187,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--negatives", type=int, default=1024)
     parser.add_argument("--tables", choices=["rows", "sharded", "dense"])
-    parser.add_argument("--processes", type=int, default=1, help="that share a step")
+    parser.add_argument("--processes", type=int, default=1, help="of a step, or of sequences")
     parser.add_argument("--cases", type=int, default=10_000, help="of an evaluation")
     parser.add_argument("--draws", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=20)

@@ -3,46 +3,51 @@
 Made-up files go to a folder, where a second run finds them, or to a temporary one.
 """
 
+import gzip
 import os
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from benchmarks.catalogue import OPTIONS, write
-from benchmarks.child import Trial, peak_bytes
+from benchmarks.child import STATUS, Trial, peak_bytes
 from benchmarks.measure import last_json_line
 from mmkd.data import load_interactions, load_items
-from mmkd.data.interactions import LeftOut
+from mmkd.data.batches import BatchStream
+from mmkd.data.interactions import InteractionLog, LeftOut
 from mmkd.data.items import ItemTable
 from mmkd.data.readers import read_sequences, write_sequences
 from mmkd.data.splits import leave_one_out
+from mmkd.data.tasks import NextItem
 from mmkd.embeddings.shards import ShardStore
-from mmkd.files import write_parquet_parts
+from mmkd.files import replacing, write_parquet_parts
 
 DIM = 64
 _PART = 1_000_000  # events drawn at once
 _EVENTS_A_USER = 50
+_BATCHES = 100
 _CHUNKS = 1000  # that ask what was committed meanwhile
 
 
-def log(*, events: int, items: int, folder: str | None) -> Trial:
-    """Parquet to sequences: ids of 9 and 10 letters, whole seconds, in the order of time.
+def log(*, events: int, items: int, suffix: str, folder: str | None) -> Trial:
+    """A log to sequences: ids of 9 and 10 letters, whole seconds, in the order of time.
 
     Then the same from a sequence file (``sequences_s``), which is written before (``written_s``).
     """
     root = _root(folder)
-    if not (root / f"log_{events}.parquet").exists():
-        write_parquet_parts(root / f"log_{events}.parquet", _events(events, items))
-    ids = pl.Series([f"B{number:08d}" for number in range(items)])
-    catalogue = _catalogue(ids)
+    path = root / f"log_{events}.{suffix}"
+    if not path.exists():
+        _write(path, _events(events, items))
+    ids, catalogue = _items(items)
     few = ids.head(100).to_frame("item_id").with_columns(user_id=pl.lit("U"), timestamp=0)
     few.write_parquet(root / "few.parquet")
     load_interactions(catalogue, path="few.parquet", root=root)  # loads the libraries
@@ -51,7 +56,7 @@ def log(*, events: int, items: int, folder: str | None) -> Trial:
     def run() -> float:
         cpu = time.process_time()
         whole, read = _lap(notes, "log_s"), _lap(notes, "read_s")
-        found = load_interactions(catalogue, path=f"log_{events}.parquet", root=root)
+        found = load_interactions(catalogue, path=path.name, root=root)
         read()
         split = leave_one_out(found, items)
         whole()
@@ -69,6 +74,42 @@ def log(*, events: int, items: int, folder: str | None) -> Trial:
         assert np.array_equal(other.items, split.items)
         file.unlink()
         return float(notes["read_s"])
+
+    return Trial(run, notes)
+
+
+def sequences(*, events: int, items: int, folder: str | None) -> Trial:
+    """A sequence file, mapped and split, and the first batches of 256 of an epoch.
+
+    What a process has to itself is ``own_gib``, all but the file's pages; ``own_before_gib`` of it
+    are the libraries and the catalogue.
+    """
+    root = _root(folder)
+    _, catalogue = _items(items)
+    path = root / f"log_{events}.sequences"
+    if not path.exists():
+        draw = np.random.default_rng(0)
+        users = events // _EVENTS_A_USER
+        made = InteractionLog(
+            user=np.repeat(np.arange(users, dtype=np.int32), _EVENTS_A_USER),
+            item=draw.integers(1, items + 1, users * _EVENTS_A_USER, dtype=np.int32),
+            timestamp=np.arange(users * _EVENTS_A_USER, dtype=np.float64),
+            user_ids=tuple(f"U{number:09d}" for number in range(users)),
+        )
+        write_sequences(path, made, catalogue, options={}, left_out=LeftOut())
+    notes: dict[str, Any] = {"own_before_gib": _own_gib(), "file_gib": _gib(path.stat().st_size)}
+    kept: list[Any] = []
+
+    def run() -> float:
+        cpu = time.process_time()
+        mapped = _lap(notes, "mapped_s")
+        split = leave_one_out(read_sequences(path, catalogue)[0], items)
+        mapped()
+        stream = BatchStream(split, NextItem(), max_length=50, batch_size=256, seed=0)
+        kept[:] = [split, stream, *islice(stream.epoch(0), _BATCHES)]
+        notes["cpu_s"] = round(time.process_time() - cpu, 2)
+        notes["own_gib"] = _own_gib()
+        return float(kept[2].items.sum())
 
     return Trial(run, notes)
 
@@ -160,6 +201,18 @@ def _lap(notes: dict[str, Any], name: str) -> Any:
     return over
 
 
+def _own_gib() -> float:
+    """What of this process's memory is no file's; 0 where the kernel does not tell."""
+    if not STATUS.exists():
+        return 0.0
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return _gib(int(lines["RssAnon"].split()[0]) * 1024)
+
+
+def _gib(count: int) -> float:
+    return round(count / 1024**3, 3)
+
+
 _temporary: list[tempfile.TemporaryDirectory[str]] = []  # until the process ends
 
 
@@ -169,6 +222,26 @@ def _root(folder: str | None) -> Path:
         return Path(_temporary[-1].name)
     Path(folder).mkdir(parents=True, exist_ok=True)
     return Path(folder)
+
+
+def _write(path: Path, parts: Iterator[pl.DataFrame]) -> None:
+    """A log by its parts, in the format of its suffix; ``.gz`` after it packs it."""
+    if path.suffix == ".parquet":
+        write_parquet_parts(path, parts)
+        return
+    with replacing(path) as temporary:
+        packed = path.suffix == ".gz"
+        with gzip.open(temporary, "wb", 1) if packed else temporary.open("wb") as file:
+            for number, part in enumerate(parts):
+                if ".csv" in path.suffixes:
+                    part.write_csv(cast(IO[bytes], file), include_header=number == 0)
+                else:
+                    part.write_ndjson(cast(IO[bytes], file))
+
+
+def _items(items: int) -> tuple[pl.Series, ItemTable]:
+    ids = pl.Series([f"B{number:08d}" for number in range(items)])
+    return ids, _catalogue(ids)
 
 
 def _events(events: int, items: int) -> Iterator[pl.DataFrame]:
