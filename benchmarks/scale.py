@@ -119,7 +119,13 @@ def _file_row(what: str, size: int, options: argparse.Namespace) -> dict[str, An
     """One figure of files; what makes them is no part of it."""
     arguments: dict[str, Any] = {FILES[what]: size}
     if what in ("store", "index"):
-        found = stages(what, **arguments, folder=options.folder, timeout_s=options.timeout_s)
+        found = stages(
+            what,
+            **arguments,
+            folder=options.folder,
+            threads=options.threads,
+            timeout_s=options.timeout_s,
+        )
         seconds = found["write_s" if what == "store" else "index_s"]
         cpu_s = found["write_cpu_s" if what == "store" else "index_cpu_s"]
         return {"what": what, **arguments, f"{what}_s": seconds, "cpu_s": cpu_s, **found}

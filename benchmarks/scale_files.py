@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.catalogue import OPTIONS, write
 from benchmarks.child import STATUS, Trial, peak_bytes
-from benchmarks.measure import last_json_line
+from benchmarks.measure import environment, last_json_line
 from mmkd.data import load_interactions, load_items
 from mmkd.data.batches import BatchStream
 from mmkd.data.interactions import InteractionLog, LeftOut
@@ -35,6 +35,7 @@ DIM = 64
 _PART = 1_000_000  # events drawn at once
 _EVENTS_A_USER = 50
 _BATCHES = 100
+_NEIGHBOURS = 20
 _CHUNKS = 1000  # that ask what was committed meanwhile
 
 
@@ -155,34 +156,50 @@ def listing(*, shards: int, folder: str | None) -> Trial:
     return Trial(run, notes)
 
 
-def stages(what: str, *, vectors: int, folder: str | None, timeout_s: float) -> dict[str, Any]:
+def stages(
+    what: str, *, vectors: int, folder: str | None, threads: int, timeout_s: float
+) -> dict[str, Any]:
     """An embedding store of so many vectors of 64, each stage a process of its own.
 
     Args:
-        what: ``store`` writes, opens and changes it; ``index`` builds, asks and carries over the
-            index of one.
+        what: ``store`` writes it, opens it, reads 10,000 rows and carries it over after a change of
+            1,000 items; ``index`` builds, asks and carries over the index of one.
         vectors: How many.
         folder: Where it goes; it is deleted.
+        threads: Of FAISS and NumPy.
         timeout_s: Of a stage.
+
+    Returns:
+        Of each stage its seconds, its processor's seconds and its process's peak, libraries and
+        catalogue included; and what it noted.
     """
-    names = ["write", *(["table", "change"] if what == "store" else ["index", "neighbours"])]
-    names += [] if what == "store" else ["change", "index again"]
+    told = ["write", "table", "rows", "change"]
+    if what == "index":
+        told = ["index", "neighbours", "index again"]
     found: dict[str, Any] = {}
     peaks = []
     with tempfile.TemporaryDirectory(prefix="mmkd-scale-", dir=folder) as place:
-        for name in names:
+        for name in told if what == "store" else ("write", *told[:-1], "change", told[-1]):
             command = [sys.executable, "-m", "benchmarks.cache_stages", name, place]
-            command += [str(vectors), str(DIM)]
+            command += [str(vectors), str(DIM), "--k", str(_NEIGHBOURS)]
             before = _children_s()
             reply = last_json_line(
-                command, environment=os.environ, timeout_s=timeout_s, label=f"{what} {name}"
+                command,
+                environment=environment(threads=threads, allocator="system"),
+                timeout_s=timeout_s,
+                label=f"{what} {name}",
             )
+            if name not in told:
+                continue
             key = name.replace(" ", "_")
-            found |= {f"{key}_s": round(reply["seconds"], 2)}
-            found |= {f"{key}_cpu_s": round(_children_s() - before, 2)}  # with its start
-            found |= reply["notes"]
-            if what == "store" or name not in ("write", "change"):
-                peaks.append(reply["total_bytes"])
+            peaks.append(reply["process_bytes"])
+            found |= {
+                f"{key}_s": round(reply["seconds"], 2),
+                f"{key}_cpu_s": round(_children_s() - before, 2),  # with its start
+                f"{key}_gib": round(peaks[-1] / 1024**3, 3),
+            }
+            encoded = reply["notes"].pop("encoded", None)
+            found |= reply["notes"] if encoded is None else {f"{key}_encoded": encoded}
     return found | {"peak_gib": round(max(peaks) / 1024**3, 3)}
 
 
