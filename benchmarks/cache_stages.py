@@ -148,7 +148,8 @@ def main() -> None:
         drawn = np.random.default_rng(2).integers(1, options.items + 1, ROWS)
         numbers = [items.text[int(row)] for row in drawn[:100]]
         wanted = Clustered(dim=options.dim).encode(numbers)
-        assert np.array_equal(opened.vectors[drawn][:100], wanted)
+        # not to the bit: products of other batches are rounded otherwise
+        np.testing.assert_allclose(opened.vectors[drawn][:100], wanted, rtol=1e-3, atol=1e-4)
 
     stages: dict[str, Callable[[], object]] = {
         "write": table,
