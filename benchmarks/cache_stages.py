@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from benchmarks.child import STATUS, peak_bytes, restart_peak
 from mmkd.data import ItemTable
-from mmkd.distiller.reduction import fit_pca, present_rows
 from mmkd.embeddings import EmbeddingCache, EmbeddingTable
 from mmkd.embeddings.encode import RunReport
 from mmkd.encoders import EncoderCard
@@ -136,6 +135,8 @@ def main() -> None:
         cache.neighbours(opened, rows[:1], options.k)  # reads the index
 
     def reduce() -> None:
+        from mmkd.distiller.reduction import fit_pca, present_rows  # and with it torch
+
         assert opened is not None
         vectors = present_rows(opened.vectors, opened.present)
         fit_pca(vectors, 128)(vectors)

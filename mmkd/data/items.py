@@ -258,6 +258,10 @@ class Column(Sequence[T], Generic[T]):
         for part in self.series.to_frame().iter_slices(10_000):
             yield from map(self._read, part.to_series().to_list())
 
+    def take(self, places: pl.Series) -> "Column[T]":
+        """The values at places ``[m]``, as a column."""
+        return Column(self.series.gather(places), self._read)
+
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Column) and self.series.dtype == other.series.dtype:
             return self.series.equals(other.series)

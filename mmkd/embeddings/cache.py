@@ -196,8 +196,10 @@ class EmbeddingCache:
             factory = functools.cache(factory)
         files = FileKeys(self.folder / "files.parquet")
         retry = self._retry_failed
+        inputs: pl.DataFrame | None = None
         for rounds_left in reversed(range(_ROUNDS)):
-            inputs = inputs_of(card, items, files)
+            if inputs is None or card.modality == "image":  # files may have changed
+                inputs = inputs_of(card, items, files)
             store = ShardStore(store_folder(self.folder, card, inputs, dtype=self._dtype))
             if self._remote is not None:
                 self._remote.sync(store, stop)
@@ -298,7 +300,7 @@ class EmbeddingCache:
             CacheError: They are of a newer format.
         """
         folder = store_folder(self.folder, card, pl.DataFrame(), dtype=self._dtype)
-        if ShardStore(folder).contents().shards:
+        if ShardStore(folder).shards():
             return True
         return self._remote is not None and self._remote.holds(folder.name)
 

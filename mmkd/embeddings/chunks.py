@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mmkd.embeddings.inputs import Work, text_key
+from mmkd.embeddings.inputs import Work, WorkList, text_key
 from mmkd.embeddings.shards import writing
 from mmkd.files import writer_lock
 
@@ -33,7 +33,7 @@ class Chunk:
     work: Sequence[Work]
 
 
-def cut(work: Sequence[Work], *, size: int) -> list[Chunk]:
+def cut(work: WorkList, *, size: int) -> list[Chunk]:
     """Orders the work and cuts it.
 
     Texts go by falling length: batches then hold texts of like lengths, and one that needs too
@@ -43,13 +43,9 @@ def cut(work: Sequence[Work], *, size: int) -> list[Chunk]:
         work: Each key once, in any order.
         size: Inputs a chunk; the last may hold fewer.
     """
-
-    def place(item: Work) -> tuple[int, str]:
-        return -len(item.source) if isinstance(item.source, str) else 0, item.key
-
-    ordered = sorted(work, key=place)
+    ordered = work.ordered()
     parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-    return [Chunk(text_key("\n".join(item.key for item in part)), part) for part in parts]
+    return [Chunk(text_key("\n".join(part.keys)), part) for part in parts]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 from mmkd.embeddings.chunks import Chunk, claimed, cut
 from mmkd.embeddings.cluster import RayActors
 from mmkd.embeddings.guard import Guarded, GuardedEncoder, guarded, no_vector
-from mmkd.embeddings.inputs import Work
+from mmkd.embeddings.inputs import Work, WorkList
 from mmkd.embeddings.shards import Outcome, ShardStore, StoreContents
 from mmkd.encoders import Encoder
 from mmkd.errors import EmbeddingInterrupted, at_least, checked, one_of
@@ -183,7 +183,7 @@ class EmbeddingRun:
         self._told = committed or (lambda number: None)
         self._encoded = self._by_others = self._total = 0
 
-    def encode(self, ready: Callable[[], Encoder], work: Sequence[Work]) -> RunReport:
+    def encode(self, ready: Callable[[], Encoder], work: WorkList) -> RunReport:
         """Encodes the work; returns when all of it is committed, by this process or another.
 
         Args:
@@ -216,7 +216,7 @@ class EmbeddingRun:
         return RunReport(self._encoded, self._by_others, seconds, waited, texts_cut)
 
     def encode_on(
-        self, actors: RayActors, ready: Callable[[], Encoder], work: Sequence[Work]
+        self, actors: RayActors, ready: Callable[[], Encoder], work: WorkList
     ) -> RunReport:
         """As `encode`, by actors; chunks, batches and so vectors are the same.
 
@@ -349,6 +349,8 @@ class EmbeddingRun:
             if (read := self._store.records(number)) is not None:
                 self._committed.update(read[0]["key"])
             self._shards_seen.add(number)
+        if not self._committed:  # no others are at work
+            return chunk.work
         return [item for item in chunk.work if item.key not in self._committed]
 
     def _count_others(self, count: int) -> None:

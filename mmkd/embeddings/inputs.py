@@ -10,19 +10,21 @@ the same content share a vector.
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 import polars as pl
 from numpy.typing import NDArray
 from PIL import Image
 
 from mmkd.data import ItemTable
+from mmkd.data.items import Column
 from mmkd.embeddings.shards import FAILED, MISSING, SETTLED_NS, read_parquet
 from mmkd.encoders import EncoderCard
 from mmkd.errors import CacheError
@@ -45,6 +47,7 @@ _FILES = {
     "ctime_ns": pl.Int64,
     "key": pl.String,
 }
+_KEYS_AT_ONCE = 100_000
 _SAVE_EVERY = 20_000
 _READERS = 8
 
@@ -62,6 +65,47 @@ class Work:
     key: str
     item_id: str
     source: str | Path
+
+
+class WorkList(Sequence[Work]):
+    """Inputs to encode as columns, of which each is made when it is asked for.
+
+    Args:
+        keys: ``[n]`` content keys.
+        item_ids: ``[n]`` an item that has each.
+        sources: ``[n]`` texts, or the pictures' files.
+    """
+
+    def __init__(self, keys: Column[str], item_ids: Column[str], sources: Column[Any]) -> None:
+        self.keys = keys
+        self._columns = keys, item_ids, sources
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, place: SupportsIndex) -> Work: ...
+    @overload
+    def __getitem__(self, place: slice) -> "WorkList": ...
+    def __getitem__(self, place: SupportsIndex | slice) -> "Work | WorkList":
+        if isinstance(place, slice):
+            return WorkList(*(column[place] for column in self._columns))
+        return Work(*(column[place] for column in self._columns))
+
+    def __iter__(self) -> Iterator[Work]:
+        return map(Work, *self._columns)
+
+    def ordered(self) -> "WorkList":
+        """Texts by falling length, and those of equal lengths, and pictures, by key."""
+        sources = self._columns[2]
+        if sources.series.dtype == pl.String and isinstance(next(iter(sources), ""), str):
+            lengths = sources.series.str.len_chars()
+        else:  # files, or texts that UTF-8 cannot hold
+            lengths = pl.Series([len(one) if isinstance(one, str) else 0 for one in sources])
+        place = pl.DataFrame({"length": lengths, "key": self.keys.series}).select(
+            pl.arg_sort_by("length", "key", descending=[True, False])
+        )
+        return WorkList(*(column.take(place.to_series()) for column in self._columns))
 
 
 @dataclass(frozen=True)
@@ -107,19 +151,26 @@ def inputs_of(card: EncoderCard, items: ItemTable, files: "FileKeys") -> pl.Data
         found = files.keys(Path(path) for path in sources if path is not None)
         no_path = MISSING, "no image path"
         keys = (no_path if path is None else found[Path(path)] for path in sources)
-    found_keys = list(keys)
-    lost = [(None, None) if isinstance(key, str) else key for key in found_keys]
+    # some at a time: an object for each key of a large catalogue takes more than its columns
+    parts, left = [_keyed([])], iter(keys)
+    while part := list(islice(left, _KEYS_AT_ONCE)):
+        parts.append(_keyed(part))
+    numbers = pl.int_range(1, len(items) + 1, dtype=pl.Int64, eager=True)
+    named = items.frame[1:].select(pl.lit(numbers).alias("row"), pl.col("id").alias("item_id"))
+    return named.hstack(pl.concat(parts))
+
+
+def _keyed(keys: Sequence[Key]) -> pl.DataFrame:
+    lost = [(None, None) if isinstance(key, str) else key for key in keys]
     columns = {
-        "row": range(1, len(items) + 1),
-        "item_id": items.ids[1:],
-        "key": [key if isinstance(key, str) else None for key in found_keys],
+        "key": [key if isinstance(key, str) else None for key in keys],
         "absent": [status for status, _ in lost],
         "absent_reason": [reason and storable(reason) for _, reason in lost],
     }
-    return pl.DataFrame(columns, schema=INPUTS)
+    return pl.DataFrame(columns, schema={name: INPUTS[name] for name in columns})
 
 
-def work_left(card: EncoderCard, items: ItemTable, statuses: pl.DataFrame) -> list[Work]:
+def work_left(card: EncoderCard, items: ItemTable, statuses: pl.DataFrame) -> WorkList:
     """The inputs to encode: of items with the same content the first.
 
     Args:
@@ -127,19 +178,19 @@ def work_left(card: EncoderCard, items: ItemTable, statuses: pl.DataFrame) -> li
         items: The catalogue.
         statuses: A row per item, whose ``status`` is null where its input has yet to be encoded.
     """
-    sources = sources_of(card, items)
     left = statuses.filter(pl.col("status").is_null())
     left = left.unique("key", keep="first", maintain_order=True).select("key", "item_id", "row")
-    work = ((key, item_id, sources[row]) for key, item_id, row in left.iter_rows())
-    # an item without a source has a status
-    return [Work(key, item_id, source) for key, item_id, source in work if source is not None]
+    keys, item_ids = Column(left["key"], str), Column(left["item_id"], str)
+    return WorkList(keys, item_ids, sources_of(card, items).take(left["row"]))
 
 
-def sources_of(card: EncoderCard, items: ItemTable) -> Sequence[str | Path | None]:
+def sources_of(card: EncoderCard, items: ItemTable) -> "Column[Any]":
     """What the encoder is given for each row ``[I+1]``: a text, a picture's file, or a name."""
     if card.reads == "content":
         return items.text if card.modality == "text" else items.image_path
-    return items.ids if card.reads == "id" else [str(row) for row in range(len(items) + 1)]
+    if card.reads == "id":
+        return items.ids
+    return Column(pl.int_range(len(items) + 1, eager=True).cast(pl.String), str)
 
 
 def text_key(text: str) -> str:

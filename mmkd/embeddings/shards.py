@@ -137,16 +137,24 @@ class ShardStore:
         A failure may come late, from a machine that was cut off and knew of no vector.
         """
         frames, shards = [pl.DataFrame(schema=RECORDS)], {}
-        for number in self.numbers():
-            with reading(self.folder), suppress(FileNotFoundError):
-                read, path = self.records(number), self.path(number)
-                if read and (not read[1].rows or path.stat().st_size == read[1].size_bytes):
-                    frames.append(read[0])
-                    shards[number] = read[1]
+        for number, records, info in self._whole():
+            frames.append(records)
+            shards[number] = info
         every, sound = pl.concat(frames), pl.col("status") == OK
         ordered = pl.concat([every.filter(~sound), every.filter(sound)])
         records = ordered.unique("key", keep="last", maintain_order=True)
         return StoreContents(records=records, shards=shards)
+
+    def shards(self) -> dict[int, ShardInfo]:
+        """What the vector files of all whole shards must be, by number."""
+        return {number: info for number, _, info in self._whole()}
+
+    def _whole(self) -> Iterator[tuple[int, pl.DataFrame, ShardInfo]]:
+        for number in self.numbers():
+            with reading(self.folder), suppress(FileNotFoundError):
+                read, path = self.records(number), self.path(number)
+                if read and (not read[1].rows or path.stat().st_size == read[1].size_bytes):
+                    yield number, *read
 
     def records(self, number: int) -> tuple[pl.DataFrame, ShardInfo] | None:
         """A shard's records (`RECORDS`) and what its vector file must be; None if damaged."""
@@ -265,7 +273,7 @@ class ShardStore:
         with self.locked():
             remove_temporaries(self.folder / "shards", older_than_s=0)
             remove_temporaries(self.folder)
-            sound = self.contents().shards
+            sound = self.shards()
             for path in self.files():
                 if int(path.stem) not in sound:
                     path.unlink(missing_ok=True)
@@ -277,7 +285,7 @@ class ShardStore:
             CacheError: The folder cannot be written.
         """
         with self.locked():
-            shards = self.contents().shards
+            shards = self.shards()
             for number in numbers:
                 # another process may have repaired it, and even reused its number, meanwhile
                 if number in shards and self.sound(shards, [number], read_all=True)[1]:

@@ -7,6 +7,7 @@ vector, and its FAISS index. Beside the folders, ``files.parquet`` keeps the con
 files for all encoders.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -33,13 +34,14 @@ from mmkd.errors import CacheError
 from mmkd.files import (
     read_json,
     remove_temporaries,
-    write_parquet,
+    write_parquet_parts,
     write_sealed_json,
     write_text,
 )
 
 FORMAT_VERSION = 1
 _TABLES_KEPT = 8
+_ROWS_AT_ONCE = 1_000_000
 
 
 class DamagedMetaError(CacheError):
@@ -91,7 +93,7 @@ def list_stores(cache: Path) -> list[CacheEntry]:
                 tables=len(manifests),
                 items=0 if statuses is None else len(statuses),
                 present=0 if statuses is None else int((statuses["status"] == OK).sum()),
-                vectors=sum(shard.rows for shard in store.contents().shards.values()),
+                vectors=sum(shard.rows for shard in store.shards().values()),
                 size_bytes=size_bytes(folder),
                 last_used=datetime.fromtimestamp(last_use(folder), tz=UTC),
                 folder=folder,
@@ -205,21 +207,25 @@ def record_table(store: Path, statuses: pl.DataFrame, shards: Mapping[int, Shard
 
     Args:
         store: The store's folder.
-        statuses: A row per item, with its id, key, status, reason and place.
+        statuses: A row per item, of at least one, with its id, key, status, reason and place.
         shards: The shards that the places are in, so that a place is known to be of these bytes.
 
     Returns:
         The table's key.
     """
-    identity = statuses.select("item_id", "key", "status").write_csv()
-    name = text_key(identity)[:16]
+    identity = hashlib.sha256()  # of the catalogue as CSV, some rows at a time
+    for number, part in enumerate(statuses.iter_slices(_ROWS_AT_ONCE)):
+        text = part.select("item_id", "key", "status").write_csv(include_header=not number)
+        identity.update(text.encode())
+    name = identity.hexdigest()[:16]
     manifest = store / "tables" / name / "manifest.parquet"
     with suppress(CacheError, OSError):
         # a shard encoded again has its vectors at other places
         if manifest_shards(manifest) != shards or read_manifest(manifest) is None:
             remove_temporaries(manifest.parent)
             used = {str(number): astuple(info) for number, info in sorted(shards.items())}
-            write_parquet(manifest, statuses, {"mmkd.shards": used})
+            parts = statuses.iter_slices(_ROWS_AT_ONCE)
+            write_parquet_parts(manifest, parts, {"mmkd.shards": used})
             for old in table_manifests(store)[_TABLES_KEPT:]:  # they can be made again
                 shutil.rmtree(old.parent, ignore_errors=True)
         os.utime(manifest)

@@ -87,7 +87,7 @@ def verify_cache(
             read_meta(folder)
         except DamagedMetaError:
             found.append(Damage(folder / "meta.json", "damaged"))
-        sound = store.contents().shards
+        sound = store.shards()
         for number in sorted(shards[folder]):
             if fault := _shard_fault(store, number, sound):
                 found.append(Damage(store.path(number), fault))
@@ -231,7 +231,7 @@ def _unreferenced(store: Path, tables: Sequence[Path], busy: bool) -> list[Waste
     completed = tables[0].stat().st_mtime
     found = []
     shards = ShardStore(store)
-    for number, info in shards.contents().shards.items():
+    for number, info in shards.shards().items():
         path = shards.path(number)
         if number not in held and info.rows and path.stat().st_mtime < completed:
             found.append(Waste(path, "no kept table has its vectors", info.size_bytes, busy))

@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from embeddings.fakes import TEXTS, BatchBoundText, FakeText, card, catalogue, never
 
 from mmkd import EmbeddingCache, EmbeddingTable
+from mmkd.data.items import Column
 from mmkd.embeddings.chunks import cut
-from mmkd.embeddings.inputs import Work
+from mmkd.embeddings.inputs import Work, WorkList
 
 ROOT = Path(__file__).parents[2]
 TEXTS_60: list[str | None] = [f"text number {n}" for n in range(60)]
@@ -63,16 +65,27 @@ def test_what_a_killed_process_claimed_is_taken_over(tmp_path: Path, alone: Embe
     assert opened(tmp_path / "joint").vectors[:].tobytes() == alone.vectors[:].tobytes()
 
 
+def chunks(work: list[Work]) -> list[tuple[str, list[Work]]]:
+    columns = (
+        [one.key for one in work],
+        [one.item_id for one in work],
+        [one.source for one in work],
+    )
+    found = cut(WorkList(*(Column(pl.Series(values), str) for values in columns)), size=8)
+    return [(chunk.name, list(chunk.work)) for chunk in found]
+
+
 def test_chunks_do_not_depend_on_order_or_on_chunks_that_are_done() -> None:
-    work = [Work(f"{n:032x}", "item", "x" * (n % 7)) for n in range(50)]
-    chunks = cut(work, size=8)
-    lengths = [len(str(item.source)) for chunk in chunks for item in chunk.work]
-    assert lengths == sorted(lengths, reverse=True)
+    work = [Work(f"{n:032x}", f"i{n}", "☃" * (n % 7)) for n in range(50)]
+    found = chunks(work)
+    ordered = sorted(work, key=lambda item: (-len(str(item.source)), item.key))
+    assert [item for _, part in found for item in part] == ordered
+    assert [len(part) for _, part in found] == [8] * 6 + [2]
     random.Random(0).shuffle(work)
-    assert cut(work, size=8) == chunks
-    done = [*chunks[0].work, *chunks[3].work]
+    assert chunks(work) == found
+    done = [*found[0][1], *found[3][1]]
     left = [item for item in work if item not in done]
-    assert cut(left, size=8) == [chunks[1], chunks[2], *chunks[4:]]
+    assert chunks(left) == [found[1], found[2], *found[4:]]
 
 
 def test_after_a_change_of_ten_items_ten_are_encoded(cache: EmbeddingCache) -> None:
