@@ -1,14 +1,15 @@
 """The items most similar to items, by cosine: FAISS proposes, the vectors themselves decide.
 
 From an `EmbeddingTable` to a `NeighbourIndex`, kept in the table's folder as ``index.faiss``,
-``index.npy`` (row and place of each position) and ``index.json``, and carried over to the next
-catalogue where it fits. How the kind of index was chosen is in ``docs/cache.md``.
+``index.npy`` (row and place of each position) and ``index.json``, beside them large inverted lists
+as ``index.ivfdata``, and carried over to the next catalogue where it fits. How the kind of index
+was chosen is in ``docs/cache.md``.
 """
 
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mmkd.embeddings.inverted import fill_on_disk, read_empty, read_mapped, too_large
 from mmkd.embeddings.stores import table_manifests
 from mmkd.embeddings.table import EmbeddingTable, StoredVectors
 from mmkd.errors import CacheError, shown
@@ -26,6 +28,8 @@ _logger = logging.getLogger(__name__)
 EXACT_BELOW = 50_000
 EXACT = "Flat"
 INDEX_FORMAT = 2
+LISTS_FORMAT = 3  # of one whose inverted lists are a file of their own
+LISTS = "index.ivfdata"
 _POINTS_A_LIST = 39  # below it FAISS warns that the lists' centres are guesses
 _TRAINING_ROWS, _TRAINED_A_LIST = 65_536, 64  # vectors that lists' centres are found on, at least
 _SEARCH_BREADTH = 128
@@ -33,7 +37,7 @@ _QUERIES = 128  # whose candidates' vectors are held at once
 _CANDIDATES = 100
 # beyond these a carried-over index is built anew
 _CHANGED_SHARE = 0.2
-_MAPPED = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
+_FILES = ("index.json", "index.faiss", "index.npy", LISTS)
 _GROWTH = 2
 
 
@@ -46,6 +50,10 @@ class NeighbourIndex:
         rows: ``[n]`` item row of each of its positions; 0 where the item is gone.
         kind: Its factory string.
         trained_on: How many vectors there were when it was built.
+
+    Attributes:
+        lists_on_disk: Whether its inverted lists are a file of their own in the table's folder.
+        grown: Whether anything was added since it was read.
     """
 
     def __init__(
@@ -59,14 +67,19 @@ class NeighbourIndex:
     ) -> None:
         self._table = table
         self.index = index
-        self.rows = rows
         self.kind = kind
         self.trained_on = trained_on
-        self._count = int((rows > 0).sum())
+        self.lists_on_disk = self.grown = False
+        self._hold(rows)
 
     @classmethod
     def build(
-        cls, table: EmbeddingTable, *, kind: str | None = None, exact_below: int = EXACT_BELOW
+        cls,
+        table: EmbeddingTable,
+        *,
+        kind: str | None = None,
+        exact_below: int = EXACT_BELOW,
+        folder: Path | None = None,
     ) -> "NeighbourIndex":
         """Builds the index of a table.
 
@@ -74,6 +87,7 @@ class NeighbourIndex:
             table: The vectors.
             kind: FAISS factory string; by default by the number of vectors.
             exact_below: Number of present items from which on the default is approximate.
+            folder: Where inverted lists go that are too large to be held; None holds them.
 
         Returns:
             The index.
@@ -86,19 +100,53 @@ class NeighbourIndex:
         index = empty_index(kind, table.dim)
         train_index(index, kind, present, lambda rows: unit(table.vectors[rows]))
         built = cls(table, index, np.zeros(0, np.int64), kind=kind, trained_on=len(present))
-        built.add(table.present)
+        if folder is not None and too_large(index, len(present)):
+            built.add_on_disk(table.present, folder)
+        else:
+            built.add(table.present)
         return built
 
     def add(self, wanted: NDArray[np.bool_]) -> None:
         """Adds the vectors of the rows where ``wanted`` ``[I+1]`` is true."""
         added = [self.rows]
+        for rows, vectors in self._parts(wanted):
+            self.index.add(vectors)
+            added.append(rows)
+        self.grown = True
+        self._hold(np.concatenate(added))
+
+    def add_on_disk(self, wanted: NDArray[np.bool_], folder: Path, *, before: Any = None) -> None:
+        """As `add`, to a trained index without vectors whose lists then lie in a folder.
+
+        Args:
+            wanted: ``[I+1]`` bool.
+            folder: The table's; OSError where it cannot be written.
+            before: The index that the present rows are in.
+        """
+        added = [self.rows]
+
+        def parts() -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+            count = len(self.rows)
+            for rows, vectors in self._parts(wanted):
+                added.append(rows)
+                yield np.arange(count, count + len(rows)), vectors
+                count += len(rows)
+
+        fill_on_disk(self.index, parts(), folder / LISTS, before=before)
+        self.lists_on_disk = self.grown = True
+        self._hold(np.concatenate(added))
+
+    def _parts(
+        self, wanted: NDArray[np.bool_]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         for rows, vectors in self._table.chunks():
             chosen = wanted[rows]
             if chosen.any():
-                self.index.add(unit(vectors[chosen]))
-                added.append(rows[chosen])
-        self.rows = np.concatenate(added)
-        self._count = int((self.rows > 0).sum())
+                yield rows[chosen], unit(vectors[chosen])
+
+    def _hold(self, rows: NDArray[np.int64]) -> None:
+        self.rows = rows
+        self._count = int((rows > 0).sum())
 
     def search(
         self, rows: NDArray[np.int64], k: int
@@ -226,18 +274,26 @@ def index_of(
     others = [manifest.parent for manifest in table_manifests(folder.parents[1])]
     for source in dict.fromkeys([folder, *others]):
         index = _carried_over(
-            table, table.vectors, source, wanted, any_kind=kind is None, own=source == folder
+            table, table.vectors, source, wanted, any_kind=kind is None, folder=folder
         )
         if index is not None:
             break
     else:
-        source, index = None, NeighbourIndex.build(table, kind=wanted)
-    if source != folder:
+        source, index = None, _built(table, wanted, folder)
+    if source != folder or index.grown:
         try:
             _save(index, table.vectors, folder)
         except OSError as error:
             _logger.info("the index is not kept: %s", error)
     return index
+
+
+def _built(table: EmbeddingTable, kind: str, folder: Path) -> NeighbourIndex:
+    try:
+        return NeighbourIndex.build(table, kind=kind, folder=folder)
+    except OSError as error:
+        _logger.info("the index is made in memory: %s", error)
+        return NeighbourIndex.build(table, kind=kind)
 
 
 def index_damage(folder: Path) -> str | None:
@@ -253,7 +309,7 @@ def index_damage(folder: Path) -> str | None:
 
 def remove_index(folder: Path) -> None:
     """Removes a table's index; it is built again when it is wanted."""
-    for name in ("index.json", "index.faiss", "index.npy"):
+    for name in _FILES:
         (folder / name).unlink(missing_ok=True)
 
 
@@ -264,21 +320,21 @@ def _carried_over(
     wanted: str,
     *,
     any_kind: bool,
-    own: bool,
+    folder: Path,
 ) -> NeighbourIndex | None:
     """The index saved in a folder, made to fit a table; None if that cannot be.
 
-    Inverted lists in the table's ``own`` folder stay on the disk, as the vectors do: the system
+    Inverted lists in the table's own ``folder`` stay on the disk, as the vectors do: the system
     reads what searches touch, and all processes share it. Those to be changed, or saved elsewhere,
-    are read.
+    are read, or where they are a file of their own merged with the new ones.
     """
     try:
         known = read_json(source / "index.json")
         kind, trained_on = str(known["kind"]), int(known["trained_on"])
         similar = kind == wanted or (any_kind and EXACT not in (kind, wanted))
-        if known["format"] != INDEX_FORMAT or known["dim"] != table.dim or not similar:
-            return None
-        if file_checksum(source / "index.npy") != known["files"]["index.npy"]:
+        lists = source / LISTS if LISTS in known["files"] else None
+        wanted_format = LISTS_FORMAT if lists else INDEX_FORMAT
+        if known["format"] != wanted_format or known["dim"] != table.dim or not similar:
             return None
         places = np.load(source / "index.npy", allow_pickle=False)[1]
         rows, added = _matched(vectors, places, known["shards"])
@@ -289,17 +345,24 @@ def _carried_over(
             or table.present.sum() > _GROWTH * trained_on
         ):
             return None
-        if file_checksum(source / "index.faiss") != known["files"]["index.faiss"]:
+        file = source / "index.faiss"
+        if index_damage(source):
             return None
-        mapped = own and not added.any()
-        stored = faiss.read_index(str(source / "index.faiss"), _MAPPED if mapped else 0)
+        if source == folder and not added.any():
+            stored = read_mapped(file, lists=lists)
+        else:
+            stored = read_mapped(file, lists=lists) if lists else faiss.read_index(str(file))
         if stored.ntotal != len(rows) or stored.d != table.dim:
             return None
+        index = NeighbourIndex(table, stored, rows, kind=kind, trained_on=trained_on)
+        index.lists_on_disk = lists is not None
+        if lists and (source != folder or added.any()):
+            index.index = read_empty(file)
+            index.add_on_disk(added, folder, before=stored)
+        elif added.any():
+            index.add(added)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError):
         return None
-    index = NeighbourIndex(table, stored, rows, kind=kind, trained_on=trained_on)
-    if added.any():
-        index.add(added)
     return index
 
 
@@ -340,13 +403,18 @@ def _save(index: NeighbourIndex, vectors: StoredVectors, folder: Path) -> None:
     with replacing(folder / "index.npy") as temporary, temporary.open("wb") as file:
         places = np.where(index.rows > 0, vectors.places[index.rows], -1)
         np.save(file, np.stack([index.rows, places]), allow_pickle=False)
+    names = ["index.faiss", "index.npy"]
+    if index.lists_on_disk:
+        names.append(LISTS)
+    else:
+        (folder / LISTS).unlink(missing_ok=True)
     identity = {
-        "format": INDEX_FORMAT,
+        "format": LISTS_FORMAT if index.lists_on_disk else INDEX_FORMAT,
         "kind": index.kind,
         "dim": vectors.shape[1],
         "trained_on": index.trained_on,
         "shards": {number: file.info.checksum for number, file in vectors.files.items()},
-        "files": {name: file_checksum(folder / name) for name in ("index.faiss", "index.npy")},
+        "files": {name: file_checksum(folder / name) for name in names},
     }
     write_sealed_json(folder / "index.json", identity)
 
