@@ -4,7 +4,6 @@ Made-up files go to a folder, where a second run finds them, or to a temporary o
 """
 
 import gzip
-import os
 import resource
 import sys
 import tempfile
