@@ -5,6 +5,7 @@ at that very sum. A round scores every case once, for all of its points together
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -180,7 +181,7 @@ def gains(
             cold = ~trains[batch.target.cpu().numpy()]
             counts += [np.sum(~cold), np.sum(cold)]
             for number, scores in enumerate(variants(batch.histories)):
-                excluded = {"exclude_row": batch.row, "exclude_item": batch.item}
+                excluded: dict[str, Any] = {"exclude_row": batch.row, "exclude_item": batch.item}
                 if isinstance(scores, BlockScores):
                     ranks, ties, _ = rank_blocks(
                         scores, batch.target, item_count=split.item_count, **excluded
