@@ -480,6 +480,15 @@ class ParquetColumns:
         found = pl.DataFrame(pl.from_arrow(table))
         return found.select(names) if names else found
 
+    def parts(self, name: str) -> "Iterator[pl.Series]":
+        """A column, a row group at a time."""
+        import polars as pl
+
+        for group in range(self._file.num_row_groups):
+            table = self._file.read_row_group(group, columns=[name])
+            table.validate(full=True)
+            yield pl.DataFrame(pl.from_arrow(table))[name]
+
     def is_text(self, name: str) -> bool:
         """Whether a column is one of text, or of categories of text."""
         import pyarrow as pa

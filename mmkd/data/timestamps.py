@@ -1,7 +1,7 @@
 """Timestamps: numbers, ISO dates and polars dates to float64, one unit throughout a log."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -15,7 +15,6 @@ Unit = Literal["s", "ms", "us", "ns"]
 # what fromisoformat would cut off
 _FINER = re.compile(r"\.\d{6}\d*[1-9]")
 _TOLD_APART: Final = 2**51
-_ROWS = 1 << 20  # texts that are read at once
 PER_SECOND: Final[dict[str, float]] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
@@ -41,17 +40,14 @@ def seconds(value: float | str) -> float:
     return number
 
 
-def whole_numbers(column: pl.Series) -> pl.Series:
-    """Text that is whole numbers throughout as such, a third of its size; any other as it is."""
-    if column.dtype != pl.String:
-        return column
-    parts = []
-    for start in range(0, len(column), _ROWS):
-        text = column.slice(start, _ROWS)
-        parts.append(text.str.strip_chars().cast(pl.Int64, strict=False))
-        if parts[-1].null_count() > text.null_count():
-            return column
-    return pl.concat(parts) if parts else column
+def whole_numbers(parts: Iterable[pl.Series]) -> pl.Series | None:
+    """A column of text by its parts as whole numbers, where it holds nothing else; or None."""
+    whole = []
+    for text in parts:
+        whole.append(text.cast(pl.String).str.strip_chars().cast(pl.Int64, strict=False))
+        if whole[-1].null_count() > text.null_count():
+            return None
+    return pl.concat(whole) if whole else None
 
 
 def parse_timestamps(

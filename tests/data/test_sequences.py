@@ -226,6 +226,36 @@ def test_a_log_of_text_in_many_parts_is_that_of_its_rows(
     assert guessed.digests()["users"] == data.digests()["users"]
 
 
+@pytest.mark.parametrize(
+    ("cells", "wanted"),
+    [
+        (["3", " 2 ", "9007199254740991", "-5"], [3.0, 2.0, 2**53 - 1, -5.0]),
+        (["3", "2", "1.5", "-5"], [3.0, 2.0, 1.5, -5.0]),  # the last part is no whole number
+        (
+            ["1970-01-02", "1970-01-03", "1970-01-01T00:00:01", "1970-01-02"],
+            [86400, 172800, 1, 86400],
+        ),
+        (["3", "2", "7", "x"], "no usable timestamp in row 4: 'x'"),
+        (["3", "2", "7", ""], "no usable timestamp in row 4: None"),
+        (["3", "2", "9007199254740993", "9007199254740992"], "float64 cannot tell apart"),
+    ],
+)
+def test_times_written_as_text_are_read_part_by_part(
+    shop: Path, cells: list[str], wanted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmkd.data.readers.delimited._BYTES", 1)
+    monkeypatch.setattr("mmkd.files._GROUP_ROWS", 1)
+    lines = [f"u,i{number},{cell}" for number, cell in enumerate(cells)]
+    (shop / "t.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]) + "\n")
+    table = read_table("t.csv", root=shop, wanted=lambda name: True)
+    assert table.parquet is not None and len([*table.parquet.parts("timestamp")]) >= 3
+    if isinstance(wanted, str):
+        with pytest.raises(DataError, match=wanted):
+            loaded(shop, "t.csv")
+    else:
+        assert loaded(shop, "t.csv").log.timestamp.tolist() == wanted
+
+
 def test_only_the_columns_that_are_named_are_read(shop: Path) -> None:
     frame = pl.read_csv(shop / "log.csv").with_columns(review=pl.lit("long " * 9))
     frame.write_parquet(shop / "log.parquet")

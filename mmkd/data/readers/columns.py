@@ -17,7 +17,6 @@ from mmkd.data.timestamps import (
     Unit,
     parse_numbers,
     parse_timestamps,
-    whole_numbers,
     why_tied,
 )
 from mmkd.errors import DataError, shown
@@ -146,8 +145,7 @@ def read_timestamps(
         DataError: If the column is absent or one is missing, not finite, or not parsable, or if the
             column's type or float64 cannot tell different ones apart.
     """
-    column = table.column(name, setting=setting)
-    column = whole_numbers(column) if format is None else column
+    column = table.column(name, setting=setting, whole=format is None)
     values, bad = parse_timestamps(column, unit=unit, format=format)
     if (tied := why_tied(column, values)) is not None:
         raise DataError(f"{table.source}: column {name!r} ({setting}) {tied}")

@@ -23,7 +23,7 @@ from mmkd.data.readers.packing import opened
 from mmkd.errors import DataError, shown
 
 _ROWS = 50_000  # bounds the Python strings of one part
-_BYTES = 1 << 26  # bounds a block of lines
+_BYTES = 1 << 24  # bounds a block of lines
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from mmkd.data.ids import CodedIds, why_no_ids
 from mmkd.data.readers.delimited import Dialect, delimited_parts, refuse_repeated
 from mmkd.data.readers.json_lines import json_line_parts
 from mmkd.data.readers.packing import SUFFIXES, opened, packing
+from mmkd.data.timestamps import whole_numbers
 from mmkd.errors import DataError, did_you_mean, outside, refuse, shown
 from mmkd.files import ParquetColumns, read_any_parquet
 
@@ -77,12 +78,14 @@ class Table:
         """Number of rows."""
         return self.frame.height if self.parquet is None else len(self.parquet)
 
-    def column(self, name: str, *, setting: str) -> pl.Series:
+    def column(self, name: str, *, setting: str, whole: bool = False) -> pl.Series:
         """Looks up a column.
 
         Args:
             name: The column's name.
             setting: The setting that named it, for the message.
+            whole: Of a file that is read by columns give text as whole numbers where it holds
+                nothing else; it then never is in memory as texts.
 
         Returns:
             The column.
@@ -94,6 +97,9 @@ class Table:
         if self.parquet is None:
             return self.frame[name]
         with self._readable():
+            if whole and self.parquet.is_text(name):
+                if (numbers := whole_numbers(self.parquet.parts(name))) is not None:
+                    return numbers
             return self.parquet.frame(name)[name]
 
     def coded(self, name: str, *, setting: str) -> CodedIds | str:
