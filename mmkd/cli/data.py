@@ -92,7 +92,7 @@ def sequences(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Write a recipe's log as a sequence file, which is read in no time."""
+    """Write a recipe's log as a sequence file, which is mapped in no time."""
     from mmkd.cli import show
 
     data = planned(recipe, overrides).load_data()

@@ -231,9 +231,9 @@ class Dataset:
     def save_sequences(self, path: Path | str) -> None:
         """Writes the log, user after user, to a file that ``interactions`` may name in its place.
 
-        The file holds what is left after filtering, in the catalogue's rows. It is read some ten
-        times as fast as a log, gives the same sequences, splits and digests, and is refused with
-        another catalogue or other options.
+        The file holds what is left after filtering, in the catalogue's rows. It is mapped, one copy
+        for all processes of a machine, gives the same sequences, splits and digests, and is refused
+        with another catalogue or other options.
 
         Args:
             path: A file, by custom with the suffix ``.sequences``.
