@@ -165,15 +165,15 @@ def main() -> None:
     restart_peak()
     total, anonymous = peak_bytes(), anonymous_bytes()
     with AnonymousPeak() as peak:
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         stages[options.stage]()
-        seconds = time.perf_counter() - started
+        seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu
     whole = peak_bytes()
     total, anonymous = whole - total, max(peak.bytes - anonymous, 0)
     if opened is not None and options.stage == "neighbours":
         notes |= against_all(cache, opened, rows[:RECALL_QUERIES], options.k)
-    reply = {"seconds": seconds, "anonymous_bytes": anonymous, "total_bytes": total}
-    reply |= {"process_bytes": whole, "notes": notes}
+    reply = {"seconds": seconds, "cpu_s": cpu_s, "anonymous_bytes": anonymous}
+    reply |= {"total_bytes": total, "process_bytes": whole, "notes": notes}
     print(json.dumps(reply))
 
 

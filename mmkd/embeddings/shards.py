@@ -7,6 +7,7 @@ its bytes were last checked, so that opening a table need not read them all agai
 and time of change are the same is taken to be the same (``mmkd cache verify`` reads it anyway).
 """
 
+import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -294,7 +295,7 @@ class ShardStore:
 
     def numbers(self) -> list[int]:
         """Numbers of the shards whose records are there."""
-        return [int(path.stem) for path in self.files() if path.suffix == ".parquet"]
+        return [number for number, suffix in self._listed() if suffix == ".parquet"]
 
     def unseen(self, seen: Collection[int]) -> list[int]:
         """Numbers of the shards that were committed since those that were seen.
@@ -323,9 +324,13 @@ class ShardStore:
 
     def files(self) -> list[Path]:
         """All shards' files, whole or not, by number."""
+        return [self.path(number).with_suffix(suffix) for number, suffix in self._listed()]
+
+    def _listed(self) -> list[tuple[int, str]]:
+        """Number and suffix of all shards' files, in order; no object is made for each path."""
         with reading(self.folder), suppress(FileNotFoundError):
-            found = [path for path in (self.folder / "shards").iterdir() if path.stem.isdigit()]
-            return sorted(found, key=lambda path: (int(path.stem), path.suffix))
+            parts = map(os.path.splitext, os.listdir(self.folder / "shards"))
+            return sorted((int(stem), suffix) for stem, suffix in parts if stem.isdigit())
         return []
 
     def path(self, number: int) -> Path:
@@ -345,7 +350,7 @@ class ShardStore:
     def _free_number(self) -> int:
         """A number above all; the folder is listed once, for a commit must not cost its length."""
         if not self._last:
-            self._last = max((int(path.stem) for path in self.files()), default=0)
+            self._last = max((number for number, _ in self._listed()), default=0)
         self._last += 1
         while any(self.path(self._last).with_suffix(s).exists() for s in (".npy", ".parquet")):
             self._last += 1  # another process's
