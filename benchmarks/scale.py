@@ -84,6 +84,7 @@ def _row(what: str, items: int, options: argparse.Namespace) -> dict[str, Any]:
         arguments |= {"draws": options.draws}
     else:
         arguments |= {"length": options.length, "width": options.width}
+        arguments |= {"modalities": options.modalities}
     if what == "step":
         arguments |= {"batch": options.batch, "negatives": options.negatives}
         tables = "sharded" if options.processes > 1 else "rows"
@@ -197,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=256, help="sequences a batch")
     parser.add_argument("--length", type=int, default=50)
     parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--modalities", nargs="*", default=["text", "image"], help="beside ids")
     parser.add_argument("--negatives", type=int, default=1024)
     parser.add_argument("--tables", choices=["rows", "sharded", "dense"])
     parser.add_argument("--processes", type=int, default=1, help="of a step, or of sequences")

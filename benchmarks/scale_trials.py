@@ -101,11 +101,18 @@ def step(
     return _timed(run, notes)
 
 
-def evaluation(*, items: int, cases: int, length: int, width: int) -> Trial:
+def evaluation(
+    *,
+    items: int,
+    cases: int,
+    length: int,
+    width: int,
+    modalities: tuple[str, ...] = ("text", "image"),
+) -> Trial:
     """Ranks and lists of so many cases by the same student, its table fused once before."""
     generator = np.random.default_rng(0)
     split = _split(generator, items, users=cases, events=length + 1)
-    student = _student(items, width, length)
+    student = _student(items, width, length, modalities)
     before = settled(student)
     began = time.perf_counter()
     before.__enter__()  # for as long as the process lives
@@ -150,7 +157,7 @@ def _student(
     items: int,
     width: int,
     length: int,
-    modalities: tuple[str, ...] = ("text", "image"),
+    modalities: tuple[str, ...],
     shards: TableShards | None = None,
 ) -> Ensemble:
     generator = torch.Generator().manual_seed(0)

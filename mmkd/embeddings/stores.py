@@ -220,8 +220,8 @@ def record_table(store: Path, statuses: pl.DataFrame, shards: Mapping[int, Shard
     name = identity.hexdigest()[:16]
     manifest = store / "tables" / name / "manifest.parquet"
     with suppress(CacheError, OSError):
-        # a shard encoded again has its vectors at other places
-        if manifest_shards(manifest) != shards or read_manifest(manifest) is None:
+        # a shard encoded again has its vectors at other places; a damaged manifest has none
+        if manifest_shards(manifest) != shards:
             remove_temporaries(manifest.parent)
             used = {str(number): astuple(info) for number, info in sorted(shards.items())}
             parts = statuses.iter_slices(_ROWS_AT_ONCE)
