@@ -22,6 +22,7 @@ from mmkd.files import replacing
 PIECE_BYTES = 512 * 1024**2  # of lists that are held in memory
 _MAPPED = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
 _ID_BYTES = 8
+_faiss: Any = faiss  # its types leave out what SWIG adds
 
 
 def too_large(index: Any, count: int) -> bool:
@@ -31,7 +32,7 @@ def too_large(index: Any, count: int) -> bool:
         inner = faiss.downcast_index(inner.index)
     if not isinstance(inner, faiss.IndexIVF):
         return False
-    plain = isinstance(faiss.downcast_InvertedLists(inner.invlists), faiss.ArrayInvertedLists)
+    plain = isinstance(_faiss.downcast_InvertedLists(inner.invlists), faiss.ArrayInvertedLists)
     return plain and count * (inner.code_size + _ID_BYTES) > PIECE_BYTES
 
 
@@ -65,12 +66,12 @@ def fill_on_disk(
             piece = faiss.clone_index(index)
     pieces.append(piece)
     ivf = faiss.extract_index_ivf(index)
-    each = faiss.InvertedListsPtrVector()
+    each = _faiss.InvertedListsPtrVector()
     for one in pieces:
         each.push_back(faiss.extract_index_ivf(one).invlists)
     with replacing(file) as temporary, _standard_output_kept():
         try:
-            lists = faiss.OnDiskInvertedLists(ivf.nlist, ivf.code_size, str(temporary))
+            lists = _faiss.OnDiskInvertedLists(ivf.nlist, ivf.code_size, str(temporary))
             total = lists.merge_from_multiple(each.data(), each.size(), False)
         except RuntimeError as error:  # how FAISS reports whatever a file system refuses
             raise OSError(f"FAISS cannot write it: {error}") from error
@@ -89,7 +90,7 @@ def read_mapped(path: Path, *, lists: Path | None = None) -> Any:
     if lists is None:
         return faiss.read_index(str(path), _MAPPED)
     index = faiss.read_index(str(path), faiss.IO_FLAG_SKIP_IVF_DATA)
-    found = faiss.downcast_InvertedLists(faiss.extract_index_ivf(index).invlists)
+    found = _faiss.downcast_InvertedLists(faiss.extract_index_ivf(index).invlists)
     if not isinstance(found, faiss.OnDiskInvertedLists):
         raise RuntimeError(f"{path}: has its inverted lists in itself")
     found.filename, found.read_only = str(lists), True
@@ -101,7 +102,7 @@ def read_empty(path: Path) -> Any:
     """A saved index as it was before anything was added, trained."""
     index = faiss.read_index(str(path), faiss.IO_FLAG_SKIP_IVF_DATA)
     ivf = faiss.extract_index_ivf(index)
-    lists = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
+    lists = _faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
     ivf.replace_invlists(lists, True)
     lists.this.disown()
     index.ntotal = ivf.ntotal = 0
