@@ -172,7 +172,7 @@ def main() -> None:
     total, anonymous = whole - total, max(peak.bytes - anonymous, 0)
     if opened is not None and options.stage == "neighbours":
         notes |= against_all(cache, opened, rows[:RECALL_QUERIES], options.k)
-    reply = {"seconds": seconds, "cpu_s": cpu_s, "anonymous_bytes": anonymous}
+    reply: dict[str, Any] = {"seconds": seconds, "cpu_s": cpu_s, "anonymous_bytes": anonymous}
     reply |= {"total_bytes": total, "process_bytes": whole, "notes": notes}
     print(json.dumps(reply))
 

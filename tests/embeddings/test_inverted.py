@@ -48,7 +48,8 @@ def test_lists_in_pieces_are_those_of_an_index_in_memory(
     assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["index", "lists"]
     (tmp_path / "a").rename(tmp_path / "b")
     read = read_mapped(tmp_path / "b" / "index", lists=tmp_path / "b" / "lists")
-    ours, theirs = (faiss.extract_index_ivf(index).invlists for index in (read, held))
+    both: list[Any] = [faiss.extract_index_ivf(index).invlists for index in (read, held)]
+    ours, theirs = both
     for number in range(16):
         size = theirs.list_size(number)
         assert ours.list_size(number) == size
