@@ -232,8 +232,8 @@ class Crew:
                 if needs.get(name)
             )
             _logger.warning(
-                "%d of %d actors have not started after %.0f s: each takes %s, which others may be "
-                "using; waiting for it (Ctrl-C keeps what is committed)",
+                "%d of %d actors have not started after %.0f s: each takes %s; the machines are "
+                "slow, or others use them; waiting (Ctrl-C keeps what is committed)",
                 *(len(waiting), self._count, _SILENT_S, room),
             )
         self._starting = []
