@@ -54,13 +54,11 @@ def main() -> None:
     """Measure one figure, or all of them at all sizes."""
     options = _parser().parse_args()
     if options.what != "all":
-        if options.what in FILES:
-            row = _file_row(options.what, getattr(options, FILES[options.what])[0], options)
-        else:
-            row = _row(options.what, options.items[0], options)
-        if not options.json:
-            print_table(list(row), [[_shown(value) for value in row.values()]])
-        print(json.dumps(row))
+        for size in getattr(options, FILES.get(options.what, "items")):
+            row = (_file_row if options.what in FILES else _row)(options.what, size, options)
+            if not options.json:
+                print_table(list(row), [[_shown(value) for value in row.values()]])
+            print(json.dumps(row), flush=True)
         return
     rows = []
     figures = [*itertools.product(("step", "eval"), options.items)]
@@ -189,10 +187,10 @@ def _parser() -> argparse.ArgumentParser:
     sizes = [10_000, 100_000, 1_000_000, 10_000_000]
     parser.add_argument("--items", type=int, nargs="+", default=sizes)
     parser.add_argument("--most", type=int, default=20_000_000, help="the sampler's last size")
-    parser.add_argument("--events", type=int, nargs=1, default=[10_000_000], help="of a log")
+    parser.add_argument("--events", type=int, nargs="+", default=[10_000_000], help="of a log")
     parser.add_argument("--suffix", default="parquet", help="of a log, such as csv.gz or jsonl")
-    parser.add_argument("--shards", type=int, nargs=1, default=[100_000], help="of a listing")
-    parser.add_argument("--vectors", type=int, nargs=1, default=[1_000_000], help="of a store")
+    parser.add_argument("--shards", type=int, nargs="+", default=[100_000], help="of a listing")
+    parser.add_argument("--vectors", type=int, nargs="+", default=[1_000_000], help="of a store")
     parser.add_argument("--folder", help="where made-up files are kept; by default they are not")
     parser.add_argument("--json", action="store_true", help="nothing but a line of JSON")
     parser.add_argument("--batch", type=int, default=256, help="sequences a batch")
