@@ -70,6 +70,8 @@ def fill_on_disk(
     for one in pieces:
         each.push_back(faiss.extract_index_ivf(one).invlists)
     with replacing(file) as temporary, _standard_output_kept():
+        size = sum(one.ntotal for one in pieces) * (ivf.code_size + _ID_BYTES)
+        _require_room(temporary, size)
         try:
             lists = _faiss.OnDiskInvertedLists(ivf.nlist, ivf.code_size, str(temporary))
             total = lists.merge_from_multiple(each.data(), each.size(), False)
@@ -122,6 +124,13 @@ def _standard_output_kept() -> Iterator[None]:
         os.dup2(kept, 1)
         os.close(kept)
         os.close(nowhere)
+
+
+def _require_room(file: Path, size: int) -> None:
+    """OSError where a file of so many bytes finds no room: FAISS maps it, and would be killed."""
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, size)
 
 
 def _on_disk(piece: Any, folder: Path) -> Any:

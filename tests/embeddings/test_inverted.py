@@ -1,6 +1,8 @@
 """Indexes whose inverted lists are made in pieces on the disk, beside those made in memory."""
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,3 +122,18 @@ def test_where_lists_cannot_be_written_the_index_is_made_in_memory(
     monkeypatch.setattr("mmkd.embeddings.index.fill_on_disk", full)
     found, _ = asked(tmp_path, TEXTS)
     assert found.shape == (400, 5) and not list(tmp_path.glob("*/tables/*/index.ivfdata"))
+
+
+def test_a_disk_without_room_for_the_lists_is_told_before_they_are_mapped(
+    few_bytes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(descriptor: int, offset: int, size: int) -> None:
+        assert (offset, size) == (0, len(VECTORS) * (16 + 8))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    index: Any = faiss.index_factory(16, "IVF16,SQ8", faiss.METRIC_INNER_PRODUCT)
+    index.train(VECTORS)
+    with pytest.raises(OSError, match="No space left"):
+        fill_on_disk(index, parts(), tmp_path / "lists")
+    assert not [*tmp_path.iterdir()]
