@@ -305,6 +305,12 @@ def write_arrow(
             file.write(digest.encode())
 
 
+def is_parquet(path: Path) -> bool:
+    """Whether a file begins as Parquet does; OSError where it cannot be read."""
+    with open_plain(path) as file:
+        return file.read(4) == b"PAR1"
+
+
 def read_parquet(
     path: Path, columns: Sequence[str] | None = None
 ) -> tuple["pl.DataFrame", dict[str, Any]]:
@@ -478,6 +484,7 @@ class ParquetColumns:
         table = self._file.read(columns=[*names] or None)
         table.validate(full=True)
         found = pl.DataFrame(pl.from_arrow(table))
+        found.columns = table.column_names  # polars names one that has none
         return found.select(names) if names else found
 
     def parts(self, name: str) -> "Iterator[pl.Series]":

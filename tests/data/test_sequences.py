@@ -30,6 +30,7 @@ from mmkd.data.inspection import inspect_data
 from mmkd.data.readers import check_load_items, read_table
 from mmkd.data.tasks import Batch
 from mmkd.errors import DataError
+from mmkd.files import ArrowMap, write_parquet_parts
 
 SPLITS: list[dict[str, Any]] = [
     {"kind": "leave_one_out"},
@@ -113,6 +114,35 @@ def test_batches_of_a_sequence_file_are_those_of_its_log_and_are_not_copied(shop
     assert (shop / "log.sequences").read_bytes() == content
 
 
+@pytest.mark.parametrize("group", [7, 50])
+def test_a_sequence_file_that_an_earlier_version_wrote_as_parquet_is_read(
+    shop: Path, group: int
+) -> None:
+    before = loaded(shop, "log.csv", rating="rating", min_rating=3)
+    before.save_sequences(shop / "new.sequences")
+    kept = ArrowMap(shop / "new.sequences").kept
+    log = before.log
+    events = pl.DataFrame({"user": log.user, "items": log.item, "timestamps": log.timestamp})
+    by_user = events.sort("user", "timestamps", maintain_order=True).group_by(
+        "user", maintain_order=True
+    )
+    frame = by_user.agg("items", "timestamps").with_columns(
+        pl.Series("user", log.user_ids, dtype=pl.String)
+    )
+    write_parquet_parts(shop / "old.sequences", frame.iter_slices(group), kept)
+    old, new = (loaded(shop, f"{name}.sequences") for name in ("old", "new"))
+    assert old.digests() == new.digests() == before.digests()
+    assert old.options == new.options | {"interactions": old.options["interactions"]}
+    np.testing.assert_array_equal(old.log.item, new.log.item)
+    np.testing.assert_array_equal(old.log.timestamp, new.log.timestamp)
+    assert old.log.user_ids == new.log.user_ids
+    content = bytearray((shop / "old.sequences").read_bytes())
+    content[len(content) // 2] ^= 1
+    (shop / "old.sequences").write_bytes(content)
+    with pytest.raises(DataError, match="not a readable sequence file"):
+        loaded(shop, "old.sequences")
+
+
 def test_a_sequence_file_may_be_given_its_own_options_and_no_others(shop: Path) -> None:
     loaded(shop, "log.csv", rating="rating", min_rating=3).save_sequences(shop / "l.sequences")
     again = loaded(shop, "l.sequences", rating="rating", min_rating=3)
@@ -157,7 +187,7 @@ def test_a_sequence_file_is_refused_where_it_does_not_fit(shop: Path) -> None:
     with pytest.raises(DataError, match="another catalogue"):
         loaded(shop, "log.sequences")
     pl.DataFrame({"user": ["a"]}).write_parquet(shop / "any.sequences")
-    with pytest.raises(DataError, match=r"sequence file \(is no Arrow stream\); write it again"):
+    with pytest.raises(DataError, match=r"sequence file \(is another table\); write it again"):
         loaded(shop, "any.sequences")
     pl.DataFrame({"user": ["a"]}).write_ipc_stream(shop / "any.sequences")
     with pytest.raises(DataError, match=r"sequence file \(has no checksum\); write it again"):

@@ -20,7 +20,7 @@ from mmkd.data.ids import digest_of
 from mmkd.data.interactions import InteractionLog, LeftOut
 from mmkd.data.items import ItemTable
 from mmkd.errors import DataError, outside
-from mmkd.files import ArrowMap, write_arrow
+from mmkd.files import ArrowMap, is_parquet, read_parquet, write_arrow
 
 _KEY = "mmkd.sequences"
 _FORMAT = 1
@@ -85,20 +85,41 @@ def read_sequences(
         remedy=_AGAIN,
         also=(ValueError, KeyError, TypeError),
     ):
-        mapped = ArrowMap(path)
-        about = mapped.kept[_KEY]
+        read = _of_parquet if is_parquet(path) else _mapped
+        log, about = read(path)
         if about["format"] != _FORMAT:
             raise DataError(f"{path}: is of another version of mmkd; {_AGAIN}")
         _check(path, about, items, options or {})
-        log = InteractionLog(
-            user=mapped.numbers("rows"),
-            item=mapped.numbers("items"),
-            timestamp=mapped.numbers("timestamps"),
-            user_ids=tuple(mapped.texts("user")),
-        )
         left_out = dict(about["left_out"])
         left_out["unknown_items"] = tuple(left_out["unknown_items"])
         return log, LeftOut(**left_out), dict(about["options"])
+
+
+def _mapped(path: Path) -> tuple[InteractionLog, dict[str, Any]]:
+    """The log, and what is kept with it."""
+    mapped = ArrowMap(path)
+    log = InteractionLog(
+        user=mapped.numbers("rows"),
+        item=mapped.numbers("items"),
+        timestamp=mapped.numbers("timestamps"),
+        user_ids=tuple(mapped.texts("user")),
+    )
+    return log, mapped.kept[_KEY]
+
+
+def _of_parquet(path: Path) -> tuple[InteractionLog, dict[str, Any]]:
+    """As `_mapped`, of a file that was written before they were mapped."""
+    frame, kept = read_parquet(path)
+    if _KEY not in kept:
+        raise ValueError("is another table")
+    lengths = frame["items"].list.len().to_numpy()
+    log = InteractionLog(
+        user=np.repeat(np.arange(len(frame), dtype=np.int32), lengths),
+        item=frame["items"].explode().to_numpy().astype(np.int32, copy=False),
+        timestamp=frame["timestamps"].explode().to_numpy(),
+        user_ids=tuple(frame["user"]),
+    )
+    return log, kept[_KEY]
 
 
 def _check(
