@@ -92,3 +92,12 @@ def test_the_record_and_the_cell_at_fault_are_named(text: str, message: str) -> 
 def test_escaped_quotes_are_read_where_the_option_says_so() -> None:
     rows = rows_of(b'a,b\n1,"a 5\\" pot"\n', Dialect(",", escape="\\"))
     assert rows == [["1", 'a 5" pot']]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_blank_line_between_a_byte_order_mark_and_the_header_is_none(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmkd.data.readers.delimited._BYTES", 1)
+    text = end.join(["\ufeff", "x,y", "1,2", ""])
+    assert rows_of(text.encode(), Dialect(",")) == [["1", "2"]]

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -232,3 +233,19 @@ def test_settings_that_do_not_fit_are_refused(
     (tmp_path / name).write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match=message):
         read_table(name, root=tmp_path, format=format, separator=separator)
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+def test_a_packed_file_may_have_a_name_that_is_no_text(tmp_path: Path, suffix: str) -> None:
+    name = os.fsdecode(b"\xff \xc3\xa9.csv") + suffix
+    (tmp_path / name).write_bytes(PACKED[suffix](b"a,b\n1,2\n"))
+    assert read_table(name, root=tmp_path).frame.rows() == [("1", "2")]
+
+
+def test_a_column_without_a_name_is_one_by_columns_too(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b",user\n0,u\n1,v\n")
+    table = read_table("t.csv", root=tmp_path, wanted=lambda name: True)
+    assert [table.column(name, setting="user").to_list() for name in ("", "user")] == [
+        ["0", "1"],
+        ["u", "v"],
+    ]

@@ -6,6 +6,7 @@ are counted from 1, the header is the first; blank lines are none. A record that
 refused with its number and, where a quote is at fault, its cell's.
 """
 
+import codecs
 import csv
 import io
 import sys
@@ -112,7 +113,11 @@ def _is_plain(block: bytes, dialect: Dialect) -> bool:
     if any(mark is not None and mark.encode() in block for mark in marks):
         return False
     # blank lines are rows to polars
-    if block.startswith((b"\n", b"\r\n")) or b"\n\n" in block or b"\n\r\n" in block:
+    if (
+        block.removeprefix(codecs.BOM_UTF8).startswith((b"\n", b"\r\n"))
+        or b"\n\n" in block
+        or b"\n\r\n" in block
+    ):
         return False
     # \r ends no line to it, and of a last line without an end it leaves out an empty cell too many
     ends = block.count(b"\r") == block.count(b"\r\n")

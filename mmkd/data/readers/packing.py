@@ -53,7 +53,7 @@ def _unpacking(file: Path, kind: str) -> Any:
         return gzip.open(file)
     import pyarrow as pa
 
-    return pa.CompressedInputStream(pa.OSFile(str(file)), kind)
+    return pa.CompressedInputStream(open_plain(file), kind)  # of a name that is no UTF-8 too
 
 
 class _Unpacked(io.RawIOBase):
