@@ -52,7 +52,8 @@ class NeighbourIndex:
         trained_on: How many vectors there were when it was built.
 
     Attributes:
-        lists_on_disk: Whether its inverted lists are a file of their own in the table's folder.
+        lists_checksum: Of the inverted lists, where they are a file of their own in the table's
+            folder; else None.
         grown: Whether anything was added since it was read.
     """
 
@@ -69,7 +70,8 @@ class NeighbourIndex:
         self.index = index
         self.kind = kind
         self.trained_on = trained_on
-        self.lists_on_disk = self.grown = False
+        self.lists_checksum: int | None = None
+        self.grown = False
         self._hold(rows)
 
     @classmethod
@@ -132,8 +134,8 @@ class NeighbourIndex:
                 yield np.arange(count, count + len(rows)), vectors
                 count += len(rows)
 
-        fill_on_disk(self.index, parts(), folder / LISTS, before=before)
-        self.lists_on_disk = self.grown = True
+        self.lists_checksum = fill_on_disk(self.index, parts(), folder / LISTS, before=before)
+        self.grown = True
         self._hold(np.concatenate(added))
 
     def _parts(
@@ -355,7 +357,7 @@ def _carried_over(
         if stored.ntotal != len(rows) or stored.d != table.dim:
             return None
         index = NeighbourIndex(table, stored, rows, kind=kind, trained_on=trained_on)
-        index.lists_on_disk = lists is not None
+        index.lists_checksum = known["files"].get(LISTS)
         if lists and (source != folder or added.any()):
             index.index = read_empty(file)
             index.add_on_disk(added, folder, before=stored)
@@ -395,26 +397,29 @@ def _matched(
 def _save(index: NeighbourIndex, vectors: StoredVectors, folder: Path) -> None:
     """Writes an index into a table's folder; OSError where it cannot."""
     remove_temporaries(folder)
+    files: dict[str, int] = {}  # of what this process writes: another may be writing here too
     with replacing(folder / "index.faiss") as temporary:
         try:
             faiss.write_index(index.index, str(temporary))
         except RuntimeError as error:  # how FAISS reports whatever a file system refuses
             raise OSError(f"FAISS cannot write it: {error}") from error
-    with replacing(folder / "index.npy") as temporary, temporary.open("wb") as file:
+        files["index.faiss"] = file_checksum(temporary)
+    with replacing(folder / "index.npy") as temporary:
         places = np.where(index.rows > 0, vectors.places[index.rows], -1)
-        np.save(file, np.stack([index.rows, places]), allow_pickle=False)
-    names = ["index.faiss", "index.npy"]
-    if index.lists_on_disk:
-        names.append(LISTS)
+        with temporary.open("wb") as file:
+            np.save(file, np.stack([index.rows, places]), allow_pickle=False)
+        files["index.npy"] = file_checksum(temporary)
+    if index.lists_checksum is not None:
+        files[LISTS] = index.lists_checksum
     else:
         (folder / LISTS).unlink(missing_ok=True)
     identity = {
-        "format": LISTS_FORMAT if index.lists_on_disk else INDEX_FORMAT,
+        "format": INDEX_FORMAT if index.lists_checksum is None else LISTS_FORMAT,
         "kind": index.kind,
         "dim": vectors.shape[1],
         "trained_on": index.trained_on,
         "shards": {number: file.info.checksum for number, file in vectors.files.items()},
-        "files": {name: file_checksum(folder / name) for name in names},
+        "files": files,
     }
     write_sealed_json(folder / "index.json", identity)
 

@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.files import replacing
+from mmkd.files import file_checksum, replacing
 
 PIECE_BYTES = 512 * 1024**2  # of lists that are held in memory
 _MAPPED = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
@@ -42,7 +42,7 @@ def fill_on_disk(
     file: Path,
     *,
     before: Any = None,
-) -> None:
+) -> int:
     """Adds vectors to an index whose lists then are a file, and mapped from it.
 
     A saved index names the file without its folder. FAISS reads both with
@@ -53,6 +53,9 @@ def fill_on_disk(
         parts: Ids ``[n]`` and vectors ``[n, D]``, some at a time.
         file: Where the lists go; beside it is room for the pieces.
         before: An index like it whose lists come first.
+
+    Returns:
+        The file's checksum, by which it is known from one that another process writes.
 
     Raises:
         OSError: The file cannot be written.
@@ -77,10 +80,12 @@ def fill_on_disk(
             total = lists.merge_from_multiple(each.data(), each.size(), False)
         except RuntimeError as error:  # how FAISS reports whatever a file system refuses
             raise OSError(f"FAISS cannot write it: {error}") from error
+        checksum = file_checksum(temporary)
     lists.filename = file.name
     index.ntotal = ivf.ntotal = total
     ivf.replace_invlists(lists, True)
     lists.this.disown()  # the index's
+    return checksum
 
 
 def read_mapped(path: Path, *, lists: Path | None = None) -> Any:

@@ -76,8 +76,10 @@ def test_lists_go_to_the_disk_by_their_size() -> None:
     assert not too_large(index, fit) and too_large(index, fit + 1)
 
 
-def asked(folder: Path, texts: list[str | None]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    cache = EmbeddingCache(folder, index="IVF7,SQ8")
+def asked(
+    folder: Path, texts: list[str | None], index: str = "IVF7,SQ8"
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    cache = EmbeddingCache(folder, index=index)
     table = cache.table(card(), catalogue(texts), encoder_factory=FakeText)
     return cache.neighbours(table, ROWS, 5)
 
@@ -137,3 +139,25 @@ def test_a_disk_without_room_for_the_lists_is_told_before_they_are_mapped(
     with pytest.raises(OSError, match="No space left"):
         fill_on_disk(index, parts(), tmp_path / "lists")
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("after", ["fill_on_disk", "faiss.write_index"])
+def test_lists_that_another_process_wrote_meanwhile_are_not_taken_for_this_one_s(
+    few_bytes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    wanted = asked(tmp_path / "alone", TEXTS)
+    place = f"mmkd.embeddings.index.{after}"
+    first: Any = {"fill_on_disk": fill_on_disk, "faiss.write_index": faiss.write_index}[after]
+
+    def then_another(*given: Any, **options: Any) -> Any:
+        monkeypatch.setattr(place, first)
+        found = first(*given, **options)
+        asked(tmp_path / "both", TEXTS, index="IVF16,SQ8")
+        return found
+
+    monkeypatch.setattr(place, then_another)
+    for _ in range(2):  # as it was made, and as it was saved
+        for ours, theirs in zip(asked(tmp_path / "both", TEXTS), wanted, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    (file,) = tmp_path.glob("both/*/tables/*/index.json")
+    assert index_damage(file.parent) is None
