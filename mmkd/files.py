@@ -508,15 +508,23 @@ class ParquetColumns:
         """A column of text as numbers: [n] of texts, -1 for null, and the texts, [K], each once."""
         import numpy as np
         import polars as pl
+        import pyarrow as pa
 
         table = self._opened(read_dictionary=[name]).read(columns=[name])
         table.validate(full=True)
-        column = table[name].unify_dictionaries()
-        del table  # each part with texts of its own
+        parts = [  # together their texts may take more than offsets of 32 bits reach
+            pa.DictionaryArray.from_arrays(
+                part.indices.cast(pa.int32()), part.dictionary.cast(pa.large_string())
+            )
+            for part in table[name].chunks
+        ]
+        kind = pa.dictionary(pa.int32(), pa.large_string())
+        column = pa.chunked_array(parts, kind).unify_dictionaries()
+        del table, parts  # each part with texts of its own
         codes = np.empty(len(column), np.int32)
         texts, at = pl.Series(dtype=pl.String), 0
         for chunk in column.chunks:
-            codes[at : at + len(chunk)] = chunk.indices.cast("int32").fill_null(-1)
+            codes[at : at + len(chunk)] = chunk.indices.fill_null(-1)
             texts, at = pl.Series(pl.from_arrow(chunk.dictionary), dtype=pl.String), at + len(chunk)
         return codes, texts
 

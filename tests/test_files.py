@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from mmkd import files
 from mmkd.files import (
+    ParquetColumns,
     file_checksum,
     open_plain,
     read_any_parquet,
@@ -289,3 +290,18 @@ def test_what_a_killed_writer_of_a_folder_left_goes_with_the_next(tmp_path: Path
     with replacing_folder(tmp_path / "out"):
         pass
     assert not old.exists() and living.exists() and (tmp_path / "out").is_dir()
+
+
+@pytest.mark.slow
+def test_texts_of_a_column_may_take_more_than_two_gigabytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some 6 GiB of memory: offsets of 32 bits reach no further."""
+    monkeypatch.setattr(files, "_GROUP_ROWS", 64)
+    long = "x" * (4 << 20)
+    parts = (pl.DataFrame({"user": [f"{n % 540}{long}"]}) for n in range(545))
+    columns = ParquetColumns.of_parts(pl.DataFrame(schema={"user": pl.String}), parts)
+    codes, texts = columns.coded("user")
+    assert texts.str.len_bytes().sum() > 2**31
+    assert codes.tolist() == [*range(540), *range(5)]
+    assert texts.str.slice(0, 4).str.strip_chars("x").to_list() == [str(n) for n in range(540)]
