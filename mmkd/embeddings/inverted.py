@@ -119,7 +119,8 @@ def read_empty(path: Path) -> Any:
 @contextmanager
 def _standard_output_kept() -> Iterator[None]:
     """FAISS says what it resizes on the standard output, which is a command's answer."""
-    sys.stdout.flush()
+    if sys.stdout is not None:  # of a process without a terminal
+        sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     try:

@@ -141,6 +141,16 @@ def test_a_disk_without_room_for_the_lists_is_told_before_they_are_mapped(
     assert not [*tmp_path.iterdir()]
 
 
+def test_lists_are_made_where_there_is_no_standard_output(
+    few_bytes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index: Any = faiss.index_factory(16, "IVF16,SQ8", faiss.METRIC_INNER_PRODUCT)
+    index.train(VECTORS)
+    monkeypatch.setattr("sys.stdout", None)
+    fill_on_disk(index, parts(), tmp_path / "lists")
+    assert index.ntotal == len(VECTORS)
+
+
 @pytest.mark.parametrize("after", ["fill_on_disk", "faiss.write_index"])
 def test_lists_that_another_process_wrote_meanwhile_are_not_taken_for_this_one_s(
     few_bytes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
