@@ -132,7 +132,7 @@ def test_a_sequence_file_that_an_earlier_version_wrote_as_parquet_is_read(
     write_parquet_parts(shop / "old.sequences", frame.iter_slices(group), kept)
     old, new = (loaded(shop, f"{name}.sequences") for name in ("old", "new"))
     assert old.digests() == new.digests() == before.digests()
-    assert old.options == new.options | {"interactions": old.options["interactions"]}
+    assert old.options == {**new.options, "interactions": old.options["interactions"]}
     np.testing.assert_array_equal(old.log.item, new.log.item)
     np.testing.assert_array_equal(old.log.timestamp, new.log.timestamp)
     assert old.log.user_ids == new.log.user_ids
