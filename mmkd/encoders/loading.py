@@ -72,6 +72,10 @@ def load_model(
             quantization_config=quantization,
             device_map=("auto" if device == "auto" else {"": device}) if placed else None,
         )
+    for part in loaded.modules() if quantization is not None else ():
+        # bitsandbytes packs weights for some processors when first asked; no gradient passes then
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
     return (loaded if placed else loaded.to(device)).eval(), sorted(report["missing_keys"])
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from mmkd import EncoderCard, load_card
+from mmkd.encoders.loading import load_model
 from mmkd.errors import EncoderError
 
 Make = Callable[..., EncoderCard]
@@ -414,3 +415,31 @@ def test_quantised_weights_stay_near(
     cosines = (found * whole).sum(1)
     assert (cosines > least_cosine).all()
     assert cosines.min() < 1 - 1e-5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the test extra has bitsandbytes on Linux only")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gradients_pass_quantised_weights_that_have_encoded(tmp_path: Path, bits: int) -> None:
+    wide = save("llama", tmp_path / "llama", hidden_size=128, intermediate_size=256)
+    ids = torch.arange(3, 15)[None]
+    found = []
+    for encodes in (False, True):
+        model, _ = load_model(
+            str(wide),
+            revision=None,
+            dtype="float32",
+            trust_remote_code=False,
+            device="cpu",
+            quantize_bits=bits,
+        )
+        if encodes:
+            with torch.inference_mode():
+                model(input_ids=ids)
+        inputs = torch.randn(1, 12, 128, generator=torch.Generator().manual_seed(0))
+        inputs.requires_grad_()
+        states = model.train()(inputs_embeds=inputs).last_hidden_state
+        (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum().backward()
+        assert inputs.grad is not None
+        found.append(inputs.grad)
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0].any()
