@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.catalogue import OPTIONS, write
 from benchmarks.child import STATUS, Trial, peak_bytes
 from benchmarks.measure import environment, last_json_line
+from mmkd.column_files import write_parquet_parts
 from mmkd.data import load_interactions, load_items
 from mmkd.data.batches import BatchStream
 from mmkd.data.interactions import InteractionLog, LeftOut
@@ -29,7 +30,7 @@ from mmkd.data.readers import read_sequences, write_sequences
 from mmkd.data.splits import leave_one_out
 from mmkd.data.tasks import NextItem
 from mmkd.embeddings.shards import ShardStore
-from mmkd.files import replacing, write_parquet_parts
+from mmkd.files import replacing
 
 DIM = 64
 _PART = 1_000_000  # events drawn at once

@@ -19,19 +19,16 @@ import yaml
 from safetensors.torch import save_file
 
 from mmkd import files
+from mmkd.column_files import ParquetColumns, read_any_parquet, read_parquet, write_parquet
 from mmkd.files import (
-    ParquetColumns,
     file_checksum,
     open_plain,
-    read_any_parquet,
     read_json,
-    read_parquet,
     read_yaml,
     remove_temporaries,
     replacing,
     replacing_folder,
     write_json,
-    write_parquet,
     write_sealed_json,
     write_text,
     writer_lock,

@@ -1,6 +1,6 @@
 """The campaign's tables: each variant's winner over seeds, and paired tests between variants."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -86,5 +86,5 @@ def _interval(rows: Sequence[Row]) -> str:
     return f"[{low:.4f}, {high:.4f}]"
 
 
-def _mean(values: object) -> str:
-    return f"{np.mean(list(values)):.4f}"  # type: ignore[call-overload]
+def _mean(values: Iterable[float]) -> str:
+    return f"{np.mean([*values]):.4f}"

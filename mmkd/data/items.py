@@ -15,9 +15,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mmkd.column_files import read_parquet, write_parquet
 from mmkd.data.ids import IdIndex, repeated
 from mmkd.errors import DataError, did_you_mean, outside, shown
-from mmkd.files import read_parquet, write_parquet
 
 T = TypeVar("T", covariant=True)
 _COLUMNS: Final[dict[str, pl.DataType]] = {

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from mmkd.data import ItemTable
 from mmkd.embeddings.cluster import RayActors
 from mmkd.embeddings.encode import EmbeddingRun, RunReport
-from mmkd.embeddings.index import EXACT_BELOW, NeighbourIndex, index_of, kind_problems
+from mmkd.embeddings.index import NeighbourIndex, index_of
+from mmkd.embeddings.index_kinds import EXACT_BELOW, kind_problems
 from mmkd.embeddings.inputs import FileKeys, inputs_of, work_left
 from mmkd.embeddings.remote import RemoteCache, default_mirror, is_url, url_problems
 from mmkd.embeddings.shards import FAILED, OK, ShardStore, StoreContents, StoredDtype
@@ -94,7 +95,7 @@ class EmbeddingCache:
         exact_below: Number of vectors from which on neighbours are approximate.
         dtype: Precision that vectors are stored in; they are float32 when read.
         index: FAISS factory string of the neighbours' index, such as ``IVF1024,PQ48x8``; by default
-            by the number of vectors (`mmkd.embeddings.index`).
+            by the number of vectors (`mmkd.embeddings.index_kinds`).
 
     Raises:
         ValueError: An option is out of range; a line for each.

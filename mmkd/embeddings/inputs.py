@@ -23,12 +23,13 @@ import polars as pl
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmkd.column_files import write_parquet
 from mmkd.data import ItemTable
 from mmkd.data.items import Column
 from mmkd.embeddings.shards import FAILED, MISSING, SETTLED_NS, read_parquet
 from mmkd.encoders import EncoderCard
 from mmkd.errors import CacheError
-from mmkd.files import open_plain, remove_temporaries, write_parquet
+from mmkd.files import open_plain, remove_temporaries
 
 Key = str | tuple[str, str]  # of a content; or the status and the reason of there being none
 INPUTS = {

@@ -30,11 +30,12 @@ from urllib.parse import urlsplit
 import polars as pl
 from filelock import FileLock, Timeout
 
+from mmkd.column_files import parse_parquet
 from mmkd.embeddings.inputs import text_key
 from mmkd.embeddings.shards import OK, ShardInfo, ShardStore, reading, records_of, writing
 from mmkd.embeddings.stores import DamagedMetaError, read_meta
 from mmkd.errors import CacheError, Interrupted, one_of
-from mmkd.files import parse_parquet, read_json, replacing, write_json
+from mmkd.files import read_json, replacing, write_json
 
 _logger = logging.getLogger(__name__)
 SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "file")

@@ -19,7 +19,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmkd import files
+from mmkd import column_files
+from mmkd.column_files import write_parquet
 from mmkd.errors import CacheError, outside
 from mmkd.files import (
     file_checksum,
@@ -27,7 +28,6 @@ from mmkd.files import (
     remove_temporaries,
     replacing,
     write_json,
-    write_parquet,
     writer_lock,
 )
 
@@ -377,14 +377,14 @@ def records_of(
 def read_parquet(
     path: Path, columns: Sequence[str] | None = None
 ) -> tuple[pl.DataFrame, dict[str, Any]] | None:
-    """As `mmkd.files.read_parquet`; None if the file is gone, truncated or altered.
+    """As `mmkd.column_files.read_parquet`; None if the file is gone, truncated or altered.
 
     Raises:
         CacheError: It cannot be read for now, which says nothing about what is in it.
     """
     with reading(path):
         try:
-            return files.read_parquet(path, columns)
+            return column_files.read_parquet(path, columns)
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import polars as pl
 from omegaconf import OmegaConf
 
+from mmkd.column_files import write_parquet_parts
 from mmkd.embeddings.inputs import text_key
 from mmkd.embeddings.shards import (
     HALF,
@@ -31,13 +32,7 @@ from mmkd.embeddings.shards import (
 )
 from mmkd.encoders import EncoderCard
 from mmkd.errors import CacheError
-from mmkd.files import (
-    read_json,
-    remove_temporaries,
-    write_parquet_parts,
-    write_sealed_json,
-    write_text,
-)
+from mmkd.files import read_json, remove_temporaries, write_sealed_json, write_text
 
 FORMAT_VERSION = 1
 _TABLES_KEPT = 8

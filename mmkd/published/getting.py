@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmkd import __version__
+from mmkd.column_files import write_parquet
 from mmkd.config.start import recipe_text
 from mmkd.data.dataset import Dataset
 from mmkd.errors import DataError, outside
-from mmkd.files import file_digest, replacing, write_json, write_parquet, write_text
+from mmkd.files import file_digest, replacing, write_json, write_text
 from mmkd.published.amazon import HOSTS, amazon
 from mmkd.published.download import Progress, Unreachable, download, size_of
 from mmkd.published.known import Published, RemoteFile, find

@@ -30,6 +30,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mmkd import __version__
+from mmkd.column_files import read_parquet, write_parquet
 from mmkd.data.items import ItemTable
 from mmkd.errors import RunError, out_of_memory, outside
 from mmkd.evaluation import CaseRanks
@@ -37,14 +38,12 @@ from mmkd.files import (
     copy_file,
     file_digest,
     read_json,
-    read_parquet,
     read_records,
     remove_temporaries,
     replacing,
     sync,
     temporaries,
     write_json,
-    write_parquet,
     write_sealed_json,
     write_text,
 )

@@ -23,16 +23,11 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from mmkd import __version__
-from mmkd.embeddings.index import default_kind, empty_index, train_index, widen
+from mmkd.column_files import write_parquet
+from mmkd.embeddings.index_kinds import default_kind, empty_index, train_index, widen
 from mmkd.errors import CacheError, MmkdError, RunError, outside
 from mmkd.evaluation.ranking import top_k
-from mmkd.files import (
-    file_digest,
-    replacing,
-    replacing_folder,
-    write_parquet,
-    write_sealed_json,
-)
+from mmkd.files import file_digest, replacing, replacing_folder, write_sealed_json
 from mmkd.shipping import graphs
 from mmkd.student import Ensemble, Retrieval
 

@@ -25,7 +25,10 @@ def test_every_trial_is_a_recipe_that_can_run(name: str, tmp_path: Path) -> None
     for variant in read_plan(name).values():
         for number in range(4 if variant.space else 1):
             given = [*variant.overrides, *variant.trial(number), f"data.root={tmp_path}"]
-            plan(read_recipe(variant.recipe, given))
+            planned = plan(read_recipe(variant.recipe, given))
+            rates = [float(one.partition("=")[2]) for one in given if one.startswith("training.lr")]
+            assert rates == [planned.training.lr] * len(rates)
+            assert ("text" in planned.cards) == ("encoders=null" not in given)
 
 
 def test_trials_draw_shared_options_alike_and_start_at_the_recipes_own(tmp_path: Path) -> None:

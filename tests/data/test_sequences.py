@@ -22,6 +22,7 @@ from mmkd import (
     load_interactions,
     load_items,
 )
+from mmkd.column_files import ArrowMap, write_parquet_parts
 from mmkd.data import ids, interactions, leave_one_out
 from mmkd.data.batches import BatchStream
 from mmkd.data.dataset import GivenTable
@@ -30,7 +31,6 @@ from mmkd.data.inspection import inspect_data
 from mmkd.data.readers import check_load_items, read_table
 from mmkd.data.tasks import Batch
 from mmkd.errors import DataError
-from mmkd.files import ArrowMap, write_parquet_parts
 
 SPLITS: list[dict[str, Any]] = [
     {"kind": "leave_one_out"},
@@ -226,7 +226,7 @@ def test_a_log_of_text_in_many_parts_is_that_of_its_rows(
 ) -> None:
     monkeypatch.setattr("mmkd.data.readers.delimited._BYTES", block)
     monkeypatch.setattr("mmkd.data.readers.json_lines._LINES", block)
-    monkeypatch.setattr("mmkd.files._GROUP_ROWS", 2 * block)
+    monkeypatch.setattr("mmkd.column_files._GROUP_ROWS", 2 * block)
     frame = pl.read_csv(shop / "log.csv").with_columns(review=pl.lit("long " * 9))
     types = {
         name: "float" if name in ("rating", "timestamp") else "token" for name in frame.columns
@@ -274,7 +274,7 @@ def test_times_written_as_text_are_read_part_by_part(
     shop: Path, cells: list[str], wanted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmkd.data.readers.delimited._BYTES", 1)
-    monkeypatch.setattr("mmkd.files._GROUP_ROWS", 1)
+    monkeypatch.setattr("mmkd.column_files._GROUP_ROWS", 1)
     lines = [f"u,i{number},{cell}" for number, cell in enumerate(cells)]
     (shop / "t.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]) + "\n")
     table = read_table("t.csv", root=shop, wanted=lambda name: True)

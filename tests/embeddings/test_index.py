@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from mmkd import EmbeddingCache, EmbeddingTable
 from mmkd.embeddings import index as index_module
-from mmkd.embeddings.index import NeighbourIndex, empty_index, index_of, lists_of, unit
+from mmkd.embeddings import index_kinds
+from mmkd.embeddings.index import NeighbourIndex, index_of, unit
+from mmkd.embeddings.index_kinds import empty_index, lists_of
 from mmkd.errors import CacheError
 
 
@@ -162,7 +164,7 @@ def test_the_index_is_kept_beside_the_vectors_and_read_back(
 def test_inverted_lists_stay_on_the_disk_and_find_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_module, "_POINTS_A_LIST", 1)
+    monkeypatch.setattr(index_kinds, "_POINTS_A_LIST", 1)
     texts = [f"item {n}" for n in range(300)]
     rows = np.arange(1, 301)
 
@@ -242,7 +244,7 @@ def test_lists_of_an_index(kind: str, lists: int) -> None:
 def test_lists_are_trained_on_vectors_in_proportion_to_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(index_module, "_TRAINING_ROWS", 10)
+    monkeypatch.setattr(index_kinds, "_TRAINING_ROWS", 10)
     taken: list[int] = []
 
     def counted(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

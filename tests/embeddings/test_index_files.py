@@ -8,7 +8,8 @@ from embeddings.fakes import FakeText, card, catalogue, text_vector
 from numpy.typing import NDArray
 
 from mmkd import EmbeddingCache, EmbeddingTable
-from mmkd.embeddings.index import NeighbourIndex, default_kind
+from mmkd.embeddings.index import NeighbourIndex
+from mmkd.embeddings.index_kinds import default_kind
 from mmkd.errors import CacheError
 
 ALL: list[str | None] = [f"text number {n}" for n in range(400)]

@@ -15,13 +15,14 @@ from typer.testing import CliRunner
 
 from mmkd import EmbeddingCache
 from mmkd.cli.app import app
+from mmkd.column_files import read_parquet, write_parquet
 from mmkd.config.plan import plan
 from mmkd.config.recipe import load_recipe
 from mmkd.embeddings.inputs import text_key
 from mmkd.embeddings.remote import RemoteCache
 from mmkd.embeddings.shards import ShardStore
 from mmkd.errors import CacheError, Interrupted
-from mmkd.files import read_json, read_parquet, write_parquet, write_sealed_json
+from mmkd.files import read_json, write_sealed_json
 
 obstore = pytest.importorskip("obstore")
 pytest.importorskip("obstore.exceptions")

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mmkd.column_files import ArrowMap, is_parquet, read_parquet, write_arrow
 from mmkd.data.ids import digest_of
 from mmkd.data.interactions import InteractionLog, LeftOut
 from mmkd.data.items import ItemTable
 from mmkd.errors import DataError, outside
-from mmkd.files import ArrowMap, is_parquet, read_parquet, write_arrow
 
 _KEY = "mmkd.sequences"
 _FORMAT = 1

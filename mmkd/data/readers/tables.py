@@ -14,13 +14,13 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import polars as pl
 
+from mmkd.column_files import ParquetColumns, read_any_parquet
 from mmkd.data.ids import CodedIds, why_no_ids
 from mmkd.data.readers.delimited import Dialect, delimited_parts, refuse_repeated
 from mmkd.data.readers.json_lines import json_line_parts
 from mmkd.data.readers.packing import SUFFIXES, opened, packing
 from mmkd.data.timestamps import whole_numbers
 from mmkd.errors import DataError, did_you_mean, outside, refuse, shown
-from mmkd.files import ParquetColumns, read_any_parquet
 
 Format = Literal["auto", "csv", "tsv", "parquet", "jsonl", "recbole", "sequences"]
 _BY_SUFFIX = {
