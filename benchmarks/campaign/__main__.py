@@ -24,6 +24,7 @@ from benchmarks.campaign.rows import Row, append_row, check, metrics_of, pack, r
 from benchmarks.campaign.table import print_tables
 from benchmarks.measure import ROOT, Help
 from mmkd.evaluation.ranking import CaseRanks
+from mmkd.training.trainer import bf16_in_hardware
 
 ROWS = Path(__file__).with_name("rows")
 
@@ -98,6 +99,7 @@ class _Campaign:
             cache = f"cache.folder={self.options.work.resolve() / 'cache'}"
             tuned = [f"encoders.text={self.options.tuned.resolve()}"] if variant.tuned else []
             own = [data, cache, *variant.overrides, *tuned, *chosen, f"seed={seed}"]
+            own.append(f"training.precision={'bf16' if bf16_in_hardware() else 'no'}")
             done = self._mmkd("train", Path(variant.recipe), own, folder)
         if not done:
             print(f"  failed; {folder.with_suffix('.log')} says why", flush=True)

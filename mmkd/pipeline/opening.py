@@ -23,7 +23,7 @@ from mmkd.errors import RunError
 from mmkd.runs.folder import RunFolder
 from mmkd.runs.frames import TABLES, is_of_another
 from mmkd.student import Ensemble
-from mmkd.training.trainer import Trainer
+from mmkd.training.trainer import Trainer, slow_precision
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,9 @@ def opened(
             _check_open(run, recipe, resume=resume, overwrite=overwrite)
         data = planned.load_data()
         if main and announce:
-            for line in data.notes:
-                announce(line)
+            for line in (*data.notes, slow_precision(accelerator)):
+                if line:
+                    announce(line)
             announce(_announcement(planned, data.split, accelerator))
         vocabulary = None
         if planned.objective.attributes is not None:

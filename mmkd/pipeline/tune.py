@@ -41,6 +41,7 @@ from mmkd.files import read_json, write_json, writer_lock
 from mmkd.memory import check_fits
 from mmkd.pipeline.embed import EmbedProgress, embed
 from mmkd.training.progress import peak_memory_bytes, start_trackers
+from mmkd.training.trainer import slow_precision
 from mmkd.tuning import Tower, TrainingPairs, Tuner, TuningArguments
 from mmkd.tuning.adapters import keep_adapter, merge_adapter, prepare
 from mmkd.tuning.contents import Contents
@@ -152,6 +153,8 @@ def tune_together(
             }
         )
         if main and announce:
+            if slow := slow_precision(accelerator):
+                announce(slow)
             announce(_announcement(path.name, marker, pairs, arguments, models[0], before))
         if arguments.trackers:
             _start_trackers(accelerator, path, marker)

@@ -335,3 +335,20 @@ def _has_accelerator() -> bool:
     """Whether there is one that can compute everything; Apple's has no float64 for the ranks."""
     found = torch.accelerator.current_accelerator(check_available=True)
     return found is not None and found.type != "mps"
+
+
+def bf16_in_hardware() -> bool:
+    """Whether this CPU has instructions for bf16, so that it isn't slower than float32."""
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16"))
+
+
+def slow_precision(accelerator: Accelerator) -> str | None:
+    """What is to be said of a precision that this machine only emulates; None if there is none."""
+    on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
+    if not on_cpu or bf16_in_hardware():
+        return None
+    return (
+        "precision: got bf16, for which this CPU has no instructions (avx512_bf16, AMX): steps may "
+        "take ten times as long as with precision: no, for the same figures"
+    )

@@ -360,6 +360,23 @@ def test_what_trains_on_what_is_told_first(recipe: Recipe, tmp_path: Path, data:
     ]
 
 
+@pytest.mark.parametrize("instruction", ["avx512_bf16", "bf16", None])
+def test_bf16_that_the_cpu_only_emulates_is_told(
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    instruction: str | None,
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {instruction: True, "avx2": True})
+    told: list[str] = []
+    given = recipe_of(overrides, "training.precision=bf16")
+    train(given, folder=tmp_path / "run", announce=told.append)
+    slow = [line for line in told if line.startswith("precision: got bf16, for which this CPU has")]
+    assert len(slow) == (instruction is None)
+    train(recipe_of(overrides), folder=tmp_path / "float32", announce=told.append)
+    assert told[-1].startswith("quickstart: ") and len(told) == len(slow) + 2
+
+
 # other shapes
 
 
