@@ -152,6 +152,7 @@ def soft_targets(
     temperature: float = 0.05,
     modalities: Sequence[str] | None = None,
     types: bool = False,
+    untrained: bool = True,
     input_share: float = 0.0,
     form: Form = "drawn",
     schedule: Schedule = "constant",
@@ -169,6 +170,8 @@ def soft_targets(
         modalities: See ``TeacherNeighbours.fit``.
         types: Weigh neighbours by how often pairs of their correlation types follow each other in
             the training events, against chance.
+        untrained: Whether items that never train share in targets too. They then compete with all
+            others, which is how they learn their place; without, content alone places them.
         input_share: See ``SoftTargets``.
         form: See ``SoftTargets``.
         schedule: See ``SoftTargets``.
@@ -184,6 +187,7 @@ def soft_targets(
         temperature=temperature,
         modalities=modalities,
         taken_together=_followers(split) if types else None,
+        among=None if untrained else np.asarray(split.train_counts()) > 0,
         seed=seed,
     )
     return SoftTargets(

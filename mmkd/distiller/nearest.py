@@ -17,6 +17,7 @@ def nearest(
     queries: NDArray[np.int64],
     near: int,
     rng: np.random.Generator,
+    among: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """Each query itself and the rows nearest to it, in no order.
 
@@ -29,26 +30,31 @@ def nearest(
         queries: [q] their places.
         near: Below n.
         rng: Draws among ties.
+        among: [m] the places that may be found, m above ``near``; None means all. Then a query is
+            found with its nearest only where it is one of them or has ties.
 
     Returns:
         [q, near + 1] places, -1 where an approximate search found none.
     """
-    exact = len(unit) < EXACT_BELOW
-    kind = "Flat" if exact else f"IVF{2 ** int(np.log2(4 * np.sqrt(len(unit))))},Flat"
-    index: Any = faiss.index_factory(unit.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
-    index.train(unit)
-    index.add(unit)
+    places = np.arange(len(unit)) if among is None else among
+    rows = unit if among is None else unit[among]
+    exact = len(rows) < EXACT_BELOW
+    kind = "Flat" if exact else f"IVF{2 ** int(np.log2(4 * np.sqrt(len(rows))))},Flat"
+    index: Any = faiss.index_factory(rows.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+    index.train(rows)
+    index.add(rows)
     if not exact:
         index.nprobe = max(16, index.nlist // 32)
         found: NDArray[np.int64] = index.search(unit[queries], near + 1)[1]
-        return found
+        return np.where(found < 0, -1, places[found])
     cosine, wider = index.search(unit[queries], near + 2)  # usually itself first
     # behind the last row it finds nothing
     tied = np.flatnonzero((cosine[:, -2] - cosine[:, -1] < _TIE) & (wider[:, -1] >= 0))
-    found = wider[:, :-1]
+    found = np.where(wider[:, :-1] < 0, -1, places[wider[:, :-1]])
     for start in range(0, len(tied), _TIED_AT_ONCE):
         part = tied[start : start + _TIED_AT_ONCE]
-        found[part] = _with_random_ties(unit, queries[part], near, rng)
+        cosine = unit[queries[part]] @ rows.T
+        found[part] = _with_random_ties(cosine, queries[part], places, near, rng)
     return found
 
 
@@ -84,14 +90,19 @@ def nearest_of_blocks(
 
 
 def _with_random_ties(
-    unit: NDArray[np.float32], queries: NDArray[np.int64], near: int, rng: np.random.Generator
+    cosines: NDArray[np.float32],
+    queries: NDArray[np.int64],
+    places: NDArray[np.int64],
+    near: int,
+    rng: np.random.Generator,
 ) -> NDArray[np.int64]:
+    """Of cosines [q, m] with rows at ``places`` [m]."""
     found = np.empty((len(queries), near + 1), dtype=np.int64)
-    for place, (query, cosine) in enumerate(zip(queries, unit[queries] @ unit.T, strict=True)):
-        cosine[query] = -np.inf
+    for row, (query, cosine) in enumerate(zip(queries, cosines, strict=True)):
+        cosine[places == query] = -np.inf
         last = np.partition(cosine, -near)[-near]
         nearer = np.flatnonzero(cosine > last + _TIE)
         ties = np.flatnonzero(np.abs(cosine - last) <= _TIE)
         drawn = rng.choice(ties, size=near - len(nearer), replace=False)
-        found[place] = np.concatenate([[query], nearer, drawn])
+        found[row] = np.concatenate([[query], places[nearer], places[drawn]])
     return found

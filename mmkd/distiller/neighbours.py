@@ -59,6 +59,7 @@ class TeacherNeighbours:
         temperature: float = 0.05,
         modalities: Sequence[str] | None = None,
         taken_together: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+        among: NDArray[np.bool_] | None = None,
         seed: int = 0,
     ) -> Self:
         """Find every item's neighbours; items that never trained are among them.
@@ -72,6 +73,7 @@ class TeacherNeighbours:
             taken_together: Two arrays [P] of rows, such as neighbours in the training events; with
                 them the shares are ``softmax_k(rho / t + log lift)``, with the lift of the pair's
                 correlation types, summed over the modalities.
+            among: Mask [I+1] of the items that may be somebody's neighbours; None means all.
             seed: Draws among equally near items, and the pairs by chance: the second items dealt
                 out anew, so that popularity stays.
 
@@ -94,7 +96,7 @@ class TeacherNeighbours:
         count = len(distiller.reduced[names[0]])
         k = min(k, max(count - 2, 1))
         rng = np.random.default_rng(seed)
-        candidates = _candidates(distiller, names, _WIDER * k, rng)  # [I+1, c]
+        candidates = _candidates(distiller, names, _WIDER * k, rng, among)  # [I+1, c]
         rows = torch.zeros(count, k, dtype=torch.int64)
         shares = torch.zeros(count, k)
         for start in range(1, count, _CHUNK_ITEMS):
@@ -225,7 +227,11 @@ class TypeShares:
 
 
 def _candidates(
-    distiller: CorrelationDistiller, names: Sequence[str], count: int, rng: np.random.Generator
+    distiller: CorrelationDistiller,
+    names: Sequence[str],
+    count: int,
+    rng: np.random.Generator,
+    among: NDArray[np.bool_] | None,
 ) -> Tensor:
     """[I+1, c] rows near each row in any of the modalities, in random order; 0 where there is none.
 
@@ -235,9 +241,13 @@ def _candidates(
     for name in names:
         present = distiller.present[name].cpu().numpy().nonzero()[0]
         unit = unit_rows(distiller.reduced[name].cpu()[present]).numpy()
-        places = nearest(unit, np.arange(len(present)), min(count, len(present) - 1), rng)
-        rows = np.zeros((len(distiller.present[name]), places.shape[1]), np.int64)
-        rows[present] = np.where(places < 0, 0, present[places])
+        places = np.arange(len(present))
+        within = places if among is None else np.flatnonzero(among[present])
+        found = np.full((len(present), 1), -1)
+        if len(within):
+            found = nearest(unit, places, min(count, len(within) - 1), rng, within)
+        rows = np.zeros((len(distiller.present[name]), found.shape[1]), np.int64)
+        rows[present] = np.where(found < 0, 0, present[found])
         near.append(rows)
     candidates = np.sort(np.concatenate(near, axis=1), axis=1)
     itself = np.arange(len(candidates))[:, None]

@@ -1,5 +1,6 @@
 """Soft targets: what is drawn, in which share, and that the closed form is its expectation."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from mmkd import (
+    CorrelationDistiller,
     MaskedItem,
     NeighbourLoss,
     NextItem,
@@ -18,7 +20,7 @@ from mmkd import (
     TeacherNeighbours,
 )
 from mmkd.data.batches import BatchStream
-from mmkd.data.soft_targets import _followers
+from mmkd.data.soft_targets import _followers, soft_targets
 from mmkd.data.splits import Cases
 from mmkd.data.tasks import Batch
 from mmkd.student import StudentOutput
@@ -114,6 +116,19 @@ def test_an_item_that_neighbours_give_positives_is_a_candidate() -> None:
     loss = Softmax(candidates="trained", train_counts=counts)
     rows, _ = loss.among(torch.eye(4), torch.tensor([4]))
     assert len(rows) == 4
+
+
+@pytest.mark.parametrize("untrained", [True, False])
+def test_items_that_never_train_share_in_targets_or_keep_out_of_them(untrained: bool) -> None:
+    vectors = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    table = SimpleNamespace(vectors=vectors, present=np.arange(5) > 0)
+    distiller = CorrelationDistiller(dim=4, facets=2, codes=2).fit({"text": table})
+    soft = soft_targets(distiller, _split(), k=3, untrained=untrained)
+    # 4 is only tested on; it has neighbours itself, of whose targets it may get a share
+    assert soft.neighbours.shares[4].sum() == pytest.approx(1.0)
+    assert (soft.neighbours.rows[1:4] == 4).any() == untrained
+    loss = Softmax(candidates="trained", train_counts=soft.counts(_split().train_counts()))
+    assert len(loss.among(torch.eye(4), torch.tensor([1]))[0]) == 3 + untrained
 
 
 @pytest.mark.parametrize("form", ["drawn", "expected"])

@@ -1,5 +1,6 @@
 """Teacher neighbours against naive loops in float64."""
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,10 +31,15 @@ def _cosine(distiller: CorrelationDistiller, name: str, i: int, j: int) -> float
 
 
 def _naive(
-    distiller: CorrelationDistiller, names: list[str], i: int, k: int, t: float
+    distiller: CorrelationDistiller,
+    names: list[str],
+    i: int,
+    k: int,
+    t: float,
+    among: Iterable[int] = range(1, 41),
 ) -> dict[int, float]:
     scores = {}
-    for j in range(1, 41):
+    for j in among:
         found = [c for name in names if (c := _cosine(distiller, name, i, j)) is not None]
         if j != i and found:
             scores[j] = sum(found) / len(found)
@@ -54,6 +60,32 @@ def test_rows_and_shares_are_those_of_a_loop_over_all_pairs(
         assert got == pytest.approx(wanted, abs=1e-5)
     assert not found.rows[0].any()
     assert not found.shares[7].any()
+
+
+@pytest.mark.parametrize("among", [[2, 3, 5, 11, 13, *range(20, 36)], [4, 9, 12], [21], []])
+def test_of_some_items_only_those_are_found(
+    distiller: CorrelationDistiller, among: list[int]
+) -> None:
+    mask = np.isin(np.arange(41), among)
+    found = TeacherNeighbours.fit(distiller, k=10, temperature=0.2, among=mask)
+    for i in range(1, 41):
+        wanted = _naive(distiller, ["text", "image"], i, 10, 0.2, among)
+        got = dict(zip(found.rows[i].tolist(), found.shares[i].tolist(), strict=True))
+        got.pop(0, None)
+        assert got == pytest.approx(wanted, abs=1e-5)
+
+
+def test_of_some_items_that_are_alike_random_ones_are_found() -> None:
+    vectors = np.random.default_rng(1).normal(size=(401, 16)).astype(np.float32)
+    vectors[1:301] = vectors[1]  # a placeholder's
+    table = SimpleNamespace(vectors=vectors, present=np.arange(401) > 0)
+    distiller = CorrelationDistiller(dim=8, facets=4, codes=5, sampled_pairs=500)
+    odd = np.arange(401) % 2 == 1
+    found = TeacherNeighbours.fit(distiller.fit({"image": table}), k=20, among=odd)
+    assert (found.rows[1:] % 2 == 1).all()
+    mass = found.spread((torch.arange(401) > 0).float())[1:301:2]
+    assert mass.min() > 0.2
+    assert mass.max() < 6
 
 
 def test_types_that_follow_each_other_get_more(distiller: CorrelationDistiller) -> None:
