@@ -39,7 +39,8 @@ Scorer = Callable[[Tensor], Tensor]
 """Histories [B, L] int64, left-padded with 0, to scores [B, I+1]; column 0 is never read."""
 
 LIST_LENGTH = 10  # recommended items kept per case, for coverage@10
-MOST_SCORES = 2**26  # held at once, of what scores the whole catalogue: 0.3 GB
+_MOST_SCORES = 2**26  # held at once, of what scores the whole catalogue: 0.3 GB
+_CACHED_SCORES = 2**22  # the same on a CPU, which passes over them several times: 16 MB
 _SAMPLE_SEED = 0  # of all runs, so that they are validated on the same cases
 
 
@@ -200,7 +201,7 @@ class Evaluator:
             processes = None
         if ranked is None:
             ranked = _whole(student, split.item_count, list_length)
-            most = max(1, MOST_SCORES // split.item_count)
+            most = max(1, scores_at_once(device) // split.item_count)
         else:
             most = None
         with answering(student) if isinstance(student, nn.Module) else torch.no_grad():
@@ -344,6 +345,11 @@ class Evaluator:
 
 
 _Ranked = Callable[[CaseBatch], tuple[Tensor, Tensor, Tensor]]  # ranks, ties and lists of a batch
+
+
+def scores_at_once(device: torch.device) -> int:
+    """How many scores are best held at once, of what scores the whole catalogue."""
+    return _CACHED_SCORES if device.type == "cpu" else _MOST_SCORES
 
 
 def _whole(student: Ensemble | Recommender | Scorer, item_count: int, list_length: int) -> _Ranked:

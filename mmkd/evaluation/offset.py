@@ -81,8 +81,9 @@ def choose_offset(
         outputs = student(prompt(student, histories))
         hidden = [out.hidden[:, -1] for out in outputs]
         scores = student.combined(hidden, [out.item_matrix for out in outputs])
+        step = student.moved(scores, 1.0)
         for offset in OFFSETS:
-            yield scores + student.moved(scores, offset)
+            yield torch.add(scores, step, alpha=offset)
 
     sums, counts = gains(
         student,

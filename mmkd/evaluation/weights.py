@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmkd.data.splits import Cases, SequenceSplit
 from mmkd.errors import EvaluationError
-from mmkd.evaluation.evaluator import MOST_SCORES, Evaluator, Processes
+from mmkd.evaluation.evaluator import Evaluator, Processes, scores_at_once
 from mmkd.evaluation.metrics import per_case
 from mmkd.evaluation.ranking import rank_and_ties, rank_blocks
 from mmkd.student import Ensemble
@@ -172,7 +172,8 @@ def gains(
     """
     trains = split.train_counts() > 0
     # the members' scores are kept beside one way of adding them up
-    most: int | None = max(1, MOST_SCORES // (split.item_count * (len(student.members) + 1)))
+    held = split.item_count * (len(student.members) + 1)
+    most: int | None = max(1, scores_at_once(next(student.parameters()).device) // held)
     if student.shards is not None:
         processes, most = None, None
     sums, counts = np.zeros((count, 2)), np.zeros(2)

@@ -246,7 +246,7 @@ def test_what_scores_all_items_is_asked_for_fewer_cases_at_once(
         return torch.arange(ITEMS + 1.0).expand(len(histories), -1)
 
     whole = Evaluator().ranks(popular, split, split.test)
-    monkeypatch.setattr(evaluator, "MOST_SCORES", 3 * ITEMS + 5)
+    monkeypatch.setattr(evaluator, "_CACHED_SCORES", 3 * ITEMS + 5)
     found = Evaluator().ranks(popular, split, split.test)
     assert sizes == [20, *[3] * 6, 2]
     assert np.array_equal(found.rank, whole.rank)
