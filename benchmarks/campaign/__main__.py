@@ -46,10 +46,13 @@ def main() -> None:
     run.add_argument("--minutes", type=float, default=float("inf"), help="begin none after these")
     table = commands.add_parser("table", help="what the rows say")
     table.add_argument("set")
+    table.add_argument("--trials", type=int, help="the first so many alone; all by default")
     options = parser.parse_args()
     rows = ROWS / f"{options.set}.jsonl"
     if options.command == "table":
-        print_tables(read_plan(options.set), read_rows(rows))
+        most = float("inf") if options.trials is None else options.trials
+        some = [row for row in read_rows(rows) if row.trial < most]
+        print_tables(read_plan(options.set), some)
     else:
         _Campaign(options, rows).run()
 
