@@ -95,6 +95,19 @@ def test_the_table_has_a_line_a_variant_and_paired_tests(
     assert f"{np.mean([one.test['NDCG@10'] for one in rows[:2]]):.4f} [" in said
 
 
+def test_a_table_of_the_first_trials_leaves_the_others_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(campaign, "ROWS", tmp_path)
+    for one in (row("ids", 0, 0, 0.1), row("ids", 1, 0, 0.3)):
+        append_row(tmp_path / "beauty.jsonl", one)
+    for more, kept in ([], "0.3000"), (["--trials", "1"], "0.1000"):
+        monkeypatch.setattr("sys.argv", ["campaign", "table", "beauty", *more])
+        campaign.main()
+        line = capsys.readouterr().out.splitlines()[1]
+        assert line.split()[:4] == ["ids", "1" if more else "2", "1", kept]
+
+
 def test_what_has_a_row_is_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
