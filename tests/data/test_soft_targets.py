@@ -127,7 +127,9 @@ def test_items_that_never_train_share_in_targets_or_keep_out_of_them(untrained: 
     # 4 is only tested on; it has neighbours itself, of whose targets it may get a share
     assert soft.neighbours.shares[4].sum() == pytest.approx(1.0)
     assert (soft.neighbours.rows[1:4] == 4).any() == untrained
-    loss = Softmax(candidates="trained", train_counts=soft.counts(_split().train_counts()))
+    loss = Softmax(
+        candidates="trained", train_counts=soft.counts(torch.as_tensor(_split().train_counts()))
+    )
     assert len(loss.among(torch.eye(4), torch.tensor([1]))[0]) == 3 + untrained
 
 
