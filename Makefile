@@ -10,6 +10,9 @@ STAMP := $(VENV)/.installed
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
+# where this is set, each of the many processes that the tests start would compile every module anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo lint test test-slow format docs clean
 
 install: $(STAMP)
